@@ -1,0 +1,365 @@
+//! What people and their programs see: the JSON of the HTTP API, of the command line's `--json` and of the fleet topics.
+//!
+//! One type per thing, used by the service that fills it, the API that serves it and the command line that reads it.
+//! Fields are only ever added. Times are RFC 3339 text in UTC; durations carry their unit in the field's name.
+
+use std::net::IpAddr;
+
+use picket_wire::ids::{JobId, Label, ProbeId, Role, SiteName};
+use picket_wire::job::{Mode, Priority, Selection, Technique};
+use picket_wire::result::Coverage;
+use serde::{Deserialize, Serialize};
+
+/// A request for a job: the body of `POST /v1/jobs`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct JobRequest {
+    /// Targets as people type them: addresses, networks, ranges, and names (all addresses of a name are taken).
+    pub targets: Vec<String>,
+    /// Targets to leave out, in the same forms.
+    #[serde(default)]
+    pub exclude: Vec<String>,
+    /// Ports such as `22,80,8000-8100`; required for techniques that work on ports, refused for others.
+    #[serde(default)]
+    pub ports: Option<String>,
+    /// What is sent.
+    pub technique: Technique,
+    /// How often a silent target is asked in all; 2 where absent.
+    #[serde(default)]
+    pub attempts: Option<u8>,
+    /// Whether probes share the work (`split`) or each does all of it (`each`); `split` where absent.
+    #[serde(default)]
+    pub mode: Option<Mode>,
+    /// Packets per second for each probe, such as `5kpps`.
+    #[serde(default)]
+    pub rate: Option<String>,
+    /// `interactive` or `bulk`; chosen by size where absent.
+    #[serde(default)]
+    pub priority: Option<Priority>,
+    /// Which probes may take part.
+    #[serde(default)]
+    pub select: Selection,
+    /// The job is stopped after so many seconds.
+    #[serde(default)]
+    pub deadline_seconds: Option<u64>,
+    /// A few words for people.
+    #[serde(default)]
+    pub name: Option<String>,
+    /// Plan and judge only; nothing is stored or sent.
+    #[serde(default)]
+    pub dry_run: bool,
+}
+
+/// What a job would do, or does: answered to submissions and dry runs.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Plan {
+    /// Addresses in the space.
+    pub addresses: u64,
+    /// Targets: addresses times ports.
+    pub targets: u64,
+    /// Targets taken out by exclusions.
+    pub excluded: u64,
+    /// Targets that the fleet's policy refuses; they are counted as refused in the coverage.
+    pub refused_by_policy: u64,
+    /// An example of a refusal: the address and the verdict with its rule.
+    pub refusal_example: Option<String>,
+    /// Most packets that may be sent, over all probes.
+    pub packets_at_most: u64,
+    /// About how long the sending takes, in seconds, with the probes that are there now.
+    pub seconds_about: Option<u64>,
+    /// Probes that would take part.
+    pub probes: Vec<ProbeId>,
+    /// Probes that are selected and cannot, each with the reason.
+    pub unfit: Vec<Unfit>,
+    /// Names that were resolved, with the addresses taken.
+    pub names: Vec<ResolvedName>,
+}
+
+/// A probe that cannot take part.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Unfit {
+    /// The probe.
+    pub probe: ProbeId,
+    /// Why.
+    pub reason: String,
+}
+
+/// A name and its addresses.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ResolvedName {
+    /// As it was typed.
+    pub name: String,
+    /// All addresses.
+    pub addresses: Vec<IpAddr>,
+}
+
+/// The answer to a submission.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Submitted {
+    /// The job; absent for a dry run.
+    pub job: Option<JobView>,
+    /// What it will do.
+    pub plan: Plan,
+}
+
+/// The life of a job.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum JobState {
+    /// No probe works on it yet.
+    Pending,
+    /// Probes work on it.
+    Running,
+    /// It was cancelled, and probes are still ending their part.
+    Cancelling,
+    /// All of it is accounted for.
+    Done,
+    /// It was cancelled; what was done is kept.
+    Cancelled,
+    /// It cannot be done, or its deadline passed before the end.
+    Failed,
+}
+
+impl JobState {
+    /// Whether nothing more will happen.
+    pub fn is_final(self) -> bool {
+        matches!(self, JobState::Done | JobState::Cancelled | JobState::Failed)
+    }
+}
+
+/// A job as it stands.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct JobView {
+    /// Its id.
+    pub id: JobId,
+    /// A few words for people.
+    pub name: Option<String>,
+    /// Its state.
+    pub state: JobState,
+    /// Why it is in that state, where there is something to say (no probe is fit, who cancelled it ...).
+    pub reason: Option<String>,
+    /// Targets and ports in a line, as submitted.
+    pub summary: String,
+    /// What is sent.
+    pub technique: Technique,
+    /// Whether probes share the work.
+    pub mode: Mode,
+    /// When it was submitted.
+    pub created: String,
+    /// When the first lease was granted.
+    pub started: Option<String>,
+    /// When it ended.
+    pub ended: Option<String>,
+    /// Targets to account for: the space, times the number of vantage points where each does all of it.
+    pub total: u64,
+    /// What is accounted for so far.
+    pub coverage: Coverage,
+    /// Targets asked so far, answers still awaited included.
+    pub asked_so_far: u64,
+    /// Targets per second over the last seconds.
+    pub rate: f64,
+    /// About how many seconds are left.
+    pub seconds_left: Option<u64>,
+    /// The part of each probe.
+    pub probes: Vec<JobProbe>,
+    /// Rises with every change; pass it to wait for the next one.
+    pub version: u64,
+}
+
+// Rates are shown and compared by people only; no NaN is ever stored.
+impl Eq for JobView {}
+
+/// The part of one probe in a job.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct JobProbe {
+    /// The probe.
+    pub probe: ProbeId,
+    /// What is accounted for by it.
+    pub coverage: Coverage,
+    /// Leases it holds now.
+    pub leases: u32,
+    /// The limit of the interface it sends on, such as `5kpps`.
+    pub limit: String,
+}
+
+/// Where a probe stands.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum ProbeState {
+    /// A token was made; no box has used it.
+    Invited,
+    /// Enrolled, never seen since.
+    Enrolled,
+    /// Connected and idle.
+    Online,
+    /// Connected and working.
+    Busy,
+    /// Connected, but heartbeats are late.
+    Late,
+    /// Not connected.
+    Offline,
+    /// Its certificate is revoked.
+    Revoked,
+}
+
+/// A probe as it stands.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ProbeView {
+    /// Its id.
+    pub id: ProbeId,
+    /// Its state.
+    pub state: ProbeState,
+    /// Why it is in that state, in words.
+    pub reason: String,
+    /// Since when.
+    pub since: String,
+    /// The site it stands in.
+    pub site: SiteName,
+    /// Its labels.
+    pub labels: Vec<Label>,
+    /// The roles it holds.
+    pub roles: Vec<Role>,
+    /// How it is connected (`mqtt`), where it is.
+    pub link: Option<String>,
+    /// When it was last heard.
+    pub last_seen: Option<String>,
+    /// Its program's version.
+    pub version: Option<String>,
+    /// What it runs on.
+    pub hardware: Option<String>,
+    /// What its self-test found wanting, in words; empty where all is well.
+    pub self_test: Vec<String>,
+    /// The interface it measures on.
+    pub interface: Option<String>,
+    /// Its limits, such as `5kpps`.
+    pub packet_limit: Option<String>,
+    /// Such as `20Mbit`.
+    pub bit_limit: Option<String>,
+    /// How long its program has run.
+    pub uptime_seconds: Option<u64>,
+    /// Resident memory of its program.
+    pub memory_kib: Option<u64>,
+    /// Load of the box over one minute.
+    pub load: Option<f32>,
+    /// Records that wait in its spool.
+    pub spool_records: Option<u64>,
+    /// Records that its spool could not keep.
+    pub lost_records: Option<u64>,
+    /// Frames it sent since its program started.
+    pub sent_packets: Option<u64>,
+    /// Commands it refused since its program started.
+    pub refused_commands: Option<u64>,
+    /// The jobs it works on.
+    pub jobs: Vec<ProbeJob>,
+    /// When its certificate ends.
+    pub certificate_expires: Option<String>,
+}
+
+/// One job of a probe.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ProbeJob {
+    /// The job.
+    pub job: JobId,
+    /// How much of its leases is asked, 0 to 100.
+    pub percent: u8,
+}
+
+/// A request for a new probe: the body of `POST /v1/probes`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ProbeRequest {
+    /// Its id.
+    pub id: ProbeId,
+    /// The site it stands in; its own id where absent.
+    #[serde(default)]
+    pub site: Option<SiteName>,
+    /// Its labels.
+    #[serde(default)]
+    pub labels: Vec<Label>,
+    /// Its roles; `scan` where empty.
+    #[serde(default)]
+    pub roles: Vec<Role>,
+    /// How long the token is good for; 24 hours where absent.
+    #[serde(default)]
+    pub token_hours: Option<u32>,
+}
+
+/// The answer to it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ProbeInvited {
+    /// The probe.
+    pub probe: ProbeView,
+    /// The one-time enrolment token.
+    pub token: String,
+    /// When the token ends.
+    pub expires: String,
+}
+
+/// One thing found: a row of results.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ResultRow {
+    /// The site in which the address means something.
+    pub site: SiteName,
+    /// The probe that found it.
+    pub probe: ProbeId,
+    /// The job.
+    pub job: JobId,
+    /// The address.
+    pub addr: IpAddr,
+    /// The port, for port scans.
+    pub port: Option<u16>,
+    /// `up`, `open`, `closed` or `filtered`.
+    pub state: String,
+    /// What says so: `echo-reply`, `syn-ack`, `reset`, `connected`, `refused`, or the ICMP type and code.
+    pub reason: String,
+    /// Round trip in microseconds.
+    pub rtt_us: u64,
+    /// TTL or hop limit of the answer; absent where the operating system hides it.
+    pub ttl: Option<u8>,
+    /// When its batch was measured.
+    pub seen: String,
+}
+
+/// A page of a list.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Page<T> {
+    /// The rows.
+    pub items: Vec<T>,
+    /// Pass it as `cursor` for the next page; absent on the last one.
+    pub next: Option<String>,
+}
+
+/// An error as RFC 9457 has it (`application/problem+json`).
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Problem {
+    /// A short name of the kind of problem, such as `invalid-target`.
+    #[serde(rename = "type")]
+    pub kind: String,
+    /// The kind in words.
+    pub title: String,
+    /// The HTTP status.
+    pub status: u16,
+    /// This very problem: which input, what is wrong, what would be right.
+    pub detail: String,
+}
+
+/// The fleet in a few numbers: `fleet/summary`, and `GET /v1/fleet`.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct FleetSummary {
+    /// Probes that are enrolled and not revoked.
+    pub probes: u32,
+    /// Of these: connected and idle.
+    pub online: u32,
+    /// Connected and working.
+    pub busy: u32,
+    /// Connected, heartbeats late.
+    pub late: u32,
+    /// Not connected.
+    pub offline: u32,
+    /// Jobs that are not over.
+    pub jobs_running: u32,
+    /// The controller's version.
+    pub version: String,
+    /// When this was true.
+    pub time: String,
+}

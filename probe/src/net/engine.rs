@@ -1,0 +1,72 @@
+//! The seam between measurements and the packet loop.
+//!
+//! An engine is a pure state machine: it owns no socket, thread or clock. The one loop (`net::drive`) asks it for the next
+//! packet, tells it what arrived and that time passed, and takes its events. Engines speak IP packets (layer 3); frames,
+//! routes, neighbours, pacing and policy belong to the loop, which is also the last one to check every address.
+//!
+//! **Invariant:** for each packet an engine hands out it may be told [`Engine::on_not_sent`] at most once, before any
+//! answer to that packet can arrive; a packet that is not reported so has left on the wire.
+
+use std::net::IpAddr;
+
+use super::time::Instant;
+
+/// What `poll_transmit` put into the caller's buffer.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Transmit {
+    /// Where the packet goes: the destination address in its IP header. The loop checks policy and finds the next hop by it.
+    pub dst: IpAddr,
+    /// The engine's own name for this packet, returned by [`Engine::on_not_sent`].
+    pub token: u64,
+    /// Length of the IP packet in the buffer, in bytes.
+    pub len: usize,
+}
+
+/// Why a packet that an engine handed out did not leave.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum NotSent {
+    /// The next hop's hardware address is being asked for: offer the packet again later, others may go meanwhile.
+    NeighbourPending,
+    /// The next hop did not answer ARP or neighbour solicitation: final.
+    NoNeighbour,
+    /// The kernel has no route to the address: final.
+    NoRoute,
+    /// The site's or the fleet's policy forbids the address: final.
+    Refused,
+    /// The interface is down or the kernel refused the frame for good: final for this attempt.
+    LinkError,
+}
+
+/// Addresses that the loop resolves for an engine before its packets are built: checksums need the source address.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Source {
+    /// Source address for IPv4 packets, where the interface has one.
+    pub v4: Option<std::net::Ipv4Addr>,
+    /// Source address for IPv6 packets to global and unique-local destinations, where the interface has one.
+    pub v6: Option<std::net::Ipv6Addr>,
+}
+
+/// A measurement as a state machine.
+pub trait Engine {
+    /// What the engine reports.
+    type Event;
+
+    /// Writes the next IP packet into `buf` and says where it goes; `None` when there is nothing to send now.
+    /// `buf` holds at least 1500 bytes.
+    fn poll_transmit(&mut self, now: Instant, buf: &mut [u8]) -> Option<Transmit>;
+
+    /// The packet named `token` did not leave, and why.
+    fn on_not_sent(&mut self, now: Instant, token: u64, why: NotSent);
+
+    /// An IP packet (without link-layer header) arrived. It may be anything: foreign, truncated, hostile.
+    fn on_packet(&mut self, now: Instant, packet: &[u8]);
+
+    /// The next moment at which [`Engine::on_timeout`] must be called, and what for.
+    fn poll_timeout(&self) -> Option<(Instant, &'static str)>;
+
+    /// Time has passed.
+    fn on_timeout(&mut self, now: Instant);
+
+    /// The next event, in order.
+    fn poll_event(&mut self) -> Option<Self::Event>;
+}

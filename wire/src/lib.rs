@@ -1,0 +1,18 @@
+//! What a Picket probe and its controller say to each other.
+//!
+//! Pure data: identifiers, units, target spaces, job specs, results, signed envelopes, topics. This crate does no IO, reads
+//! no clock, draws no randomness and knows neither MQTT nor SQL; both programs and every test speak through it.
+
+pub mod addr;
+pub mod codec;
+pub mod command;
+pub mod enrol;
+pub mod envelope;
+pub mod event;
+pub mod ids;
+pub mod job;
+pub mod policy;
+pub mod result;
+pub mod space;
+pub mod topic;
+pub mod units;
