@@ -6,3 +6,4 @@ pub mod clock;
 pub mod pacer;
 pub mod netlink;
 pub mod route;
+pub mod neighbour;

@@ -7,11 +7,11 @@
 //! - the **schedule** advances by the exact cost of each frame. A sender late by at most [`Limits::burst`] catches up all of
 //!   it; what is later than that is lost, never sent after. Time in which nobody wanted to send earns nothing
 //!   ([`Pacer::idle`]), so a start is no burst.
-//! - the **spacing** holds frames apart while catching up: never faster than 1.04 times the limit, with a slack of one frame
-//!   (at least 40 µs, at most 500 µs). Hence at most 2, 12 and 110 frames in any millisecond at 1k, 10k and 100k per second.
+//! - the **spacing** holds frames apart while catching up: never faster than 1.02 times the limit, with a slack of one frame
+//!   (at least 65 µs, at most 500 µs). Hence at most 2, 12 and 110 frames in any millisecond at 1k, 10k and 100k per second.
 //!
 //! **Invariant:** for each limit, in every window of length W, what was charged is at most `limit * (W + burst)` and one frame
-//! more; also at most `1.04 * limit * (W + slack)` and one frame more. It holds for the moments at which frames were charged
+//! more; also at most `1.02 * limit * (W + slack)` and one frame more. It holds for the moments at which frames were charged
 //! and for every earlier moment back to the [`Plan`] that admitted them, so a sender that is preempted in the middle is covered.
 //!
 //! The length of a frame is what the kernel is given: Ethernet header included, preamble and frame check sequence not.
@@ -28,8 +28,9 @@ pub const DEFAULT_BURST: Duration = Duration::from_millis(10);
 const PICOS_PER_NANO: u128 = 1_000;
 const PICOS_PER_SEC: u128 = 1_000_000_000_000;
 /// How much faster than the limit a late sender may go, in percent.
-const CATCH_UP_PERCENT: u128 = 4;
-const SLACK_MIN: u128 = 40_000_000;
+const CATCH_UP_PERCENT: u128 = 2;
+/// What a timer is late on a quiet machine; one more frame of 100k per second would break its millisecond's budget.
+const SLACK_MIN: u128 = 65_000_000;
 const SLACK_MAX: u128 = 500_000_000;
 /// The frame that stands for "one frame" in the slack of a bit limit.
 const SLACK_BITS: u128 = 12_000;
