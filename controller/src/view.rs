@@ -239,8 +239,8 @@ pub struct ProbeView {
     pub uptime_seconds: Option<u64>,
     /// Resident memory of its program.
     pub memory_kib: Option<u64>,
-    /// Load of the box over one minute.
-    pub load: Option<f32>,
+    /// Load of the box over one minute, in hundredths of a processor.
+    pub load_percent: Option<u32>,
     /// Records that wait in its spool.
     pub spool_records: Option<u64>,
     /// Records that its spool could not keep.
