@@ -131,6 +131,9 @@ pub enum Event {
     Records {
         /// The stream.
         stream: StreamId,
+        /// The last number before `first` that exists, 0 for none: a spool that lost its tail leaves numbers out, and one
+        /// who has everything up to `after` misses nothing by going on at `first`.
+        after: u64,
         /// The sequence number of the first.
         first: u64,
         /// The records.

@@ -118,6 +118,11 @@ impl Runs {
         })
     }
 
+    /// The runs as half-open ranges of offsets, ascending; stops before one that overflows.
+    pub fn spans(&self) -> impl Iterator<Item = (u64, u64)> + '_ {
+        self.ranges().map_while(|range| range)
+    }
+
     /// All offsets, ascending.
     pub fn iter(&self) -> impl Iterator<Item = u64> + '_ {
         self.ranges().map_while(|range| range).flat_map(|(start, end)| start..end)

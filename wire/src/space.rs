@@ -69,7 +69,7 @@ pub struct Target {
     pub port: Option<u16>,
 }
 
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 struct Run {
     v4: bool,
     first: u128,
@@ -79,7 +79,7 @@ struct Run {
 }
 
 /// The space of a [`TargetSpec`], ready for lookups in both directions.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct TargetSpace {
     runs: Vec<Run>,
     ports: Option<PortSet>,
@@ -167,6 +167,11 @@ impl TargetSpace {
         inside.then(|| (run.before + (value - run.first) as u64) * self.width + port)
     }
 
+    /// The target of a rank in natural order.
+    pub fn natural(&self, index: u64) -> Option<Target> {
+        (index < self.len).then(|| self.at_index(index))
+    }
+
     /// The target of a natural rank. `index` must be below `len()`.
     fn at_index(&self, index: u64) -> Target {
         let (rank, port) = (index / self.width, index % self.width);
@@ -180,7 +185,7 @@ impl TargetSpace {
 }
 
 /// A keyed bijection of `0..len`.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 struct Permutation {
     len: u64,
     /// Bits of the right half; the left one has `bits - right`.

@@ -1,0 +1,756 @@
+//! The agent as a state machine. See the module above for its invariants.
+
+use std::collections::{BTreeMap, HashSet, VecDeque};
+use std::sync::Arc;
+use std::time::Duration;
+
+use ed25519_dalek::VerifyingKey;
+use picket_wire::command::Command;
+use picket_wire::envelope::{self, Audience, Contents, Refusal};
+use picket_wire::event::{Activity, Birth, Event, Heartbeat, InterfaceLimits, LeaseStatus, Live, Refusals, SelfTest, Traffic, encode_record};
+use picket_wire::ids::{JobId, LeaseId, ProbeId, Role, SessionId, StreamId};
+use picket_wire::job::{JobKind, JobSpec, Lease, MAX_ATTEMPTS};
+use picket_wire::result::{LeaseEnd, Record, ResultBatch};
+use picket_wire::space::TargetSpace;
+use picket_wire::units::UnixMillis;
+
+use super::state::{Saved, SavedLease};
+use crate::net::time::Instant;
+
+/// Leases that a probe keeps at a time, over all jobs; a controller never needs more.
+const LEASES_MAX: usize = 64;
+/// Commands held back until the welcome of a session.
+const HELD_BACK_MAX: usize = 64;
+/// Heartbeats that may be unanswered and still extend leases when their answer comes.
+const HEARTBEATS_MAX: usize = 64;
+/// How often heartbeats go while work runs: people watch the progress.
+const BUSY_HEARTBEAT: Duration = Duration::from_secs(1);
+
+/// Durable storage, as the agent sees it.
+pub trait Journal {
+    /// Appends a record to the spool; `None` when there is no room. The sequence number otherwise.
+    fn append(&mut self, record: &[u8]) -> Option<u64>;
+    /// Replaces the saved state, durably. `false` when that failed: then the caller must not act.
+    fn save(&mut self, saved: &Saved) -> bool;
+    /// Drops everything up to a sequence number of the stream.
+    fn ack(&mut self, stream: StreamId, up_to: u64);
+    /// The spool's stream.
+    fn stream(&self) -> StreamId;
+}
+
+/// What the shell must do, in this order.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Action {
+    /// Publish on the probe's own `live` topic.
+    Live(Live),
+    /// Publish on the probe's own `evt` topic.
+    Event(Event),
+    /// The roles changed: subscribe to their topics and to no others.
+    Roles(Vec<Role>),
+    /// Begin to measure positions `from..to` of the job; report chunks and the end.
+    Start {
+        /// The lease.
+        lease: LeaseId,
+        /// The job.
+        spec: Arc<JobSpec>,
+        /// Its space.
+        space: Arc<TargetSpace>,
+        /// First position.
+        from: u64,
+        /// One past the last position.
+        to: u64,
+    },
+    /// Stop measuring: report what is finished as a last chunk, then the end.
+    Cut(LeaseId),
+    /// Begin to publish the spool from behind this sequence number, on a new session.
+    Publish {
+        /// Everything up to here is stored by the controller.
+        stored: u64,
+    },
+    /// An acknowledgement came: more may be sent.
+    Acked {
+        /// Everything up to here is stored by the controller.
+        up_to: u64,
+    },
+}
+
+/// Facts about the box that heartbeats carry; the shell reads them.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Vitals {
+    /// How long the program has run.
+    pub uptime: Duration,
+    /// Its processor time.
+    pub cpu: Duration,
+    /// Its resident memory, in KiB.
+    pub memory_kib: u64,
+    /// The box's load over one minute, in hundredths.
+    pub load_percent: u32,
+    /// Records in the spool that are not acknowledged.
+    pub spool_records: u64,
+    /// Their bytes.
+    pub spool_bytes: u64,
+    /// Records that the spool could not keep.
+    pub lost_records: u64,
+    /// What the packet loop did.
+    pub traffic: Traffic,
+}
+
+/// How a running measurement stands.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct TaskProgress {
+    /// One past the last position that was asked at least once.
+    pub sent: u64,
+    /// Packets sent.
+    pub packets: u64,
+    /// Answers received.
+    pub answers: u64,
+}
+
+/// Who the agent is and what it stands on; fixed for its life.
+#[derive(Debug, Clone)]
+pub struct Identity {
+    /// The probe.
+    pub probe: ProbeId,
+    /// Keys whose signatures are believed.
+    pub signing_keys: Vec<VerifyingKey>,
+    /// The program's version.
+    pub version: String,
+    /// What it runs on.
+    pub hardware: String,
+    /// What it can do.
+    pub self_test: SelfTest,
+    /// The interface and its limits.
+    pub interface: InterfaceLimits,
+}
+
+#[derive(Debug)]
+struct Session {
+    id: SessionId,
+    nonce: u64,
+    born: Instant,
+    welcomed: bool,
+    heartbeats: u64,
+    /// Number and time of heartbeats without an answer.
+    unanswered: VecDeque<(u64, Instant)>,
+    held_back: Vec<Vec<u8>>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Run {
+    /// Not running; will when its turn comes.
+    Waiting,
+    /// A task measures it.
+    Running,
+    /// The task was told to stop; `None` means that it pauses, else why it ends.
+    Cutting(Option<Ending>),
+    /// Its end is in the spool.
+    Ended,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Ending {
+    Revoked,
+    Cancelled,
+    Deadline,
+    /// The controller does not know it any more: nothing is said about it.
+    Forgotten,
+}
+
+#[derive(Debug)]
+struct Held {
+    run: Run,
+    /// The moment until which nobody else may have it; [`Instant::FAR_FUTURE`] for leases without a life.
+    holds_until: Instant,
+    progress: TaskProgress,
+}
+
+/// The agent.
+#[derive(Debug)]
+pub struct Agent<J> {
+    me: Identity,
+    journal: J,
+    saved: Saved,
+    specs: BTreeMap<JobId, (Arc<JobSpec>, Arc<TargetSpace>)>,
+    held: BTreeMap<LeaseId, Held>,
+    session: Option<Session>,
+    /// Trusted time: the controller's clock when it was read, and the reading of ours.
+    clock: Option<(UnixMillis, Instant)>,
+    refusals: Refusals,
+    heartbeat_every: Duration,
+    next_heartbeat: Instant,
+    /// The spool had no room: work waits until this moment.
+    no_room_until: Option<Instant>,
+    actions: VecDeque<Action>,
+}
+
+impl<J: Journal> Agent<J> {
+    /// An agent that goes on where `saved` and the unacknowledged records of the spool (sequence number and record) left it.
+    pub fn new(me: Identity, journal: J, mut saved: Saved, unacked: impl IntoIterator<Item = (u64, Record)>) -> Self {
+        if saved.stream != Some(journal.stream()) {
+            // The spool is a new one, and what it held is gone: the controller knows how far it got, and grants anew.
+            saved.leases.clear();
+            saved.stream = Some(journal.stream());
+        }
+        for (seq, record) in unacked {
+            match record {
+                Record::Batch(batch) => {
+                    if let Some(lease) = saved.lease(batch.lease) {
+                        lease.position = lease.position.max(batch.to);
+                    }
+                }
+                Record::LeaseEnded { lease, .. } => {
+                    if let Some(lease) = saved.lease(lease) {
+                        lease.ended = Some(seq);
+                    }
+                }
+                Record::JobRefused { .. } | Record::Loss { .. } => {}
+            }
+        }
+        let mut agent = Self {
+            me,
+            journal,
+            specs: BTreeMap::new(),
+            held: BTreeMap::new(),
+            session: None,
+            clock: None,
+            refusals: Refusals::default(),
+            heartbeat_every: Duration::from_secs(15),
+            next_heartbeat: Instant::FAR_FUTURE,
+            no_room_until: None,
+            actions: VecDeque::new(),
+            saved: Saved::default(),
+        };
+        for spec in core::mem::take(&mut saved.jobs) {
+            // What was accepted once has a space; a spec that lost it was damaged on disk and is asked for again.
+            let _ = agent.learn(spec);
+        }
+        for lease in &saved.leases {
+            let run = if lease.ended.is_some() { Run::Ended } else { Run::Waiting };
+            // How long the box was down is not known: a lease with a life waits for the controller's word.
+            let holds_until = if lease.lease.ttl.is_some() { Instant::ZERO } else { Instant::FAR_FUTURE };
+            let progress = TaskProgress { sent: lease.position, ..TaskProgress::default() };
+            agent.held.insert(lease.lease.id, Held { run, holds_until, progress });
+        }
+        agent.saved = saved;
+        agent.saved.jobs = agent.specs.values().map(|(spec, _)| JobSpec::clone(spec)).collect();
+        agent
+    }
+
+    /// The next thing to do.
+    pub fn poll_action(&mut self) -> Option<Action> {
+        self.actions.pop_front()
+    }
+
+    /// The roles that were last confirmed.
+    pub fn roles(&self) -> &[Role] {
+        &self.saved.roles
+    }
+
+    /// Commands refused so far.
+    pub fn refusals(&self) -> Refusals {
+        self.refusals
+    }
+
+    /// The storage.
+    pub fn journal(&mut self) -> &mut J {
+        &mut self.journal
+    }
+
+    /// Trusted time, where a controller told it since the program started.
+    pub fn trusted_now(&self, now: Instant) -> Option<UnixMillis> {
+        self.clock.map(|(told, at)| told.after(now.saturating_since(at)))
+    }
+
+    /// The latest moment that is known to be past: what a box without a clock may at least assume.
+    pub fn trusted_floor(&self) -> UnixMillis {
+        self.saved.trusted_time
+    }
+
+    /// A transport connected and subscribed. `session` and `nonce` are fresh randomness.
+    pub fn on_connected(&mut self, now: Instant, session: SessionId, nonce: u64, uptime: Duration) {
+        self.session = Some(Session {
+            id: session,
+            nonce,
+            born: now,
+            welcomed: false,
+            heartbeats: 0,
+            unanswered: VecDeque::new(),
+            held_back: Vec::new(),
+        });
+        self.next_heartbeat = Instant::FAR_FUTURE;
+        let birth = Birth {
+            session,
+            nonce,
+            version: self.me.version.clone(),
+            hardware: self.me.hardware.clone(),
+            uptime,
+            self_test: self.me.self_test.clone(),
+            stream: self.journal.stream(),
+            leases: self.statuses(now),
+            interface: self.me.interface.clone(),
+        };
+        self.actions.push_back(Action::Live(Live::Birth(birth)));
+    }
+
+    /// The transport lost its connection.
+    pub fn on_disconnected(&mut self) {
+        self.session = None;
+        self.next_heartbeat = Instant::FAR_FUTURE;
+    }
+
+    /// Bytes arrived on a command topic.
+    pub fn on_message(&mut self, now: Instant, bytes: &[u8]) {
+        match envelope::open(bytes, &self.me.signing_keys) {
+            Ok(contents) => self.on_contents(now, contents, bytes),
+            Err(refusal) => self.refuse("a message", &refusal),
+        }
+    }
+
+    fn refuse(&mut self, what: &str, refusal: &Refusal) {
+        refusal.count(&mut self.refusals);
+        log::warn!("{what} is refused: {refusal}");
+    }
+
+    fn on_contents(&mut self, now: Instant, contents: Contents, bytes: &[u8]) {
+        if let Command::Welcome { .. } = contents.command {
+            return self.on_welcome(now, contents);
+        }
+        let welcomed = self.session.as_ref().is_some_and(|session| session.welcomed);
+        let trusted = self.trusted_now(now).filter(|_| welcomed);
+        let Some(trusted) = trusted else {
+            // Time cannot be judged yet: the message waits for the welcome, which is on its way.
+            if let Some(session) = self.session.as_mut().filter(|session| session.held_back.len() < HELD_BACK_MAX) {
+                session.held_back.push(bytes.to_vec());
+            }
+            return;
+        };
+        let name = contents.command.name();
+        if let Err(refusal) = self.saved.serials.judge(&contents, &self.me.probe, &self.saved.roles, trusted) {
+            return self.refuse(name, &refusal);
+        }
+        self.saved.serials.accept(&contents);
+        // Cumulative acknowledgements change nothing that a replay within their short life could harm, and come often:
+        // their serials reach the disk with the next command that changes what runs.
+        let harmless = matches!(contents.command, Command::Ack { .. } | Command::HeartbeatAck { .. });
+        if !harmless && !self.journal.save(&self.saved) {
+            log::error!("{name} is not obeyed: its serial could not be saved");
+            return;
+        }
+        self.obey(now, contents.command);
+    }
+
+    fn on_welcome(&mut self, now: Instant, contents: Contents) {
+        let addressed_to_us = contents.audience == Audience::Probe(self.me.probe.clone());
+        let Command::Welcome { session: id, nonce, now: told, heartbeat, roles, leases, stored } = contents.command.clone() else { return };
+        let Some(session) = self.session.as_mut() else { return };
+        if !addressed_to_us {
+            let refusal = Refusal::Misaddressed(contents.audience);
+            return self.refuse("welcome", &refusal);
+        }
+        if session.id != id || session.nonce != nonce || session.welcomed {
+            let refusal = Refusal::Replayed { serial: contents.serial, last: self.saved.serials.own };
+            return self.refuse("welcome", &refusal);
+        }
+        session.welcomed = true;
+        let (born, held_back) = (session.born, core::mem::take(&mut session.held_back));
+        // Time never goes back behind what was trusted once.
+        let told = told.max(self.saved.trusted_time).max(self.trusted_now(now).unwrap_or_default());
+        self.clock = Some((told, now));
+        self.heartbeat_every = heartbeat.clamp(Duration::from_secs(1), Duration::from_secs(3600));
+        self.next_heartbeat = now;
+        self.saved.trusted_time = told;
+        if self.saved.roles != roles {
+            self.saved.roles = roles.clone();
+            self.actions.push_back(Action::Roles(roles));
+        }
+        let known: HashSet<LeaseId> = leases.into_iter().collect();
+        for id in self.held.keys().copied().collect::<Vec<_>>() {
+            if known.contains(&id) {
+                self.extend(id, born);
+            } else {
+                self.end(now, id, Ending::Forgotten);
+            }
+        }
+        self.forget_stored(stored);
+        self.actions.push_back(Action::Publish { stored });
+        // What was sent before the welcome has lower serials: it is judged first.
+        for bytes in held_back {
+            self.on_message(now, &bytes);
+        }
+        self.saved.serials.accept(&contents);
+        if !self.journal.save(&self.saved) {
+            log::error!("the welcome's serial and time could not be saved");
+        }
+        self.schedule(now);
+    }
+
+    fn obey(&mut self, now: Instant, command: Command) {
+        match command {
+            // Handled before it gets here.
+            Command::Welcome { .. } => {}
+            Command::Ack { stream, up_to } => {
+                if stream == self.journal.stream() {
+                    self.forget_stored(up_to);
+                    // Positions must be saved before the batches that prove them are deleted.
+                    if self.journal.save(&self.saved) {
+                        self.journal.ack(stream, up_to);
+                        self.no_room_until = None;
+                    }
+                    self.actions.push_back(Action::Acked { up_to });
+                    self.schedule(now);
+                }
+            }
+            Command::HeartbeatAck { session, number } => self.on_heartbeat_ack(now, session, number),
+            Command::Job(spec) => {
+                let id = spec.id;
+                match self.learn(spec) {
+                    Ok(()) => self.schedule(now),
+                    Err(reason) => self.refuse_job(now, id, reason),
+                }
+            }
+            Command::Grant(lease) => self.on_grant(now, lease),
+            Command::Revoke { lease } => self.end(now, lease, Ending::Revoked),
+            Command::Cancel { job } => {
+                for id in self.held.keys().copied().filter(|id| id.job == job).collect::<Vec<_>>() {
+                    self.end(now, id, Ending::Cancelled);
+                }
+            }
+        }
+    }
+
+    /// Drops leases whose end the controller has stored, and specs that no lease needs any more.
+    fn forget_stored(&mut self, up_to: u64) {
+        let stored = |lease: &SavedLease| lease.ended.is_some_and(|seq| seq <= up_to);
+        for lease in self.saved.leases.iter().filter(|lease| stored(lease)) {
+            self.held.remove(&lease.lease.id);
+        }
+        let before = self.saved.leases.len();
+        self.saved.leases.retain(|lease| !stored(lease));
+        if self.saved.leases.len() != before {
+            self.forget_idle_specs();
+        }
+    }
+
+    fn forget_idle_specs(&mut self) {
+        let needed: HashSet<JobId> = self.held.keys().map(|id| id.job).collect();
+        self.specs.retain(|id, _| needed.contains(id));
+        self.saved.jobs.retain(|spec| needed.contains(&spec.id));
+    }
+
+    fn on_heartbeat_ack(&mut self, now: Instant, id: SessionId, number: u64) {
+        let Some(session) = self.session.as_mut().filter(|session| session.id == id) else { return };
+        let Some(&(_, sent)) = session.unanswered.iter().find(|(n, _)| *n == number) else { return };
+        session.unanswered.retain(|(n, _)| *n > number);
+        for id in self.held.keys().copied().collect::<Vec<_>>() {
+            self.extend(id, sent);
+        }
+        self.schedule(now);
+    }
+
+    fn extend(&mut self, id: LeaseId, from: Instant) {
+        let ttl = self.saved.lease(id).and_then(|saved| saved.lease.ttl);
+        if let (Some(ttl), Some(held)) = (ttl, self.held.get_mut(&id)) {
+            held.holds_until = held.holds_until.max(from + ttl);
+        }
+    }
+
+    /// Takes a spec in, where it makes sense.
+    fn learn(&mut self, spec: JobSpec) -> Result<(), String> {
+        if self.specs.contains_key(&spec.id) {
+            return Ok(());
+        }
+        let space = TargetSpace::new(&spec.targets).map_err(|error| error.to_string())?;
+        match &spec.kind {
+            JobKind::Scan(options) => {
+                if !(1..=MAX_ATTEMPTS).contains(&options.attempts) {
+                    return Err(format!("{} attempts are asked for: 1 to {MAX_ATTEMPTS} are possible", options.attempts));
+                }
+                if options.technique.has_ports() != spec.targets.ports.is_some() {
+                    return Err(format!("technique {} and the presence of ports contradict each other", options.technique.as_str()));
+                }
+            }
+        }
+        // Specs come to all holders of a role, work or not: only a bounded number waits for its lease.
+        while self.specs.len() >= LEASES_MAX {
+            let needed: HashSet<JobId> = self.held.keys().map(|id| id.job).collect();
+            let Some(idle) = self.specs.keys().copied().find(|id| !needed.contains(id)) else {
+                return Err(format!("more than {LEASES_MAX} jobs at a time"));
+            };
+            self.specs.remove(&idle);
+            self.saved.jobs.retain(|spec| spec.id != idle);
+        }
+        let id = spec.id;
+        self.saved.jobs.push(spec.clone());
+        self.specs.insert(id, (Arc::new(spec), Arc::new(space)));
+        Ok(())
+    }
+
+    fn refuse_job(&mut self, now: Instant, job: JobId, reason: String) {
+        log::warn!("job {job} is refused: {reason}");
+        for id in self.held.keys().copied().filter(|id| id.job == job).collect::<Vec<_>>() {
+            self.end(now, id, Ending::Revoked);
+        }
+        // Where the spool has no room the lease simply runs out, and the controller gives it to another.
+        let _ = self.journal.append(&encode_record(&Record::JobRefused { job, reason }));
+    }
+
+    fn on_grant(&mut self, now: Instant, lease: Lease) {
+        let (id, job) = (lease.id, lease.id.job);
+        if self.held.contains_key(&id) {
+            return;
+        }
+        if self.held.len() >= LEASES_MAX || lease.from >= lease.to {
+            return log::warn!("lease {id} is not taken: {} leases are held, and it covers {} to {}", self.held.len(), lease.from, lease.to);
+        }
+        let holds_until = lease.ttl.map_or(Instant::FAR_FUTURE, |ttl| now + ttl);
+        let progress = TaskProgress { sent: lease.from, ..TaskProgress::default() };
+        self.held.insert(id, Held { run: Run::Waiting, holds_until, progress });
+        self.saved.leases.push(SavedLease { position: lease.from, lease, ended: None });
+        if !self.journal.save(&self.saved) {
+            // The memory could not be kept: the lease would be lost by a restart, so another probe should have it.
+            self.held.remove(&id);
+            self.saved.leases.retain(|saved| saved.lease.id != id);
+            return log::error!("lease {id} is not taken: it could not be saved");
+        }
+        if !self.specs.contains_key(&job) {
+            self.actions.push_back(Action::Event(Event::NeedJob { job }));
+        }
+        self.schedule(now);
+    }
+
+    /// Ends a lease: at once where nothing runs, else after the task has handed over what it finished.
+    fn end(&mut self, now: Instant, id: LeaseId, why: Ending) {
+        let Some(held) = self.held.get_mut(&id) else { return };
+        match held.run {
+            Run::Running => {
+                held.run = Run::Cutting(Some(why));
+                self.actions.push_back(Action::Cut(id));
+            }
+            Run::Cutting(None) => held.run = Run::Cutting(Some(why)),
+            Run::Waiting => self.finish(now, id, Some(why), None),
+            Run::Cutting(Some(_)) => {}
+            Run::Ended if why == Ending::Forgotten => {
+                // The controller has its end already, or never will care.
+                self.held.remove(&id);
+                self.saved.leases.retain(|saved| saved.lease.id != id);
+                self.forget_idle_specs();
+            }
+            Run::Ended => {}
+        }
+    }
+
+    /// Puts the end of a lease into the spool and remembers it until the controller has stored that.
+    fn finish(&mut self, now: Instant, id: LeaseId, why: Option<Ending>, failure: Option<String>) {
+        let Some(saved) = self.saved.lease(id) else { return };
+        let complete = saved.position >= saved.lease.to;
+        let end = match (why, failure) {
+            (Some(Ending::Forgotten), _) => {
+                self.held.remove(&id);
+                self.saved.leases.retain(|saved| saved.lease.id != id);
+                self.forget_idle_specs();
+                return self.schedule(now);
+            }
+            _ if complete => LeaseEnd::Done,
+            (Some(Ending::Revoked), _) => LeaseEnd::Revoked,
+            (Some(Ending::Cancelled), _) => LeaseEnd::Cancelled,
+            (Some(Ending::Deadline), _) => LeaseEnd::Deadline,
+            (None, failure) => LeaseEnd::Failed(failure.unwrap_or_else(|| "the measurement ended early".to_owned())),
+        };
+        let position = saved.position;
+        match self.journal.append(&encode_record(&Record::LeaseEnded { lease: id, position, end })) {
+            Some(seq) => {
+                if let Some(saved) = self.saved.lease(id) {
+                    saved.ended = Some(seq);
+                }
+                if let Some(held) = self.held.get_mut(&id) {
+                    held.run = Run::Ended;
+                }
+            }
+            // No room: the lease stays as it is, and its end is tried again when there is room.
+            None => self.spool_is_full(now, id),
+        }
+        self.schedule(now);
+    }
+
+    fn spool_is_full(&mut self, now: Instant, id: LeaseId) {
+        if self.no_room_until.is_none() {
+            log::warn!("the spool has no room: lease {id} waits until the controller has taken something out of it");
+        }
+        self.no_room_until = Some(now + Duration::from_secs(5));
+        if let Some(held) = self.held.get_mut(&id) {
+            match held.run {
+                Run::Running => {
+                    held.run = Run::Cutting(None);
+                    self.actions.push_back(Action::Cut(id));
+                }
+                Run::Ended | Run::Waiting | Run::Cutting(_) => held.run = Run::Waiting,
+            }
+        }
+    }
+
+    /// A task finished a chunk of its lease. Chunks come in order, each beginning where the one before ended.
+    pub fn on_batch(&mut self, now: Instant, batch: &ResultBatch) {
+        let id = batch.lease;
+        let Some(saved) = self.saved.lease(id) else { return };
+        if batch.from != saved.position || saved.ended.is_some() {
+            // Behind a chunk that found no room everything is measured again.
+            return;
+        }
+        match self.journal.append(&encode_record(&Record::Batch(batch.clone()))) {
+            Some(_) => saved.position = batch.to,
+            None => self.spool_is_full(now, id),
+        }
+    }
+
+    /// How a task stands.
+    pub fn on_progress(&mut self, id: LeaseId, progress: TaskProgress) {
+        if let Some(held) = self.held.get_mut(&id) {
+            held.progress = progress;
+        }
+    }
+
+    /// A task ended: complete, cut, or with a failure.
+    pub fn on_task_ended(&mut self, now: Instant, id: LeaseId, failure: Option<String>) {
+        let Some(held) = self.held.get_mut(&id) else { return };
+        let complete = self.saved.leases.iter().any(|saved| saved.lease.id == id && saved.position >= saved.lease.to);
+        let run = core::mem::replace(&mut held.run, Run::Waiting);
+        match run {
+            Run::Cutting(Some(why)) => self.finish(now, id, Some(why), None),
+            Run::Cutting(None) if !complete => self.schedule(now),
+            Run::Running | Run::Cutting(None) => self.finish(now, id, None, failure),
+            Run::Waiting | Run::Ended => held.run = run,
+        }
+    }
+
+    /// Starts what may start now.
+    fn schedule(&mut self, now: Instant) {
+        if self.no_room_until.is_some_and(|until| now < until) {
+            return;
+        }
+        self.no_room_until = None;
+        let trusted = self.trusted_now(now);
+        let mut busy: HashSet<JobId> = self.held.iter().filter(|(_, held)| matches!(held.run, Run::Running | Run::Cutting(_))).map(|(id, _)| id.job).collect();
+        let waiting: Vec<LeaseId> = self.held.iter().filter(|(_, held)| held.run == Run::Waiting && held.holds_until > now).map(|(id, _)| *id).collect();
+        for id in waiting {
+            let Some((spec, space)) = self.specs.get(&id.job).cloned() else { continue };
+            let Some(saved) = self.saved.lease(id) else { continue };
+            let (from, to) = (saved.position, saved.lease.to);
+            if to > space.len() {
+                self.refuse_job(now, id.job, format!("lease {id} ends at position {to}, the space has {}", space.len()));
+                continue;
+            }
+            if from >= to {
+                self.finish(now, id, None, None);
+                continue;
+            }
+            match (spec.deadline, trusted) {
+                // Whether it is too late cannot be known before somebody told the time.
+                (Some(_), None) => continue,
+                (Some(deadline), Some(trusted)) if trusted >= deadline => {
+                    self.finish(now, id, Some(Ending::Deadline), None);
+                    continue;
+                }
+                _ => {}
+            }
+            if let Some(lack) = self.me.self_test.lacks(&spec.needs()) {
+                self.refuse_job(now, id.job, lack);
+                continue;
+            }
+            if !busy.insert(id.job) {
+                continue;
+            }
+            if let Some(held) = self.held.get_mut(&id) {
+                held.run = Run::Running;
+                held.progress.sent = from;
+            }
+            self.actions.push_back(Action::Start { lease: id, spec, space, from, to });
+        }
+    }
+
+    /// The next moment at which [`Agent::on_timeout`] must be called.
+    pub fn poll_timeout(&self, now: Instant) -> Option<Instant> {
+        let expiries = self.held.values().filter(|held| held.run == Run::Running && held.holds_until < Instant::FAR_FUTURE).map(|held| held.holds_until);
+        let deadlines = self.running_deadlines(now).map(|(_, at)| at);
+        let heartbeat = (self.next_heartbeat < Instant::FAR_FUTURE).then_some(self.next_heartbeat);
+        expiries.chain(deadlines).chain(heartbeat).chain(self.no_room_until).min()
+    }
+
+    fn running_deadlines(&self, now: Instant) -> impl Iterator<Item = (LeaseId, Instant)> + '_ {
+        let trusted = self.trusted_now(now);
+        self.held.iter().filter(|(_, held)| held.run == Run::Running).filter_map(move |(id, _)| {
+            let deadline = self.specs.get(&id.job)?.0.deadline?;
+            Some((*id, now + deadline.since(trusted?)))
+        })
+    }
+
+    /// Time has passed. `vitals` is asked only when a heartbeat is due.
+    pub fn on_timeout(&mut self, now: Instant, vitals: impl FnOnce() -> Vitals) {
+        for (id, at) in self.running_deadlines(now).collect::<Vec<_>>() {
+            if now >= at {
+                self.end(now, id, Ending::Deadline);
+            }
+        }
+        for (id, held) in &mut self.held {
+            if held.run == Run::Running && now >= held.holds_until {
+                log::info!("lease {id} pauses: the controller was not heard for its life");
+                held.run = Run::Cutting(None);
+                self.actions.push_back(Action::Cut(*id));
+            }
+        }
+        if now >= self.next_heartbeat {
+            self.heartbeat(now, vitals());
+        }
+        self.schedule(now);
+    }
+
+    fn heartbeat(&mut self, now: Instant, vitals: Vitals) {
+        let leases = self.statuses(now);
+        let refusals = self.refusals;
+        let busy = self.held.values().any(|held| matches!(held.run, Run::Running | Run::Cutting(_)));
+        let Some(session) = self.session.as_mut().filter(|session| session.welcomed) else { return };
+        session.heartbeats += 1;
+        session.unanswered.push_back((session.heartbeats, now));
+        if session.unanswered.len() > HEARTBEATS_MAX {
+            session.unanswered.pop_front();
+        }
+        let Vitals { uptime, cpu, memory_kib, load_percent, spool_records, spool_bytes, lost_records, traffic } = vitals;
+        let heartbeat = Heartbeat {
+            session: session.id,
+            number: session.heartbeats,
+            uptime,
+            cpu,
+            memory_kib,
+            load_percent,
+            spool_records,
+            spool_bytes,
+            lost_records,
+            leases,
+            traffic,
+            refusals,
+        };
+        self.next_heartbeat = now + if busy { self.heartbeat_every.min(BUSY_HEARTBEAT) } else { self.heartbeat_every };
+        self.actions.push_back(Action::Event(Event::Heartbeat(heartbeat)));
+    }
+
+    /// Work began or ended: people want to see it sooner than the next regular heartbeat.
+    pub fn heartbeat_soon(&mut self, now: Instant) {
+        if self.next_heartbeat < Instant::FAR_FUTURE {
+            self.next_heartbeat = self.next_heartbeat.min(now);
+        }
+    }
+
+    fn statuses(&self, now: Instant) -> Vec<LeaseStatus> {
+        let status = |saved: &SavedLease| {
+            let held = self.held.get(&saved.lease.id)?;
+            let activity = match held.run {
+                Run::Running | Run::Cutting(_) => Activity::Running,
+                _ if !self.specs.contains_key(&saved.lease.id.job) => Activity::WaitingForJob,
+                Run::Waiting if held.holds_until <= now => Activity::Paused,
+                Run::Waiting | Run::Ended => Activity::Queued,
+            };
+            let TaskProgress { sent, packets, answers } = held.progress;
+            Some(LeaseStatus { lease: saved.lease.id, position: saved.position, sent: sent.max(saved.position), activity, packets, answers })
+        };
+        self.saved.leases.iter().filter_map(status).collect()
+    }
+}

@@ -1,0 +1,19 @@
+//! The agent: from a signed command to work, and from work to the spool.
+//!
+//! [`core`] is the pure part: it verifies commands, keeps leases, decides what runs, and turns chunks of results into records.
+//! It owns no socket, thread or clock; time comes in as a parameter, storage through [`core::Journal`], and what is to be
+//! done comes out as [`core::Action`]s. `run` is the shell that carries them out: transport, packet loop, timers.
+//!
+//! It must not know how packets are made or sent, nor which transport carries its messages.
+//!
+//! **Invariant:** appending a batch to the spool is the checkpoint: after any crash a lease goes on exactly behind the last
+//! batch that the spool or the saved state knows, so that no position is reported twice and none is left out.
+//! **Invariant:** a command that changes what runs is obeyed only after its serial is on disk.
+//! **Invariant:** a lease with a life pauses, with a checkpoint, when the controller has not answered a heartbeat that was
+//! sent within that life; before that moment nobody else can have been given the work.
+//! **Invariant:** of one job at most one lease runs at a time, so that the job's rate holds.
+
+pub mod core;
+pub mod state;
+#[cfg(test)]
+mod tests;
