@@ -1,0 +1,268 @@
+//! The probe's configuration: defaults, then `/etc/picket/probe.toml`, then `PICKET_` variables, then flags.
+//!
+//! Text becomes [`Raw`] (every field optional, unknown keys refused, one layer at a time so that the message can name the
+//! layer), the layers are merged, and [`Config`] holds the checked result. After that nothing is checked again; each
+//! component gets its own slice.
+
+use std::collections::HashMap;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use config::{Environment, File, FileFormat, Map};
+use picket_wire::addr::IpNet;
+use picket_wire::policy::AddressPolicy;
+use picket_wire::units::{BitsPerSecond, PacketsPerSecond};
+use serde::Deserialize;
+
+/// Where the configuration is looked for when no `--config` is given; it may be absent.
+pub const DEFAULT_FILE: &str = "/etc/picket/probe.toml";
+/// Variables with this prefix belong to Picket; levels are separated by two underscores (`PICKET_INTERFACE__NAME`).
+pub const ENV_PREFIX: &str = "PICKET_";
+/// Variables with our prefix that belong to the operator's command line, which may share an environment with a probe.
+const FOREIGN_VARIABLES: [&str; 8] = ["SERVER", "CA", "TOKEN", "TOKEN_FILE", "BIN_DIR", "REQUIRE_LAB", "API", "LOG"];
+
+/// Why there is no configuration.
+#[derive(Debug, thiserror::Error)]
+pub enum ConfigError {
+    /// A layer cannot be read, or holds something that it should not.
+    #[error("{layer}: {reason}")]
+    Layer {
+        /// The file, or `environment`.
+        layer: String,
+        /// What is wrong; names the key.
+        reason: String,
+    },
+    /// A value is not what its key wants.
+    #[error("configuration key `{key}`: {reason}")]
+    Value {
+        /// The key.
+        key: &'static str,
+        /// What is wrong, and what would be right.
+        reason: String,
+    },
+}
+
+/// One layer as text has it.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Raw {
+    /// Where the probe keeps its identity, spool and memory.
+    pub data: Option<PathBuf>,
+    /// `error`, `warn`, `info`, `debug` or `trace`.
+    pub log_level: Option<String>,
+    /// The measuring interface.
+    pub interface: RawInterface,
+    /// The site's address policy.
+    pub policy: RawPolicy,
+    /// The spool.
+    pub spool: RawSpool,
+}
+
+/// See [`InterfaceConfig`].
+#[derive(Debug, Clone, PartialEq, Eq, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct RawInterface {
+    /// Its name.
+    pub name: Option<String>,
+    /// Packet rate with its unit.
+    pub packets: Option<String>,
+    /// Bit rate with its unit.
+    pub bits: Option<String>,
+}
+
+/// See [`AddressPolicy`].
+#[derive(Debug, Clone, PartialEq, Eq, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct RawPolicy {
+    /// Networks that may be probed.
+    pub allow: Option<Vec<String>>,
+    /// Networks that may not.
+    pub deny: Option<Vec<String>>,
+}
+
+/// See [`SpoolLimits`].
+#[derive(Debug, Clone, PartialEq, Eq, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct RawSpool {
+    /// Most bytes on disk.
+    pub max_bytes: Option<u64>,
+    /// Least time between two writes to the medium, in milliseconds.
+    pub fsync_interval_ms: Option<u64>,
+}
+
+/// The measuring interface and what it may send.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct InterfaceConfig {
+    /// Its name; `None` for the one that holds the default route.
+    pub name: Option<String>,
+    /// Packets per second over everything that is sent there. Default 1000: below what upsets the smallest router.
+    pub packets: PacketsPerSecond,
+    /// Bits per second of layer-2 frames. Default 10 Mbit.
+    pub bits: BitsPerSecond,
+}
+
+/// What the spool may take.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct SpoolLimits {
+    /// Most bytes on disk. Default 256 MiB: at 5 bytes an answer, 50 million answers.
+    pub max_bytes: u64,
+    /// Least time between two writes to the medium. Default 1 s: a power cut costs at most so much, and the card lives.
+    pub fsync_interval: Duration,
+}
+
+/// The checked configuration.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Config {
+    /// Where the probe keeps its identity, spool and memory. Default `/var/lib/picket-probe`.
+    pub data: PathBuf,
+    /// What is logged. Default `info`.
+    pub log_level: log::LevelFilter,
+    /// The measuring interface.
+    pub interface: InterfaceConfig,
+    /// The site's own address policy: only local hands change it. Default: private networks.
+    pub policy: AddressPolicy,
+    /// The spool.
+    pub spool: SpoolLimits,
+}
+
+/// Reads all layers. `file` is what `--config` named; `variables` are the environment's.
+pub fn load(file: Option<&Path>, variables: impl IntoIterator<Item = (String, String)>, flags: Raw) -> Result<Config, ConfigError> {
+    let from_file = match file {
+        Some(path) => read_file(path, true)?,
+        None => read_file(Path::new(DEFAULT_FILE), false)?,
+    };
+    let from_env = read_variables(variables)?;
+    check(merge(merge(from_file, from_env), flags))
+}
+
+fn read_file(path: &Path, required: bool) -> Result<Raw, ConfigError> {
+    let source = File::from(path).format(FileFormat::Toml).required(required);
+    read_layer(path.display().to_string(), config::Config::builder().add_source(source))
+}
+
+fn read_variables(variables: impl IntoIterator<Item = (String, String)>) -> Result<Raw, ConfigError> {
+    let ours = variables.into_iter().filter_map(|(name, value)| {
+        let key = name.strip_prefix(ENV_PREFIX)?;
+        (!FOREIGN_VARIABLES.contains(&key)).then(|| (key.to_owned(), value))
+    });
+    let ours: Map<String, String> = ours.collect::<HashMap<_, _>>().into_iter().collect();
+    let source = Environment::default()
+        .separator("__")
+        .list_separator(",")
+        .with_list_parse_key("policy.allow")
+        .with_list_parse_key("policy.deny")
+        .try_parsing(true)
+        .source(Some(ours));
+    read_layer(format!("environment ({ENV_PREFIX}...)"), config::Config::builder().add_source(source))
+}
+
+fn read_layer(layer: String, builder: config::ConfigBuilder<config::builder::DefaultState>) -> Result<Raw, ConfigError> {
+    builder.build().and_then(config::Config::try_deserialize).map_err(|error| ConfigError::Layer { layer, reason: error.to_string() })
+}
+
+/// `over` wins where it says something.
+fn merge(under: Raw, over: Raw) -> Raw {
+    Raw {
+        data: over.data.or(under.data),
+        log_level: over.log_level.or(under.log_level),
+        interface: RawInterface {
+            name: over.interface.name.or(under.interface.name),
+            packets: over.interface.packets.or(under.interface.packets),
+            bits: over.interface.bits.or(under.interface.bits),
+        },
+        policy: RawPolicy { allow: over.policy.allow.or(under.policy.allow), deny: over.policy.deny.or(under.policy.deny) },
+        spool: RawSpool {
+            max_bytes: over.spool.max_bytes.or(under.spool.max_bytes),
+            fsync_interval_ms: over.spool.fsync_interval_ms.or(under.spool.fsync_interval_ms),
+        },
+    }
+}
+
+/// The least spool that is worth having.
+const SPOOL_MIN: u64 = 1024 * 1024;
+
+fn check(raw: Raw) -> Result<Config, ConfigError> {
+    fn parse<T: std::str::FromStr<Err: std::fmt::Display>>(key: &'static str, text: &str) -> Result<T, ConfigError> {
+        text.parse().map_err(|error: T::Err| ConfigError::Value { key, reason: error.to_string() })
+    }
+    fn nets(key: &'static str, texts: Vec<String>) -> Result<Vec<IpNet>, ConfigError> {
+        texts.iter().map(|text| parse(key, text)).collect()
+    }
+    let log_level = match raw.log_level {
+        Some(text) => text.parse().map_err(|_| ConfigError::Value {
+            key: "log_level",
+            reason: format!("`{text}` is not a level: use off, error, warn, info, debug or trace"),
+        })?,
+        None => log::LevelFilter::Info,
+    };
+    let RawInterface { name, packets, bits } = raw.interface;
+    let default_policy = AddressPolicy::default();
+    let max_bytes = raw.spool.max_bytes.unwrap_or(256 * 1024 * 1024);
+    if max_bytes < SPOOL_MIN {
+        return Err(ConfigError::Value { key: "spool.max_bytes", reason: format!("{max_bytes} is too small: use at least {SPOOL_MIN}") });
+    }
+    Ok(Config {
+        data: raw.data.unwrap_or_else(|| PathBuf::from("/var/lib/picket-probe")),
+        log_level,
+        interface: InterfaceConfig {
+            name,
+            packets: parse("interface.packets", packets.as_deref().unwrap_or("1kpps"))?,
+            bits: parse("interface.bits", bits.as_deref().unwrap_or("10Mbit"))?,
+        },
+        policy: AddressPolicy {
+            allow: raw.policy.allow.map_or(Ok(default_policy.allow), |texts| nets("policy.allow", texts))?,
+            deny: raw.policy.deny.map_or(Ok(default_policy.deny), |texts| nets("policy.deny", texts))?,
+        },
+        spool: SpoolLimits { max_bytes, fsync_interval: Duration::from_millis(raw.spool.fsync_interval_ms.unwrap_or(1000)) },
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn load_text(text: &str, variables: &[(&str, &str)]) -> Result<Config, String> {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("probe.toml");
+        std::fs::write(&path, text).unwrap();
+        let variables = variables.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned()));
+        load(Some(&path), variables, Raw::default()).map_err(|error| error.to_string().replace(dir.path().to_str().unwrap(), "DIR"))
+    }
+
+    #[test]
+    fn defaults_are_careful() {
+        let config = load_text("", &[]).unwrap();
+        assert_eq!((config.interface.packets.get(), config.interface.bits.get()), (1000, 10_000_000));
+        assert_eq!(config.policy, AddressPolicy::default());
+    }
+
+    #[test]
+    fn later_layers_win() {
+        let text = "data = '/a'\n[interface]\nname = 'eth0'\npackets = '2kpps'\n[policy]\nallow = ['198.18.0.0/15']";
+        let config = load_text(text, &[("PICKET_INTERFACE__PACKETS", "3kpps"), ("PICKET_POLICY__DENY", "198.18.9.0/24,198.18.8.1"), ("PICKET_SERVER", "x"), ("HOME", "/")]).unwrap();
+        assert_eq!((config.interface.name.as_deref(), config.interface.packets.get()), (Some("eth0"), 3000));
+        assert_eq!(config.policy.deny.iter().map(ToString::to_string).collect::<Vec<_>>(), ["198.18.9.0/24", "198.18.8.1"]);
+        let flags = Raw { data: Some("/b".into()), ..Raw::default() };
+        assert_eq!(load(None, [], flags).unwrap().data, Path::new("/b"));
+    }
+
+    #[test]
+    fn wrong_configuration_names_layer_and_key() {
+        let error = |text, variables: &[(&str, &str)]| load_text(text, variables).unwrap_err();
+        for (text, variables, parts) in [
+            ("[interface]\nspeed = 3", &[][..], &["DIR/probe.toml", "unknown field `speed`"][..]),
+            ("nonsense", &[], &["DIR/probe.toml"]),
+            ("", &[("PICKET_INTERFACE__SPEED", "3")], &["environment", "unknown field `speed`"]),
+            ("[interface]\npackets = '500'", &[], &["`interface.packets`", "`500` has no unit"]),
+            ("[interface]\nbits = '10MB'", &[], &["`interface.bits`", "`10MB` is not a bit rate"]),
+            ("[policy]\nallow = ['198.18.0.0/33']", &[], &["`policy.allow`", "`198.18.0.0/33` has no such prefix length"]),
+            ("log_level = 'loud'", &[], &["`log_level`", "`loud` is not a level"]),
+            ("[spool]\nmax_bytes = 5", &[], &["`spool.max_bytes`", "5 is too small"]),
+        ] {
+            let message = error(text, variables);
+            assert!(parts.iter().all(|part| message.contains(part)), "{message}");
+        }
+        let missing = load(Some(Path::new("/nonexistent/probe.toml")), [], Raw::default()).unwrap_err().to_string();
+        assert!(missing.contains("/nonexistent/probe.toml"), "{missing}");
+    }
+}
