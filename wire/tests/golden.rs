@@ -1,0 +1,182 @@
+//! The wire is frozen by bytes: each message decodes from, and encodes to, the bytes in `golden/v1`.
+//!
+//! A failure here means that programs already in the field would not understand this one. Add new variants at the end of
+//! their enum and a new file for them; never change an old file. `UPDATE_GOLDEN=1` writes files that do not exist yet.
+
+use std::fmt::Debug;
+use std::path::Path;
+use std::time::Duration;
+
+use ed25519_dalek::SigningKey;
+use picket_wire::addr::parse_set;
+use picket_wire::codec::{decode, encode};
+use picket_wire::command::Command;
+use picket_wire::envelope::{Audience, Contents, open, seal};
+use picket_wire::event::{
+    Activity, Birth, Check, Event, Heartbeat, InterfaceLimits, LeaseStatus, Live, Refusals, SelfTest, Traffic, encode_record,
+};
+use picket_wire::ids::{JobId, LeaseId, Role, SessionId, StreamId};
+use picket_wire::job::{JobKind, JobSpec, Lease, Mode, Priority, ScanOptions, Technique};
+use picket_wire::policy::AddressPolicy;
+use picket_wire::result::{Answer, BatchHead, LeaseEnd, NotReached, Record, ResultBatch, Runs, State};
+use picket_wire::space::TargetSpec;
+use picket_wire::units::{BitsPerSecond, PacketsPerSecond, UnixMillis};
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+
+fn golden(name: &str, bytes: &[u8]) -> Vec<u8> {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden/v1").join(format!("{name}.hex"));
+    if !path.exists() && std::env::var_os("UPDATE_GOLDEN").is_some() {
+        let lines: Vec<String> = bytes.chunks(40).map(hex::encode).collect();
+        std::fs::write(&path, lines.join("\n") + "\n").unwrap();
+    }
+    let text = std::fs::read_to_string(&path).unwrap_or_else(|error| panic!("{}: {error}", path.display()));
+    hex::decode(text.split_whitespace().collect::<String>()).unwrap()
+}
+
+fn frozen<T: Serialize + DeserializeOwned + PartialEq + Debug>(name: &str, message: &T) {
+    let bytes = encode(message);
+    let frozen = golden(name, &bytes);
+    assert_eq!(decode::<T>(&frozen).as_ref(), Ok(message), "{name}: an old message is not understood");
+    assert_eq!(hex::encode(bytes), hex::encode(frozen), "{name}: an old program would not understand this one");
+}
+
+fn lease() -> LeaseId {
+    LeaseId { job: JobId(0x65f0_0000_0000_0001), grant: 7 }
+}
+
+fn spec() -> JobSpec {
+    JobSpec {
+        id: lease().job,
+        kind: JobKind::Scan(ScanOptions { technique: Technique::Syn, attempts: 2 }),
+        targets: TargetSpec {
+            include: parse_set("198.18.0.0/20,198.19.0.7,2001:db8::/120").unwrap(),
+            exclude: parse_set("198.18.0.128-255").unwrap(),
+            ports: Some("22,80,8000-8100".parse().unwrap()),
+            seed: 0x0123_4567_89ab_cdef,
+        },
+        mode: Mode::Split,
+        rate: PacketsPerSecond::new(5000),
+        priority: Priority::Interactive,
+        deadline: Some(UnixMillis(1_800_000_000_000)),
+        policy: AddressPolicy { allow: vec!["198.18.0.0/15".parse().unwrap(), "2001:db8::/32".parse().unwrap()], deny: vec!["198.18.7.0/24".parse().unwrap()] },
+    }
+}
+
+fn statuses() -> Vec<LeaseStatus> {
+    vec![LeaseStatus { lease: lease(), position: 4096, sent: 5000, activity: Activity::Running, packets: 5200, answers: 77 }]
+}
+
+#[test]
+fn commands() {
+    frozen("command-welcome", &Command::Welcome {
+        session: SessionId(1),
+        nonce: 2,
+        now: UnixMillis(1_700_000_000_000),
+        heartbeat: Duration::from_secs(15),
+        roles: vec![Role::Scan, Role::Trace],
+        leases: vec![lease()],
+        stored: 300,
+    });
+    frozen("command-ack", &Command::Ack { stream: StreamId(9), up_to: 300 });
+    frozen("command-heartbeat-ack", &Command::HeartbeatAck { session: SessionId(1), number: 12 });
+    frozen("command-job", &Command::Job(spec()));
+    frozen("command-grant", &Command::Grant(Lease { id: lease(), from: 4096, to: 8192, attempt: 1, ttl: Some(Duration::from_secs(90)) }));
+    frozen("command-revoke", &Command::Revoke { lease: lease() });
+    frozen("command-cancel", &Command::Cancel { job: lease().job });
+}
+
+#[test]
+fn events() {
+    frozen("live-birth", &Live::Birth(Birth {
+        session: SessionId(1),
+        nonce: 2,
+        version: "0.1.0".into(),
+        hardware: "Raspberry Pi 4 Model B (aarch64)".into(),
+        uptime: Duration::from_millis(1500),
+        self_test: SelfTest { raw_socket: Check::Works, ipv4: Check::Works, ipv6: Check::Fails("no address on eth0".into()) },
+        stream: StreamId(9),
+        leases: statuses(),
+        interface: InterfaceLimits { name: "eth0".into(), packets: PacketsPerSecond::new(1000).unwrap(), bits: BitsPerSecond::new(10_000_000).unwrap() },
+    }));
+    frozen("live-death", &Live::Death { session: SessionId(1), orderly: false });
+    frozen("event-records", &Event::Records { stream: StreamId(9), first: 301, records: vec![vec![1, 2, 3], vec![4]] });
+    frozen("event-need-job", &Event::NeedJob { job: lease().job });
+    frozen("event-heartbeat", &Event::Heartbeat(Heartbeat {
+        session: SessionId(1),
+        number: 12,
+        uptime: Duration::from_secs(3600),
+        cpu: Duration::from_millis(900),
+        memory_kib: 8464,
+        load_percent: 42,
+        spool_records: 3,
+        spool_bytes: 4000,
+        lost_records: 0,
+        leases: statuses(),
+        traffic: Traffic { sent_packets: 5200, sent_bytes: 312_000, received_packets: 77, kernel_drops: 0, send_retries: 1, policy_refused: 5, clipped: 1 },
+        refusals: Refusals { unsigned: 1, misaddressed: 2, expired: 3, replayed: 4, malformed: 5 },
+    }));
+}
+
+#[test]
+fn records() {
+    let answer = |offset, state, us| Answer { offset, state, rtt: Duration::from_micros(us), ttl: 57 };
+    let batch = ResultBatch::new(
+        BatchHead { lease: lease(), from: 4096, to: 8192, started: UnixMillis(1_700_000_000_000), took: Duration::from_millis(1200), packets: 4200, duplicates: 2 },
+        vec![
+            answer(5, State::Open, 300),
+            answer(900, State::Open, 21_000),
+            answer(6, State::Closed, 290),
+            answer(7, State::Up, 100),
+            answer(8, State::Filtered { icmp_type: 3, icmp_code: 13 }, 1000),
+        ],
+        Runs::from_ascending([10, 11, 12, 400]),
+        vec![(NotReached::NoNeighbour, Runs::from_ascending([20])), (NotReached::Stopped, Runs::from_ascending([4000, 4001]))],
+    );
+    let records = [
+        ("record-batch", Record::Batch(batch)),
+        ("record-lease-ended", Record::LeaseEnded { lease: lease(), position: 8192, end: LeaseEnd::Done }),
+        ("record-lease-failed", Record::LeaseEnded { lease: lease(), position: 5000, end: LeaseEnd::Failed("interface is gone".into()) }),
+        ("record-job-refused", Record::JobRefused { job: lease().job, reason: "it lacks IPv6".into() }),
+        ("record-loss", Record::Loss { records: 3, bytes: 900 }),
+    ];
+    for (name, record) in records {
+        frozen(name, &record);
+        assert_eq!(encode_record(&record), encode(&record));
+    }
+}
+
+#[test]
+fn envelopes() {
+    let key = SigningKey::from_bytes(&[42; 32]);
+    let contents = Contents {
+        audience: Audience::Role(Role::Scan),
+        serial: 1_700_000_000_000_000,
+        issued: UnixMillis(1_700_000_000_000),
+        expires: UnixMillis(1_700_000_060_000),
+        command: Command::Cancel { job: lease().job },
+    };
+    let bytes = seal(&contents, &key);
+    let frozen = golden("envelope", &bytes);
+    assert_eq!(open(&frozen, &[key.verifying_key()]), Ok(contents));
+    assert_eq!(hex::encode(bytes), hex::encode(frozen));
+}
+
+#[test]
+fn damaged_messages_are_refused_and_never_panic() {
+    for file in std::fs::read_dir(Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden/v1")).unwrap() {
+        let text = std::fs::read_to_string(file.unwrap().path()).unwrap();
+        let bytes = hex::decode(text.split_whitespace().collect::<String>()).unwrap();
+        for at in 0..bytes.len() {
+            for flip in [0x01, 0x80, 0xff] {
+                let mut damaged = bytes.clone();
+                damaged[at] ^= flip;
+                let _ = (decode::<Command>(&damaged), decode::<Event>(&damaged), decode::<Live>(&damaged));
+                if let Ok(Record::Batch(batch)) = decode::<Record>(&damaged) {
+                    let _ = batch.check();
+                }
+            }
+            let _ = (decode::<Command>(&bytes[..at]), decode::<Event>(&bytes[..at]), decode::<Live>(&bytes[..at]), decode::<Record>(&bytes[..at]));
+        }
+    }
+}
