@@ -100,7 +100,7 @@ fn events() {
         interface: InterfaceLimits { name: "eth0".into(), packets: PacketsPerSecond::new(1000).unwrap(), bits: BitsPerSecond::new(10_000_000).unwrap() },
     }));
     frozen("live-death", &Live::Death { session: SessionId(1), orderly: false });
-    frozen("event-records", &Event::Records { stream: StreamId(9), first: 301, records: vec![vec![1, 2, 3], vec![4]] });
+    frozen("event-records", &Event::Records { stream: StreamId(9), after: 299, first: 301, records: vec![vec![1, 2, 3], vec![4]] });
     frozen("event-need-job", &Event::NeedJob { job: lease().job });
     frozen("event-heartbeat", &Event::Heartbeat(Heartbeat {
         session: SessionId(1),
