@@ -7,4 +7,8 @@
 pub mod arp;
 pub mod checksum;
 pub mod eth;
+pub mod icmp;
+pub mod ip;
 pub mod ndp;
+pub mod tcp;
+pub mod guard;

@@ -1,0 +1,531 @@
+//! The state of one chunk of positions: what was sent when, what answered, what is to be asked again.
+//!
+//! A position is in at most one place: in level `k` (asked `k` times, waiting), in the queue of probes whose neighbour is not
+//! known yet, or in none, which means that its fate is decided. Fate: answered, refused, not reached, else silent.
+//!
+//! Each level is a set of bits and a cursor. Positions enter a level in the order of sending, so that the one at the cursor
+//! is due first. A straggler may hold the cursor up, but not longer than its own wait, so a level is through when its last
+//! position is.
+//!
+//! **Invariant:** `sent[a][offset]` is a time exactly for the probes that left; it decides between silent and not reached.
+
+use core::time::Duration;
+use std::collections::VecDeque;
+
+use picket_wire::result::{Answer, NotReached, Runs, State};
+
+use super::report::ChunkReport;
+use super::rto::Rto;
+use crate::net::engine::NotSent;
+use crate::net::time::Instant;
+
+/// In place of a send time: this probe did not leave.
+const NEVER: u32 = u32::MAX;
+/// When a probe whose neighbour is being asked for is offered again the first time: on a healthy link the answer is there.
+const REOFFER_FIRST: Duration = Duration::from_millis(10);
+/// The longest pause between two offers.
+const REOFFER_MAX: Duration = Duration::from_millis(500);
+/// After so many rounds of offers in which nothing moved, the neighbours are given up: about 8 s, longer than any neighbour
+/// cache takes to say so itself.
+const REOFFER_ROUNDS: u32 = 20;
+/// A round trip beyond this is a fault of the clock or of a link that slept, not a measurement.
+const RTT_MAX: Duration = Duration::from_secs(60);
+
+/// Why a position was never asked, as indexes into [`Chunk::unreached`].
+const REASONS: [NotReached; 3] = [NotReached::NoNeighbour, NotReached::NoRoute, NotReached::LinkError];
+
+/// A growing set of small numbers.
+#[derive(Debug, Default)]
+struct Bits {
+    words: Vec<u64>,
+    count: u32,
+}
+
+impl Bits {
+    const fn mask(at: u32) -> (usize, u64) {
+        ((at / 64) as usize, 1 << (at % 64))
+    }
+
+    fn get(&self, at: u32) -> bool {
+        let (word, mask) = Self::mask(at);
+        self.words.get(word).is_some_and(|bits| bits & mask != 0)
+    }
+
+    fn set(&mut self, at: u32) {
+        let (word, mask) = Self::mask(at);
+        if word >= self.words.len() {
+            self.words.resize(word + 1, 0);
+        }
+        if let Some(bits) = self.words.get_mut(word) {
+            self.count += u32::from(*bits & mask == 0);
+            *bits |= mask;
+        }
+    }
+
+    /// Takes a number out; whether it was there.
+    fn clear(&mut self, at: u32) -> bool {
+        let (word, mask) = Self::mask(at);
+        let was = self.get(at);
+        if let (true, Some(bits)) = (was, self.words.get_mut(word)) {
+            *bits &= !mask;
+            self.count -= 1;
+        }
+        was
+    }
+
+    /// The first number from `at` on.
+    fn next_from(&self, at: u32) -> Option<u32> {
+        let (first, mask) = Self::mask(at);
+        let mut keep = !(mask - 1);
+        for (index, bits) in self.words.iter().enumerate().skip(first) {
+            let left = bits & keep;
+            if left != 0 {
+                return Some(index as u32 * 64 + left.trailing_zeros());
+            }
+            keep = u64::MAX;
+        }
+        None
+    }
+
+    fn iter(&self) -> impl Iterator<Item = u32> + '_ {
+        let mut at = 0;
+        core::iter::from_fn(move || {
+            let found = self.next_from(at)?;
+            at = found + 1;
+            Some(found)
+        })
+    }
+
+    fn reset(&mut self) {
+        self.words.clear();
+        self.count = 0;
+    }
+}
+
+/// Positions that were asked equally often and wait.
+#[derive(Debug, Default)]
+struct Level {
+    waiting: Bits,
+    cursor: u32,
+}
+
+impl Level {
+    /// The position that is due first.
+    fn first(&self) -> Option<u32> {
+        if self.waiting.count == 0 {
+            return None;
+        }
+        self.waiting.next_from(self.cursor).or_else(|| self.waiting.next_from(0))
+    }
+
+    fn take(&mut self, offset: u32) {
+        if self.waiting.clear(offset) {
+            self.cursor = offset + 1;
+        }
+    }
+}
+
+/// Probes whose neighbour is being asked for, in the order of their offers.
+#[derive(Debug)]
+struct Pending {
+    queue: VecDeque<(u32, u8)>,
+    /// How many are left of the round of offers that is going on.
+    round: usize,
+    /// When the next round begins.
+    next_round: Instant,
+    pause: Duration,
+    /// Length at the start of the last round, and for how many rounds it has not become shorter.
+    last: usize,
+    stale: u32,
+}
+
+impl Pending {
+    fn new() -> Self {
+        Self { queue: VecDeque::new(), round: 0, next_round: Instant::ZERO, pause: REOFFER_FIRST, last: 0, stale: 0 }
+    }
+
+    fn push(&mut self, now: Instant, offset: u32, attempt: u8) {
+        if self.round == 0 && self.queue.is_empty() && self.next_round <= now {
+            (self.pause, self.next_round, self.last, self.stale) = (REOFFER_FIRST, now + REOFFER_FIRST, usize::MAX, 0);
+        }
+        self.queue.push_back((offset, attempt));
+    }
+
+    /// Starts a round if it is time for one. `false`: nothing to offer now.
+    fn in_round(&mut self, now: Instant) -> bool {
+        if self.round == 0 && !self.queue.is_empty() && self.next_round <= now {
+            self.stale = if self.queue.len() < self.last { 0 } else { self.stale + 1 };
+            (self.round, self.last) = (self.queue.len(), self.queue.len());
+        }
+        self.round > 0
+    }
+
+    fn pop(&mut self, now: Instant) -> Option<(u32, u8)> {
+        let next = self.queue.pop_front();
+        self.round = self.round.saturating_sub(1);
+        if self.round == 0 {
+            self.next_round = now + self.pause;
+            self.pause = (self.pause * 2).min(REOFFER_MAX);
+        }
+        next
+    }
+}
+
+/// An answer as it is kept: 16 bytes.
+#[derive(Debug, Clone, Copy)]
+struct Found {
+    offset: u32,
+    rtt_us: u32,
+    state: State,
+    ttl: u8,
+}
+
+/// What became of an answer.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Taken {
+    /// The first one of its position, with its round trip where that is known.
+    New(Option<Duration>),
+    /// Another one of its position.
+    Again,
+    /// The probe that it answers was never sent.
+    Unasked,
+}
+
+/// See the module.
+#[derive(Debug)]
+pub(super) struct Chunk {
+    from: u64,
+    len: u32,
+    attempts: u8,
+    sealed: bool,
+    started: Instant,
+    /// By attempt: send time of each position in microseconds since `started`.
+    sent: Vec<Vec<u32>>,
+    /// `levels[k - 1]` holds what was asked `k` times.
+    levels: Vec<Level>,
+    pending: Pending,
+    /// When positions whose last probe failed on the link are looked at again.
+    retry_at: Instant,
+    answered: Bits,
+    /// Of those answered: by an ICMP error only, which an answer of the target itself replaces.
+    hearsay: Bits,
+    found: Vec<Found>,
+    refused: Bits,
+    unreached: [Bits; REASONS.len()],
+    packets: u64,
+    bytes: u64,
+    duplicates: u64,
+}
+
+impl Chunk {
+    pub(super) fn new(attempts: u8) -> Self {
+        Self {
+            from: 0,
+            len: 0,
+            attempts,
+            sealed: false,
+            started: Instant::ZERO,
+            sent: (0..attempts).map(|_| Vec::new()).collect(),
+            levels: (0..attempts).map(|_| Level::default()).collect(),
+            pending: Pending::new(),
+            retry_at: Instant::ZERO,
+            answered: Bits::default(),
+            hearsay: Bits::default(),
+            found: Vec::new(),
+            refused: Bits::default(),
+            unreached: Default::default(),
+            packets: 0,
+            bytes: 0,
+            duplicates: 0,
+        }
+    }
+
+    /// Makes it an empty chunk that starts at position `from`, keeping its memory.
+    pub(super) fn reuse(&mut self, now: Instant, from: u64) {
+        self.sent.iter_mut().for_each(Vec::clear);
+        for level in &mut self.levels {
+            level.waiting.reset();
+            level.cursor = 0;
+        }
+        let sets = [&mut self.answered, &mut self.hearsay, &mut self.refused].into_iter();
+        sets.chain(&mut self.unreached).for_each(Bits::reset);
+        // A chunk in which everything answered is the exception: its memory is not kept.
+        self.found = Vec::new();
+        self.pending = Pending::new();
+        (self.from, self.len, self.sealed, self.started, self.retry_at) = (from, 0, false, now, Instant::ZERO);
+        (self.packets, self.bytes, self.duplicates) = (0, 0, 0);
+    }
+
+    pub(super) fn from(&self) -> u64 {
+        self.from
+    }
+
+    pub(super) fn len(&self) -> u32 {
+        self.len
+    }
+
+    pub(super) fn started(&self) -> Instant {
+        self.started
+    }
+
+    pub(super) fn is_sealed(&self) -> bool {
+        self.sealed
+    }
+
+    /// It takes no new positions from here on.
+    pub(super) fn seal(&mut self) {
+        self.sealed = true;
+    }
+
+    /// Whether the fate of all its positions is decided and no more will come.
+    pub(super) fn is_finished(&self) -> bool {
+        self.sealed && self.pending.queue.is_empty() && self.levels.iter().all(|level| level.waiting.count == 0)
+    }
+
+    /// Takes in the next position and books its first probe.
+    pub(super) fn begin(&mut self, now: Instant) -> u32 {
+        let offset = self.len;
+        self.len += 1;
+        self.book(now, offset, 0);
+        offset
+    }
+
+    fn book(&mut self, now: Instant, offset: u32, attempt: u8) {
+        let at = u32::try_from(now.saturating_since(self.started).as_micros()).unwrap_or(NEVER).min(NEVER - 1);
+        if let Some(times) = self.sent.get_mut(usize::from(attempt)) {
+            let index = offset as usize;
+            if index >= times.len() {
+                times.resize(index + 1, NEVER);
+            }
+            if let Some(time) = times.get_mut(index) {
+                *time = at;
+            }
+        }
+        if let Some(level) = self.levels.get_mut(usize::from(attempt)) {
+            level.waiting.set(offset);
+        }
+        self.packets += 1;
+    }
+
+    pub(super) fn add_bytes(&mut self, bytes: usize) {
+        self.bytes += bytes as u64;
+    }
+
+    fn sent_at(&self, attempt: u8, offset: u32) -> Option<Instant> {
+        let time = *self.sent.get(usize::from(attempt))?.get(offset as usize)?;
+        (time != NEVER).then(|| self.started + Duration::from_micros(time.into()))
+    }
+
+    /// The last probe that left for a position, of its first `asked` ones.
+    fn last_sent(&self, asked: u8, offset: u32) -> Option<(u8, Instant)> {
+        (0..asked).rev().find_map(|attempt| Some((attempt, self.sent_at(attempt, offset)?)))
+    }
+
+    /// When the wait of a position in level `asked` is over.
+    fn due(&self, asked: u8, offset: u32, rto: &Rto) -> Instant {
+        match self.last_sent(asked, offset) {
+            Some((attempt, at)) if attempt + 1 == asked => at + rto.after(attempt),
+            Some((attempt, at)) => (at + rto.after(attempt)).max(self.retry_at),
+            None => self.retry_at,
+        }
+    }
+
+    /// The next probe that is to be repeated or offered again, booked as sent; else lowers `wake` to when there is one.
+    pub(super) fn poll_due(&mut self, now: Instant, rto: &Rto, wake: &mut Instant) -> Option<(u32, u8)> {
+        while self.pending.in_round(now) {
+            if self.pending.stale >= REOFFER_ROUNDS && self.sealed {
+                self.give_up_pending();
+                break;
+            }
+            if let Some((offset, attempt)) = self.pending.pop(now)
+                && !self.answered.get(offset)
+            {
+                self.book(now, offset, attempt);
+                return Some((offset, attempt));
+            }
+        }
+        if !self.pending.queue.is_empty() {
+            *wake = (*wake).min(self.pending.next_round);
+        }
+        for asked in 1..self.attempts {
+            let Some(offset) = self.levels.get(usize::from(asked) - 1).and_then(Level::first) else { continue };
+            let due = self.due(asked, offset, rto);
+            if due > now {
+                *wake = (*wake).min(due);
+                continue;
+            }
+            if let Some(level) = self.levels.get_mut(usize::from(asked) - 1) {
+                level.take(offset);
+            }
+            self.book(now, offset, asked);
+            return Some((offset, asked));
+        }
+        None
+    }
+
+    fn give_up_pending(&mut self) {
+        let queue = core::mem::take(&mut self.pending.queue);
+        self.pending.round = 0;
+        for (offset, attempt) in queue {
+            if !self.answered.get(offset) {
+                self.decide_unsent(offset, attempt, NotSent::NoNeighbour);
+            }
+        }
+    }
+
+    /// Ends the waits that are over; lowers `wake` to when the next one is.
+    pub(super) fn end_waits(&mut self, now: Instant, rto: &Rto, wake: &mut Instant) {
+        let last = usize::from(self.attempts) - 1;
+        while let Some(offset) = self.levels.get(last).and_then(Level::first) {
+            let due = self.due(self.attempts, offset, rto);
+            if due > now {
+                *wake = (*wake).min(due);
+                return;
+            }
+            if let Some(level) = self.levels.get_mut(last) {
+                level.take(offset);
+            }
+            if self.last_sent(self.attempts, offset).is_none() {
+                self.unreached(NotReached::LinkError, offset);
+            }
+        }
+    }
+
+    fn unreached(&mut self, why: NotReached, offset: u32) {
+        let reason = REASONS.iter().position(|reason| *reason == why);
+        if let Some(set) = reason.and_then(|reason| self.unreached.get_mut(reason)) {
+            set.set(offset);
+        }
+    }
+
+    /// A booked probe of `bytes` did not leave.
+    pub(super) fn not_sent(&mut self, now: Instant, offset: u32, attempt: u8, why: NotSent, bytes: usize, rto: &Rto) {
+        let booked = self.sent.get_mut(usize::from(attempt)).and_then(|times| times.get_mut(offset as usize));
+        let Some(time) = booked.filter(|time| **time != NEVER) else { return };
+        *time = NEVER;
+        self.packets = self.packets.saturating_sub(1);
+        self.bytes = self.bytes.saturating_sub(bytes as u64);
+        if why == NotSent::LinkError {
+            // It stays where it is: this attempt is spent, the next one comes after a wait.
+            self.retry_at = self.retry_at.max(now + rto.after(attempt));
+            return;
+        }
+        let waited = self.levels.get_mut(usize::from(attempt)).is_some_and(|level| level.waiting.clear(offset));
+        match why {
+            _ if !waited => {}
+            NotSent::NeighbourPending => self.pending.push(now, offset, attempt),
+            _ => self.decide_unsent(offset, attempt, why),
+        }
+    }
+
+    /// A position will not be asked again. If it was asked before, it may still answer.
+    fn decide_unsent(&mut self, offset: u32, attempt: u8, why: NotSent) {
+        if self.last_sent(attempt, offset).is_some() {
+            if let Some(level) = self.levels.get_mut(usize::from(self.attempts) - 1) {
+                level.waiting.set(offset);
+            }
+            return;
+        }
+        match why {
+            NotSent::Refused => self.refused.set(offset),
+            NotSent::NoRoute => self.unreached(NotReached::NoRoute, offset),
+            NotSent::LinkError => self.unreached(NotReached::LinkError, offset),
+            NotSent::NoNeighbour | NotSent::NeighbourPending => self.unreached(NotReached::NoNeighbour, offset),
+        }
+    }
+
+    /// An answer to attempt number `attempt` came.
+    pub(super) fn answer(&mut self, now: Instant, offset: u32, attempt: u8, state: State, ttl: u8) -> Taken {
+        let Some(sent) = self.sent_at(attempt, offset) else { return Taken::Unasked };
+        let rtt = Some(now.saturating_since(sent)).filter(|rtt| *rtt <= RTT_MAX);
+        let rtt_us = rtt.and_then(|rtt| u32::try_from(rtt.as_micros()).ok()).unwrap_or(0);
+        let found = Found { offset, rtt_us, state, ttl };
+        let hearsay = matches!(state, State::Filtered { .. });
+        if self.answered.get(offset) {
+            if !hearsay && self.hearsay.clear(offset) {
+                let old = self.found.iter_mut().rev().find(|old| old.offset == offset);
+                old.expect("what is marked as answered is in the list").clone_from(&found);
+            } else {
+                self.duplicates += 1;
+            }
+            return Taken::Again;
+        }
+        for level in &mut self.levels {
+            level.waiting.clear(offset);
+        }
+        self.answered.set(offset);
+        if hearsay {
+            self.hearsay.set(offset);
+        }
+        self.found.push(found);
+        Taken::New(rtt)
+    }
+
+    /// The first position whose fate is not decided.
+    pub(super) fn first_undecided(&self) -> u32 {
+        let waiting = self.levels.iter().filter_map(|level| level.waiting.next_from(0));
+        let pending = self.pending.queue.iter().map(|(offset, _)| *offset).filter(|offset| !self.answered.get(*offset));
+        waiting.chain(pending).min().unwrap_or(self.len)
+    }
+
+    /// The report on the first `len` positions; those undecided are said to be stopped.
+    pub(super) fn report(&self, now: Instant, len: u32, late: u64) -> ChunkReport {
+        let inside = |at: &u32| *at < len;
+        let runs = |set: &Bits| Runs::from_ascending(set.iter().take_while(inside).map(u64::from));
+        let mut found: Vec<Found> = self.found.iter().filter(|found| found.offset < len).copied().collect();
+        found.sort_unstable_by_key(|found| found.offset);
+        let answer = |f: Found| Answer { offset: f.offset.into(), state: f.state, rtt: Duration::from_micros(f.rtt_us.into()), ttl: f.ttl };
+        let mut not_reached: Vec<_> = REASONS.into_iter().zip(self.unreached.iter().map(runs)).collect();
+        not_reached.push((NotReached::Stopped, runs(&self.undecided())));
+        not_reached.retain(|(_, runs)| runs.count() > 0);
+        ChunkReport {
+            from: self.from,
+            to: self.from + u64::from(len),
+            started: self.started,
+            ended: now,
+            sent_packets: self.packets,
+            sent_bytes: self.bytes,
+            answers: found.into_iter().map(answer).collect(),
+            refused: runs(&self.refused),
+            not_reached,
+            duplicates: self.duplicates,
+            late,
+        }
+    }
+
+    fn undecided(&self) -> Bits {
+        let mut set = Bits::default();
+        let waiting = self.levels.iter().flat_map(|level| level.waiting.iter());
+        let pending = self.pending.queue.iter().map(|(offset, _)| *offset).filter(|offset| !self.answered.get(*offset));
+        waiting.chain(pending).for_each(|offset| set.set(offset));
+        set
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+
+    use proptest::prelude::*;
+
+    use super::*;
+
+    proptest! {
+        #[test]
+        fn bits_are_a_set(steps in proptest::collection::vec((any::<bool>(), 0u32..500), 0..200), from in 0u32..600) {
+            let (mut bits, mut model) = (Bits::default(), BTreeSet::new());
+            for (add, at) in steps {
+                match add {
+                    true => {
+                        bits.set(at);
+                        model.insert(at);
+                    }
+                    false => prop_assert_eq!(bits.clear(at), model.remove(&at)),
+                }
+            }
+            prop_assert_eq!(bits.count as usize, model.len());
+            prop_assert_eq!(bits.iter().collect::<Vec<_>>(), model.iter().copied().collect::<Vec<_>>());
+            prop_assert_eq!(bits.next_from(from), model.range(from..).next().copied());
+        }
+    }
+}

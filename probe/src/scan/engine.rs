@@ -1,0 +1,101 @@
+//! The raw-packet scan as an [`Engine`]: the schedule's probes as packets, packets as answers.
+
+use picket_wire::space::TargetSpace;
+use std::sync::Arc;
+
+use super::kinds::Kind;
+use super::report::{Event, Stats};
+pub use super::schedule::Cut;
+use super::schedule::{Probe, Schedule};
+use super::spec::{RawIdentity, ScanPlan, SpecError};
+use crate::net::engine::{Engine, NotSent, Transmit};
+use crate::net::time::Instant;
+
+/// A token is the attempt above the position, which has 60 bits ([`picket_wire::space::MAX_LEN`]).
+const ATTEMPT_SHIFT: u32 = 60;
+/// Most positions without a source address that are passed over before the loop gets its turn back.
+const SKIPS_PER_POLL: u32 = 1024;
+
+/// A scan by raw packets: TCP SYN or ICMP echo.
+pub struct ScanEngine {
+    schedule: Schedule,
+    space: Arc<TargetSpace>,
+    kind: Kind,
+}
+
+impl ScanEngine {
+    /// Makes the engine for a plan. A family without a source address is reported as not reached for want of a route.
+    ///
+    /// # Errors
+    /// If there is no source address at all, or if the technique is not one of raw packets.
+    pub fn new(plan: &ScanPlan, identity: RawIdentity) -> Result<Self, SpecError> {
+        if identity.source.v4.is_none() && identity.source.v6.is_none() {
+            return Err(SpecError::NoSource);
+        }
+        let kind = Kind::new(plan.technique, identity, plan.attempts).ok_or(SpecError::NotRaw(plan.technique))?;
+        Ok(Self { schedule: Schedule::new(plan), space: Arc::clone(&plan.space), kind })
+    }
+
+    /// Ends the scan now; its last reports and [`Event::Done`] follow at once, and nothing more is sent.
+    pub fn cut(&mut self, now: Instant, how: Cut) {
+        self.schedule.cut(now, how);
+    }
+
+    /// Sums so far.
+    pub fn stats(&self) -> Stats {
+        self.schedule.stats()
+    }
+
+    /// One past the last position that was begun.
+    pub fn next_position(&self) -> u64 {
+        self.schedule.next()
+    }
+
+    fn write(&self, probe: Probe, buf: &mut [u8]) -> Option<Transmit> {
+        let target = self.space.target(probe.position)?;
+        let len = self.kind.patch(target, probe.attempt, buf)?;
+        Some(Transmit { dst: target.addr, token: u64::from(probe.attempt) << ATTEMPT_SHIFT | probe.position, len })
+    }
+}
+
+impl Engine for ScanEngine {
+    type Event = Event;
+
+    fn poll_transmit(&mut self, now: Instant, buf: &mut [u8]) -> Option<Transmit> {
+        for _ in 0..SKIPS_PER_POLL {
+            let probe = self.schedule.poll(now)?;
+            if let Some(transmit) = self.write(probe, buf) {
+                self.schedule.add_bytes(probe, transmit.len);
+                return Some(transmit);
+            }
+            self.schedule.not_sent(now, probe, NotSent::NoRoute, 0);
+        }
+        None
+    }
+
+    fn on_not_sent(&mut self, now: Instant, token: u64, why: NotSent) {
+        let probe = Probe { position: token & ((1 << ATTEMPT_SHIFT) - 1), attempt: (token >> ATTEMPT_SHIFT) as u8 };
+        let bytes = self.write(probe, &mut [0; 128]).map_or(0, |transmit| transmit.len);
+        self.schedule.not_sent(now, probe, why, bytes);
+    }
+
+    fn on_packet(&mut self, now: Instant, packet: &[u8]) {
+        let Some(reply) = self.kind.accept(packet) else { return };
+        // A right cookie for what is not in the space: somebody echoes what we never sent, or the key is known.
+        if let Some(position) = self.space.position(reply.target) {
+            self.schedule.answer(now, Probe { position, attempt: reply.attempt }, reply.state, reply.ttl);
+        }
+    }
+
+    fn poll_timeout(&self) -> Option<(Instant, &'static str)> {
+        self.schedule.poll_timeout()
+    }
+
+    fn on_timeout(&mut self, now: Instant) {
+        self.schedule.on_timeout(now);
+    }
+
+    fn poll_event(&mut self) -> Option<Event> {
+        self.schedule.poll_event()
+    }
+}

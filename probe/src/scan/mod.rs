@@ -1,0 +1,47 @@
+//! Host discovery and port scans: who answers, on which ports, how fast.
+//!
+//! A scan works through a range of positions of a target space (a lease) in order. Two engines share one book-keeping:
+//!
+//! ```text
+//!  spec      what is wanted, checked                   kinds/    what one probe looks like and whose answer this is
+//!  schedule  which probe is next, who answered,        engine    schedule + kind = packets in and out (net::engine::Engine)
+//!            when to ask again, what to report         connect   schedule + sockets of the operating system
+//!  chunk     the state of up to 65,536 positions       rto       how long to wait for an answer
+//!  report    what is told about a finished chunk
+//! ```
+//!
+//! **Chunks.** Positions are begun in order and belong to chunks of what is sent in one second, 65,536 at most. A chunk keeps
+//! four bytes per position and attempt (when it was sent) and forgets everything once it is reported; chunks are reported in
+//! order and cover the range without a gap. Several are open at a time, so that sending never waits for late answers; their
+//! sum is bounded, so that memory does not grow with the target space.
+//!
+//! **Attempts.** Each position that stays silent is asked again after a wait learnt from the round trips measured so far
+//! ([`rto`]), up to `attempts` times in all. The attempt is written in the source port (TCP) or the identifier (ICMP), so
+//! each answer names the probe that it answers and its round trip is exact (Karn's problem does not arise).
+//!
+//! **Answers** are recognised by a keyed cookie that only this run knows, in a field that every honest answer repeats. What
+//! does not carry it is not ours, whatever it claims. An answer is counted once; further ones are counted as duplicates, and
+//! those for a chunk already reported as late.
+//!
+//! **Open ports and the kernel.** No socket stands behind a raw SYN: the kernel answers the SYN-ACK with a RST by itself, which
+//! takes the half-open connection away at the target. Where a local firewall drops that RST, or the source address is not
+//! one of the kernel's own, the target repeats its SYN-ACK until it gives up; those are counted as duplicates or late.
+//!
+//! **Invariant:** in every report, answered + refused + not reached + silent = length of its range, and the ranges of all
+//! reports follow on each other from the start of the lease.
+//! **Invariant:** a position is only silent if a packet for it has left and the wait for its answer is over.
+//!
+//! It must not know links, clocks, routes or the controller. [`connect`] alone uses the operating system's sockets.
+
+pub mod connect;
+pub mod engine;
+pub mod report;
+pub mod rto;
+pub mod spec;
+
+mod chunk;
+mod kinds;
+mod schedule;
+
+#[cfg(test)]
+mod tests;

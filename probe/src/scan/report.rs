@@ -1,0 +1,95 @@
+//! What a scan tells: finished chunks, and the end.
+
+use core::time::Duration;
+
+use picket_wire::ids::LeaseId;
+use picket_wire::result::{Answer, BatchHead, Coverage, NotReached, ResultBatch, Runs};
+use picket_wire::units::UnixMillis;
+
+use crate::net::time::Instant;
+
+/// What a scan yields, in order.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Event {
+    /// A range of positions is finished. Ranges follow on each other without a gap.
+    Chunk(ChunkReport),
+    /// Nothing more will come.
+    Done(Done),
+}
+
+/// Results for positions `from..to`, complete: what is in no list was asked and stayed silent.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ChunkReport {
+    /// First position.
+    pub from: u64,
+    /// One past the last position.
+    pub to: u64,
+    /// When its first packet was sent.
+    pub started: Instant,
+    /// When the wait for its answers was over.
+    pub ended: Instant,
+    /// Packets sent, repetitions included (connect: SYNs).
+    pub sent_packets: u64,
+    /// Their bytes from the IP header on.
+    pub sent_bytes: u64,
+    /// What answered, by position; offsets count from `from`.
+    pub answers: Vec<Answer>,
+    /// Offsets that policy refused.
+    pub refused: Runs,
+    /// Offsets that no packet was sent to, by reason.
+    pub not_reached: Vec<(NotReached, Runs)>,
+    /// Answers of this range that came a second time.
+    pub duplicates: u64,
+    /// Answers for ranges reported before this one that came too late, counted since the last report.
+    pub late: u64,
+}
+
+impl ChunkReport {
+    /// How the range fared.
+    pub fn coverage(&self) -> Coverage {
+        // The lease is in no way part of the numbers.
+        let nobody = LeaseId { job: picket_wire::ids::JobId(0), grant: 0 };
+        let batch = self.clone().into_batch(nobody, UnixMillis::default());
+        batch.check().expect("a report lists each position of its range at most once")
+    }
+
+    /// The report as it goes into the spool.
+    pub fn into_batch(self, lease: LeaseId, started: UnixMillis) -> ResultBatch {
+        let took = self.took();
+        let Self { from, to, sent_packets, duplicates, answers, refused, not_reached, .. } = self;
+        ResultBatch::new(BatchHead { lease, from, to, started, took, packets: sent_packets, duplicates }, answers, refused, not_reached)
+    }
+
+    /// From the first packet to the end of the wait for answers.
+    pub fn took(&self) -> Duration {
+        self.ended.saturating_since(self.started)
+    }
+}
+
+/// The end of a scan.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Done {
+    /// One past the last position that was reported; below the end of the range if the scan was cut.
+    pub next: u64,
+    /// Sums over the whole scan.
+    pub stats: Stats,
+}
+
+/// Sums over a scan, as they stand.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Stats {
+    /// Positions begun.
+    pub begun: u64,
+    /// Packets sent.
+    pub sent_packets: u64,
+    /// Their bytes from the IP header on.
+    pub sent_bytes: u64,
+    /// Positions that answered.
+    pub answers: u64,
+    /// Answers that came a second time.
+    pub duplicates: u64,
+    /// Answers for positions already reported.
+    pub late: u64,
+    /// Packets with a right cookie for what this scan has not asked.
+    pub foreign: u64,
+}

@@ -1,0 +1,322 @@
+//! Which probe is next: chunks in order, repetitions when they are due, reports when chunks are finished.
+//!
+//! Pure and without packets: the raw engine turns probes into bytes, the connect engine into sockets.
+//!
+//! **Invariant:** the positions of all open chunks together are bounded by [`ChunkLimits::memory`](super::spec::ChunkLimits).
+
+use std::collections::VecDeque;
+
+use picket_wire::result::State;
+
+use super::chunk::{Chunk, Taken};
+use super::report::{Done, Event, Stats};
+use super::rto::Rto;
+use super::spec::{ChunkLimits, ScanPlan};
+use crate::net::engine::NotSent;
+use crate::net::time::Instant;
+
+/// One probe: attempt number `attempt` (from 0) for a position.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub(super) struct Probe {
+    pub(super) position: u64,
+    pub(super) attempt: u8,
+}
+
+/// How a scan is ended before its time.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Cut {
+    /// Somebody goes on where this scan ends: report the longest prefix of decided positions, forget the rest.
+    Resumable,
+    /// Nobody goes on: report all that was begun. Positions whose wait is not over count as stopped.
+    Final,
+}
+
+#[derive(Debug)]
+pub(super) struct Schedule {
+    /// The next position to begin.
+    next: u64,
+    to: u64,
+    attempts: u8,
+    limits: ChunkLimits,
+    max_open: u64,
+    rto: Rto,
+    /// Open chunks, oldest first, each following on the one before.
+    chunks: VecDeque<Chunk>,
+    /// The memory of a finished chunk.
+    spare: Option<Chunk>,
+    /// Where the last repetition came from: the next one is likely there too.
+    hint: usize,
+    /// Not before this is any repetition due.
+    send_wake: Instant,
+    /// Not before this is any wait over.
+    end_wake: Instant,
+    /// The latest time heard of.
+    seen: Instant,
+    events: VecDeque<Event>,
+    stats: Stats,
+    /// Late answers since the last report.
+    late: u64,
+    over: bool,
+}
+
+impl Schedule {
+    pub(super) fn new(plan: &ScanPlan) -> Self {
+        let limits = plan.chunks;
+        let limits = ChunkLimits { positions: limits.positions.max(1), ..limits };
+        let per_position = size_of::<u32>() * usize::from(plan.attempts);
+        Self {
+            next: plan.from,
+            to: plan.to,
+            attempts: plan.attempts,
+            limits,
+            max_open: (limits.memory / per_position) as u64,
+            rto: Rto::new(plan.timing),
+            chunks: VecDeque::new(),
+            spare: None,
+            hint: 0,
+            send_wake: Instant::FAR_FUTURE,
+            end_wake: Instant::FAR_FUTURE,
+            seen: Instant::ZERO,
+            events: VecDeque::new(),
+            stats: Stats::default(),
+            late: 0,
+            over: false,
+        }
+    }
+
+    pub(super) fn stats(&self) -> Stats {
+        self.stats
+    }
+
+    /// One past the last position that was begun.
+    pub(super) fn next(&self) -> u64 {
+        self.next
+    }
+
+    /// The next probe, booked as sent.
+    #[inline]
+    pub(super) fn poll(&mut self, now: Instant) -> Option<Probe> {
+        self.seen = self.seen.max(now);
+        if now >= self.send_wake
+            && let Some(probe) = self.poll_due(now)
+        {
+            return Some(self.booked(now, probe));
+        }
+        let probe = self.poll_new(now)?;
+        Some(self.booked(now, probe))
+    }
+
+    #[inline]
+    fn booked(&mut self, now: Instant, probe: Probe) -> Probe {
+        let due = now + self.rto.after(probe.attempt);
+        match probe.attempt + 1 < self.attempts {
+            true => self.send_wake = self.send_wake.min(due),
+            false => self.end_wake = self.end_wake.min(due),
+        }
+        self.stats.sent_packets += 1;
+        probe
+    }
+
+    fn poll_due(&mut self, now: Instant) -> Option<Probe> {
+        let mut wake = Instant::FAR_FUTURE;
+        let count = self.chunks.len();
+        for step in 0..count {
+            let index = (self.hint + step) % count;
+            let chunk = self.chunks.get_mut(index)?;
+            if let Some((offset, attempt)) = chunk.poll_due(now, &self.rto, &mut wake) {
+                self.hint = index;
+                return Some(Probe { position: chunk.from() + u64::from(offset), attempt });
+            }
+        }
+        self.send_wake = wake;
+        // Giving up neighbours may have finished a chunk.
+        self.collect(now);
+        None
+    }
+
+    fn poll_new(&mut self, now: Instant) -> Option<Probe> {
+        if self.next >= self.to || self.over {
+            return None;
+        }
+        self.seal_old(now);
+        if self.chunks.back().is_none_or(Chunk::is_sealed) {
+            let open = self.chunks.front().map_or(0, |front| self.next - front.from());
+            if open >= self.max_open.max(1) {
+                return None;
+            }
+            let mut chunk = self.spare.take().unwrap_or_else(|| Chunk::new(self.attempts));
+            chunk.reuse(now, self.next);
+            self.chunks.push_back(chunk);
+            self.end_wake = self.end_wake.min(now + self.limits.span);
+        }
+        let chunk = self.chunks.back_mut()?;
+        chunk.begin(now);
+        let position = self.next;
+        self.next += 1;
+        self.stats.begun += 1;
+        if self.next == self.to || chunk.len() >= self.limits.positions {
+            chunk.seal();
+        }
+        Some(Probe { position, attempt: 0 })
+    }
+
+    /// Seals the youngest chunk when its time is over.
+    fn seal_old(&mut self, now: Instant) {
+        let span = self.limits.span;
+        if let Some(chunk) = self.chunks.back_mut().filter(|chunk| !chunk.is_sealed())
+            && now.saturating_since(chunk.started()) >= span
+        {
+            chunk.seal();
+            self.collect(now);
+        }
+    }
+
+    /// The chunk that a position belongs to, and its offset there.
+    fn chunk_of(&mut self, position: u64) -> Option<(&mut Chunk, u32)> {
+        let index = self.chunks.partition_point(|chunk| chunk.from() <= position).checked_sub(1)?;
+        let chunk = self.chunks.get_mut(index)?;
+        let offset = u32::try_from(position - chunk.from()).ok().filter(|offset| *offset < chunk.len())?;
+        Some((chunk, offset))
+    }
+
+    /// Counts the bytes of a probe just booked.
+    pub(super) fn add_bytes(&mut self, probe: Probe, bytes: usize) {
+        self.stats.sent_bytes += bytes as u64;
+        if let Some(chunk) = self.chunks.back_mut().filter(|chunk| chunk.from() <= probe.position) {
+            chunk.add_bytes(bytes);
+        } else if let Some((chunk, _)) = self.chunk_of(probe.position) {
+            chunk.add_bytes(bytes);
+        }
+    }
+
+    /// A probe of `bytes` that was handed out did not leave.
+    pub(super) fn not_sent(&mut self, now: Instant, probe: Probe, why: NotSent, bytes: usize) {
+        self.seen = self.seen.max(now);
+        let rto = self.rto;
+        let Some((chunk, offset)) = self.chunk_of(probe.position) else { return };
+        chunk.not_sent(now, offset, probe.attempt, why, bytes, &rto);
+        self.stats.sent_packets = self.stats.sent_packets.saturating_sub(1);
+        self.stats.sent_bytes = self.stats.sent_bytes.saturating_sub(bytes as u64);
+        match why {
+            // When it is due is for the chunk to say.
+            NotSent::NeighbourPending => self.send_wake = Instant::ZERO,
+            _ => (self.send_wake, self.end_wake) = (Instant::ZERO, Instant::ZERO),
+        }
+        self.collect(now);
+    }
+
+    /// An answer to a probe came.
+    pub(super) fn answer(&mut self, now: Instant, probe: Probe, state: State, ttl: u8) {
+        self.seen = self.seen.max(now);
+        if self.over || self.chunks.front().map_or(probe.position < self.next, |front| probe.position < front.from()) {
+            self.late += 1;
+            self.stats.late += 1;
+            return;
+        }
+        let taken = self
+            .chunk_of(probe.position)
+            .map(|(chunk, offset)| (chunk.answer(now, offset, probe.attempt, state, ttl), chunk.is_finished()));
+        let Some((taken, finished)) = taken else {
+            self.stats.foreign += 1;
+            return;
+        };
+        match taken {
+            Taken::Unasked => self.stats.foreign += 1,
+            Taken::Again => self.stats.duplicates += 1,
+            Taken::New(rtt) => {
+                self.stats.answers += 1;
+                if rtt.is_some_and(|rtt| self.rto.sample(rtt)) {
+                    self.look_again();
+                }
+            }
+        }
+        if finished {
+            self.collect(now);
+        }
+    }
+
+    /// The wait has changed: all timers are to be computed anew.
+    fn look_again(&mut self) {
+        (self.send_wake, self.end_wake) = (Instant::ZERO, Instant::ZERO);
+    }
+
+    /// When [`Schedule::on_timeout`] is to be called. What is to be sent already is no matter of time.
+    pub(super) fn poll_timeout(&self) -> Option<(Instant, &'static str)> {
+        let end = (self.end_wake, "end of a wait for answers");
+        let next = match self.send_wake > self.seen && self.send_wake < self.end_wake {
+            true => (self.send_wake, "repetition of a probe"),
+            false => end,
+        };
+        (!self.chunks.is_empty() && next.0 < Instant::FAR_FUTURE).then_some(next)
+    }
+
+    pub(super) fn on_timeout(&mut self, now: Instant) {
+        self.seen = self.seen.max(now);
+        self.seal_old(now);
+        loop {
+            let mut wake = Instant::FAR_FUTURE;
+            for chunk in &mut self.chunks {
+                chunk.end_waits(now, &self.rto, &mut wake);
+                if !chunk.is_sealed() {
+                    wake = wake.min(chunk.started() + self.limits.span);
+                }
+            }
+            self.end_wake = wake;
+            // A chunk that is over may shorten the wait of the others.
+            self.collect(now);
+            if self.end_wake > now {
+                return;
+            }
+        }
+    }
+
+    /// Reports the chunks at the front that are finished, and the end.
+    fn collect(&mut self, now: Instant) {
+        while self.chunks.front().is_some_and(Chunk::is_finished) {
+            let Some(chunk) = self.chunks.pop_front() else { break };
+            let late = core::mem::take(&mut self.late);
+            self.events.push_back(Event::Chunk(chunk.report(now, chunk.len(), late)));
+            self.spare = Some(chunk);
+            self.hint = 0;
+            if self.rto.chunk_over(late > 0) {
+                self.look_again();
+            }
+        }
+        if self.chunks.is_empty() && self.next == self.to {
+            self.finish(self.to);
+        }
+    }
+
+    fn finish(&mut self, next: u64) {
+        if !self.over {
+            self.over = true;
+            self.chunks.clear();
+            self.spare = None;
+            self.events.push_back(Event::Done(Done { next, stats: self.stats }));
+        }
+    }
+
+    /// Ends the scan now.
+    pub(super) fn cut(&mut self, now: Instant, how: Cut) {
+        if self.over {
+            return;
+        }
+        self.on_timeout(now);
+        let mut end = self.chunks.front().map_or(self.next, Chunk::from);
+        for chunk in core::mem::take(&mut self.chunks) {
+            let decided = if how == Cut::Final { chunk.len() } else { chunk.first_undecided() };
+            if decided > 0 {
+                self.events.push_back(Event::Chunk(chunk.report(now, decided, core::mem::take(&mut self.late))));
+                end = chunk.from() + u64::from(decided);
+            }
+            if decided < chunk.len() {
+                break;
+            }
+        }
+        self.finish(end);
+    }
+
+    pub(super) fn poll_event(&mut self) -> Option<Event> {
+        self.events.pop_front()
+    }
+}

@@ -1,0 +1,186 @@
+//! What a scan is asked to do, checked: after [`ScanPlan::new`] nothing is checked again.
+
+use core::time::Duration;
+use std::sync::Arc;
+
+use picket_wire::job::{MAX_ATTEMPTS, ScanOptions, Technique};
+use picket_wire::space::TargetSpace;
+
+use crate::net::engine::Source;
+
+/// Why a scan cannot be done.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum SpecError {
+    /// The range is empty or reaches beyond the space.
+    #[error("positions {from} to {to} are no part of a target space of {len}")]
+    Range {
+        /// First position.
+        from: u64,
+        /// One past the last position.
+        to: u64,
+        /// Length of the space.
+        len: u64,
+    },
+    /// Not 1 to 10.
+    #[error("{0} attempts: 1 to {MAX_ATTEMPTS} are possible")]
+    Attempts(u8),
+    /// A port scan without ports.
+    #[error("technique `{}` needs ports", .0.as_str())]
+    NoPorts(Technique),
+    /// Ports for a measurement that has none.
+    #[error("technique `{}` has no ports: leave them out", .0.as_str())]
+    Ports(Technique),
+    /// A technique of the operating system's sockets was given to the raw engine, or the reverse.
+    #[error("technique `{}` is not one of raw packets", .0.as_str())]
+    NotRaw(Technique),
+    /// Neither address family has a source address.
+    #[error("the interface has no address to send from")]
+    NoSource,
+    /// The range of source ports is too small.
+    #[error("{count} source ports from {first}: at least {MAX_ATTEMPTS} below 65536 are needed, one for each attempt")]
+    SourcePorts {
+        /// First port.
+        first: u16,
+        /// How many.
+        count: u16,
+    },
+}
+
+/// The source ports (and echo identifiers) that this process uses for raw packets.
+///
+/// They should lie outside the range from which the kernel takes ports for its own connections
+/// (`net.ipv4.ip_local_port_range`, 32768 to 60999 by default), and the packet filter of the receiving socket passes them.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct SourcePorts {
+    first: u16,
+    count: u16,
+}
+
+impl Default for SourcePorts {
+    /// 61440 to 61503: above the kernel's own range, and one mask in a packet filter (`port & 0xffc0 == 0xf000`).
+    fn default() -> Self {
+        Self { first: 61_440, count: 64 }
+    }
+}
+
+impl SourcePorts {
+    /// `count` ports from `first`; at least [`MAX_ATTEMPTS`].
+    pub fn new(first: u16, count: u16) -> Result<Self, SpecError> {
+        let fits = count >= u16::from(MAX_ATTEMPTS) && u32::from(first) + u32::from(count) <= 65_536;
+        (fits && first > 0).then_some(Self { first, count }).ok_or(SpecError::SourcePorts { first, count })
+    }
+
+    /// The first port.
+    pub const fn first(self) -> u16 {
+        self.first
+    }
+
+    /// How many.
+    pub const fn count(self) -> u16 {
+        self.count
+    }
+
+    /// The base for the `engine`-th engine. Engines that run at the same time should differ in it, so that they do not
+    /// disturb each other's half-open connections at a common target; their answers they tell apart by their keys.
+    pub const fn base(self, engine: u64) -> u16 {
+        let stride = MAX_ATTEMPTS as u16;
+        let slots = (self.count / stride) as u64;
+        self.first + stride * (engine % slots) as u16
+    }
+}
+
+/// Bounds of the wait for an answer.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Timing {
+    /// Never wait less, however fast the answers were so far. Default 100 ms: a host that just woke up, or a router that had
+    /// to ask for a hardware address, is not lost.
+    pub floor: Duration,
+    /// The wait while nothing was measured. Default 1 s (RFC 6298, section 2).
+    pub initial: Duration,
+    /// Never wait more for one attempt. Default 3 s.
+    pub ceiling: Duration,
+}
+
+impl Default for Timing {
+    fn default() -> Self {
+        Self { floor: Duration::from_millis(100), initial: Duration::from_secs(1), ceiling: Duration::from_secs(3) }
+    }
+}
+
+/// Bounds of what is open at a time.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct ChunkLimits {
+    /// Most positions of a chunk. Default 65,536.
+    pub positions: u32,
+    /// A chunk takes no new position after this time. Default 1 s. It bounds what is done again after a crash.
+    pub span: Duration,
+    /// Memory for the send times of all open chunks, in bytes. Default 8 MiB: at two attempts a million positions, or
+    /// 300,000 packets/s into a network that never answers.
+    pub memory: usize,
+}
+
+impl Default for ChunkLimits {
+    fn default() -> Self {
+        Self { positions: 65_536, span: Duration::from_secs(1), memory: 8 << 20 }
+    }
+}
+
+/// A scan of positions `from..to`, ready to be done.
+#[derive(Debug, Clone)]
+pub struct ScanPlan {
+    pub(super) space: Arc<TargetSpace>,
+    pub(super) from: u64,
+    pub(super) to: u64,
+    pub(super) technique: Technique,
+    pub(super) attempts: u8,
+    /// Bounds of the wait for an answer.
+    pub timing: Timing,
+    /// Bounds of what is open at a time.
+    pub chunks: ChunkLimits,
+}
+
+impl ScanPlan {
+    /// Checks the options against the space and the range against its length.
+    pub fn new(space: Arc<TargetSpace>, from: u64, to: u64, options: ScanOptions) -> Result<Self, SpecError> {
+        let len = space.len();
+        let ScanOptions { technique, attempts } = options;
+        if from >= to || to > len {
+            return Err(SpecError::Range { from, to, len });
+        }
+        if attempts == 0 || attempts > MAX_ATTEMPTS {
+            return Err(SpecError::Attempts(attempts));
+        }
+        let has_ports = space.target(0).is_some_and(|target| target.port.is_some());
+        match (technique.has_ports(), has_ports) {
+            (true, false) => Err(SpecError::NoPorts(technique)),
+            (false, true) => Err(SpecError::Ports(technique)),
+            _ => Ok(Self { space, from, to, technique, attempts, timing: Timing::default(), chunks: ChunkLimits::default() }),
+        }
+    }
+
+    /// The space that positions refer to.
+    pub fn space(&self) -> &Arc<TargetSpace> {
+        &self.space
+    }
+
+    /// First position and one past the last.
+    pub fn range(&self) -> (u64, u64) {
+        (self.from, self.to)
+    }
+
+    /// What is sent.
+    pub fn technique(&self) -> Technique {
+        self.technique
+    }
+}
+
+/// What a raw engine needs besides its plan.
+#[derive(Debug, Clone, Copy)]
+pub struct RawIdentity {
+    /// Addresses to send from.
+    pub source: Source,
+    /// Source port (or echo identifier) of the first attempt; attempt `n` uses `base_port + n`. See [`SourcePorts::base`].
+    pub base_port: u16,
+    /// Random, fresh for each engine: it makes the cookies. Answers are only as trustworthy as it is secret.
+    pub key: [u8; 16],
+}
