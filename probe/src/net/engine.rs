@@ -69,4 +69,8 @@ pub trait Engine {
 
     /// The next event, in order.
     fn poll_event(&mut self) -> Option<Self::Event>;
+
+    /// The measurement is ended from outside, now: nothing more is sent, and what can still be told follows at once from
+    /// [`Engine::poll_event`].
+    fn stop(&mut self) {}
 }

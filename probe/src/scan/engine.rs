@@ -4,7 +4,7 @@ use picket_wire::space::TargetSpace;
 use std::sync::Arc;
 
 use super::kinds::Kind;
-use super::report::{Event, Stats};
+use super::report::{Event, Progress, Stats};
 pub use super::schedule::Cut;
 use super::schedule::{Probe, Schedule};
 use super::spec::{RawIdentity, ScanPlan, SpecError};
@@ -21,6 +21,8 @@ pub struct ScanEngine {
     schedule: Schedule,
     space: Arc<TargetSpace>,
     kind: Kind,
+    progress: Arc<Progress>,
+    on_stop: Cut,
 }
 
 impl ScanEngine {
@@ -33,12 +35,27 @@ impl ScanEngine {
             return Err(SpecError::NoSource);
         }
         let kind = Kind::new(plan.technique, identity, plan.attempts).ok_or(SpecError::NotRaw(plan.technique))?;
-        Ok(Self { schedule: Schedule::new(plan), space: Arc::clone(&plan.space), kind })
+        let progress = Arc::new(Progress::default());
+        let schedule = Schedule::new(plan);
+        progress.publish(schedule.next(), &schedule.stats());
+        Ok(Self { schedule, space: Arc::clone(&plan.space), kind, progress, on_stop: Cut::Final })
     }
 
     /// Ends the scan now; its last reports and [`Event::Done`] follow at once, and nothing more is sent.
     pub fn cut(&mut self, now: Instant, how: Cut) {
         self.schedule.cut(now, how);
+    }
+
+    /// What becomes of unfinished chunks when the task is ended from outside; [`Cut::Final`] where this is not called.
+    #[must_use]
+    pub fn on_stop(mut self, how: Cut) -> Self {
+        self.on_stop = how;
+        self
+    }
+
+    /// How the scan stands, for other threads.
+    pub fn progress(&self) -> Arc<Progress> {
+        Arc::clone(&self.progress)
     }
 
     /// Sums so far.
@@ -96,6 +113,11 @@ impl Engine for ScanEngine {
     }
 
     fn poll_event(&mut self) -> Option<Event> {
+        self.progress.publish(self.schedule.next(), &self.schedule.stats());
         self.schedule.poll_event()
+    }
+
+    fn stop(&mut self) {
+        self.schedule.cut(self.schedule.seen(), self.on_stop);
     }
 }

@@ -1,5 +1,6 @@
 //! What a scan tells: finished chunks, and the end.
 
+use core::sync::atomic::{AtomicU64, Ordering};
 use core::time::Duration;
 
 use picket_wire::ids::LeaseId;
@@ -92,4 +93,35 @@ pub struct Stats {
     pub late: u64,
     /// Packets with a right cookie for what this scan has not asked.
     pub foreign: u64,
+}
+
+/// How a scan stands, readable from another thread while the packet loop runs it. Written once a turn, not once a packet.
+#[derive(Debug, Default)]
+pub struct Progress {
+    next: AtomicU64,
+    sent_packets: AtomicU64,
+    answers: AtomicU64,
+}
+
+impl Progress {
+    /// One past the last position that was begun.
+    pub fn next(&self) -> u64 {
+        self.next.load(Ordering::Relaxed)
+    }
+
+    /// Packets sent.
+    pub fn sent_packets(&self) -> u64 {
+        self.sent_packets.load(Ordering::Relaxed)
+    }
+
+    /// Positions that answered.
+    pub fn answers(&self) -> u64 {
+        self.answers.load(Ordering::Relaxed)
+    }
+
+    pub(super) fn publish(&self, next: u64, stats: &Stats) {
+        self.next.store(next, Ordering::Relaxed);
+        self.sent_packets.store(stats.sent_packets, Ordering::Relaxed);
+        self.answers.store(stats.answers, Ordering::Relaxed);
+    }
 }

@@ -296,6 +296,11 @@ impl Schedule {
         }
     }
 
+    /// The latest time heard of.
+    pub(super) fn seen(&self) -> Instant {
+        self.seen
+    }
+
     /// Ends the scan now.
     pub(super) fn cut(&mut self, now: Instant, how: Cut) {
         if self.over {
