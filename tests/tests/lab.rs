@@ -121,6 +121,9 @@ fn programs_are_heard_and_ended() {
     assert!(proc.terminate(PATIENCE).unwrap().success());
     assert!(proc.stdout().ends_with("bye\n"));
 
+    let read = Run::new("cat").input("typed").under(["env", "A=b", "nice", "-n", "1"]);
+    assert_eq!(namespace.run(&read, PATIENCE).unwrap().ok().unwrap(), "typed");
+
     let mut proc = namespace.spawn(&shell("echo last words; exit 1")).unwrap();
     let error = format!("{:#}", proc.wait_for_line("never said", PATIENCE).unwrap_err());
     assert!(error.contains("exit status: 1") && error.contains("last words"), "{error}");
@@ -243,7 +246,23 @@ fn a_slash_20_of_16_ports_can_be_installed() {
     eprintln!("a /20 and a /116 with 16 ports: {:?}", start.elapsed());
     let target = site.segment("big").unwrap().target();
     assert_eq!(target.truth().iter().count(), 2 * 4096 * 16);
-    target.self_check(site.probe("north").unwrap().namespace(), 60).unwrap();
+    let north = site.probe("north").unwrap().namespace();
+    target.self_check(north, 60).unwrap();
+    // Many in a row, as fast as this sender can: nothing in the target limits refusals or echo replies.
+    let start = Instant::now();
+    north
+        .enter(|| {
+            for state in [PortTruth::Open, PortTruth::Closed] {
+                for (address, port) in target.truth().sample(state, 2000) {
+                    assert_eq!(target::connect(SocketAddr::new(address, port), false).unwrap(), state, "{address} port {port}");
+                }
+            }
+            for (address, _) in target.truth().hosts().filter(|(_, state)| *state == HostState::Up).step_by(3) {
+                assert!(target::echo(address, PATIENCE).unwrap(), "{address}");
+            }
+        })
+        .unwrap();
+    eprintln!("thousands of connections and echoes: {:?}", start.elapsed());
 }
 
 #[test]

@@ -24,10 +24,12 @@ pub mod watch;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, bail, ensure};
 
-pub use netns::Namespace;
+pub use netns::{Counters, Namespace};
+pub use nix::sys::signal::Signal;
 pub use process::{Finished, Proc, Run};
 
 /// What every name of a lab's namespaces starts with, followed by the owner's process id and start time.
@@ -43,6 +45,8 @@ pub fn missing() -> Option<String> {
     let mut lacks = Vec::new();
     if !nix::unistd::geteuid().is_root() {
         lacks.push("root (network namespaces are made and entered)".to_owned());
+    } else if let Err(error) = may_make_namespaces() {
+        lacks.push(format!("the right to make network namespaces ({error})"));
     }
     for (program, package) in NEEDED {
         if find_program(program).is_none() {
@@ -65,6 +69,27 @@ pub fn require_root() -> bool {
     assert!(!required, "PICKET_REQUIRE_LAB=1, but this lab test cannot run: missing {lacks}");
     eprintln!("\n*** SKIP: this test needs the lab and did NOT run: missing {lacks} ***\n");
     false
+}
+
+/// Root in a container may not; tried in a thread of its own, which takes the namespace with it.
+fn may_make_namespaces() -> nix::Result<()> {
+    let attempt = std::thread::spawn(|| nix::sched::unshare(nix::sched::CloneFlags::CLONE_NEWNET));
+    attempt.join().unwrap_or(Err(nix::errno::Errno::EPERM))
+}
+
+/// Waits for a condition: looks every few milliseconds until `look` gives something. `what` names it in the error.
+///
+/// # Errors
+/// When the deadline passes, or `look` fails.
+pub fn wait_until<T>(what: &str, deadline: Duration, mut look: impl FnMut() -> Result<Option<T>>) -> Result<T> {
+    let start = Instant::now();
+    loop {
+        if let Some(found) = look().with_context(|| format!("wait for {what}"))? {
+            return Ok(found);
+        }
+        ensure!(start.elapsed() < deadline, "no {what} within {deadline:?}");
+        std::thread::sleep(Duration::from_millis(5));
+    }
 }
 
 fn find_program(name: &str) -> Option<PathBuf> {
@@ -108,7 +133,7 @@ fn start_time(pid: u32) -> Option<u64> {
 }
 
 /// Removes what labs of dead owners left: their processes, namespaces and temporary directories. Labs of living owners are not
-/// touched. Returns the names of what was removed.
+/// touched, nor are directories while `PICKET_LAB_KEEP=1`. Returns the names of what was removed.
 ///
 /// # Errors
 /// When the list of namespaces cannot be read. That another process removes the same thing at the same time is no error.
@@ -122,6 +147,9 @@ pub fn collect_stale() -> Result<Vec<String>> {
                 gone.push(name);
             }
         }
+    }
+    if keep_files() {
+        return Ok(gone);
     }
     let temp = std::env::temp_dir();
     for entry in std::fs::read_dir(&temp).with_context(|| format!("list {}", temp.display()))?.flatten() {
@@ -172,7 +200,7 @@ impl Lab {
         Ok(Self(Arc::new(Inner { prefix: format!("{PREFIX}{tail}"), dir, files: AtomicU32::new(0) })))
     }
 
-    /// The directory for this lab's files. Removed when the lab ends, unless `PICKET_LAB_KEEP=1` or the thread panics.
+    /// The directory for this lab's files. Removed when the lab ends, unless `PICKET_LAB_KEEP=1`.
     #[must_use]
     pub fn dir(&self) -> &Path {
         &self.0.dir
@@ -218,13 +246,17 @@ impl Lab {
 
 impl Drop for Inner {
     fn drop(&mut self) {
-        if std::thread::panicking() || std::env::var_os("PICKET_LAB_KEEP").is_some_and(|v| v == "1") {
-            // Collected by the next lab once this process is dead, so only of use while one looks at it, or with KEEP in a debugger.
-            eprintln!("lab: files left in {}", self.dir.display());
+        if keep_files() {
+            eprintln!("lab: files kept in {} (PICKET_LAB_KEEP=1)", self.dir.display());
             return;
         }
         let _ = std::fs::remove_dir_all(&self.dir);
     }
+}
+
+/// Files are kept for a person who looks for a fault.
+fn keep_files() -> bool {
+    std::env::var_os("PICKET_LAB_KEEP").is_some_and(|value| value == "1")
 }
 
 /// The per-processor receive queue and the neighbour tables belong to the machine, not to a namespace. Too small ones lose lab

@@ -27,12 +27,13 @@ pub struct Run {
     envs: Vec<(OsString, OsString)>,
     cwd: Option<PathBuf>,
     label: Option<String>,
+    input: Vec<u8>,
 }
 
 impl Run {
     /// A program by name or path.
     pub fn new(program: impl AsRef<OsStr>) -> Self {
-        Self { program: program.as_ref().to_owned(), args: Vec::new(), envs: Vec::new(), cwd: None, label: None }
+        Self { program: program.as_ref().to_owned(), args: Vec::new(), envs: Vec::new(), cwd: None, label: None, input: Vec::new() }
     }
 
     /// Adds one argument.
@@ -74,13 +75,37 @@ impl Run {
         self
     }
 
+    /// Gives it something to read on standard input, which is empty otherwise.
+    #[must_use]
+    pub fn input(mut self, text: impl AsRef<[u8]>) -> Self {
+        self.input = text.as_ref().to_owned();
+        self
+    }
+
+    /// Runs it by way of another program that ends in running it, as `nice -n -15` or `taskset -c 1` do.
+    #[must_use]
+    pub fn under<I>(mut self, wrapper: I) -> Self
+    where
+        I: IntoIterator,
+        I::Item: AsRef<OsStr>,
+    {
+        let label = self.name();
+        let mut words = wrapper.into_iter().map(|word| word.as_ref().to_owned());
+        if let Some(program) = words.next() {
+            let inner = std::mem::replace(&mut self.program, program);
+            self.args = words.chain([inner]).chain(self.args).collect();
+            self.label = Some(label);
+        }
+        self
+    }
+
     fn name(&self) -> String {
         self.label.clone().unwrap_or_else(|| {
             Path::new(&self.program).file_name().map_or_else(|| "program".to_owned(), |name| name.to_string_lossy().into_owned())
         })
     }
 
-    /// Starts it in a namespace: standard input empty, output into files, in a process group of its own.
+    /// Starts it in a namespace: output into files, in a process group of its own.
     pub(super) fn spawn(&self, namespace: &Namespace) -> Result<Proc> {
         let name = self.name();
         let stem = format!("{}-{name}", namespace.short());
@@ -94,7 +119,14 @@ impl Run {
         if let Some(dir) = &self.cwd {
             command.current_dir(dir);
         }
-        command.stdin(Stdio::null()).stdout(create(&stdout_file)?).stderr(create(&stderr_file)?).process_group(0);
+        if self.input.is_empty() {
+            command.stdin(Stdio::null());
+        } else {
+            let file = stdout_file.with_extension("in");
+            std::fs::write(&file, &self.input).with_context(|| format!("write {}", file.display()))?;
+            command.stdin(File::open(&file).with_context(|| format!("open {}", file.display()))?);
+        }
+        command.stdout(create(&stdout_file)?).stderr(create(&stderr_file)?).process_group(0);
         let child = command.spawn().with_context(|| format!("start {name} in {namespace}"))?;
         Ok(Proc { child, status: None, name: stem, stdout_file, stderr_file })
     }
@@ -151,6 +183,18 @@ impl Proc {
     #[must_use]
     pub fn stderr(&self) -> String {
         read_lossy(&self.stderr_file)
+    }
+
+    /// The file that standard output goes to; there as long as the lab is.
+    #[must_use]
+    pub fn stdout_file(&self) -> &Path {
+        &self.stdout_file
+    }
+
+    /// The file that standard error goes to; there as long as the lab is.
+    #[must_use]
+    pub fn stderr_file(&self) -> &Path {
+        &self.stderr_file
     }
 
     /// Waits until a line of standard output or standard error contains `pattern`, and returns the first such line.
@@ -322,7 +366,9 @@ impl Proc {
         let mut text = String::new();
         for (what, file) in [("stdout", &self.stdout_file), ("stderr", &self.stderr_file)] {
             let all = read_lossy(file);
-            let lines: Vec<&str> = all.lines().collect();
+            // A progress line that is drawn again and again is one very long line.
+            let from = all.ceil_char_boundary(all.len().saturating_sub(6_000));
+            let lines: Vec<&str> = all[from..].lines().collect();
             if !lines.is_empty() {
                 text.push_str(&format!("\n--- end of {what} of {} ---\n", self.name));
                 text.push_str(&lines[lines.len().saturating_sub(40)..].join("\n"));

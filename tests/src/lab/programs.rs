@@ -99,3 +99,23 @@ impl Programs {
 fn log_level() -> String {
     std::env::var("PICKET_LAB_LOG").unwrap_or_else(|_| "info".to_owned())
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_program_that_is_not_built_says_how() {
+        let programs = Programs { dir: "/nowhere".into() };
+        let error = programs.serve(Path::new("c"), Path::new("d")).unwrap_err().to_string();
+        assert!(error.contains("/nowhere/picket") && error.contains("cargo build"), "{error}");
+    }
+
+    #[test]
+    fn seen_from_a_test_the_programs_are_one_directory_up() {
+        // Where PICKET_BIN_DIR is set, it decides.
+        if std::env::var_os("PICKET_BIN_DIR").is_none() {
+            assert_ne!(Programs::locate().unwrap().dir.file_name().unwrap(), "deps");
+        }
+    }
+}

@@ -16,14 +16,14 @@
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 
 use super::target::{self, Service, Target};
 use super::truth::{HostState, Network, TruthSpec};
 use super::watch::{Direction, Watch};
-use super::{Lab, Namespace};
+use super::{Lab, Namespace, wait_until};
 
 /// The device of every place, inside its namespace.
 pub const DEVICE: &str = "eth0";
@@ -384,12 +384,10 @@ impl Site {
     pub fn link_up(&self, probe: &str) -> Result<()> {
         let place = self.probe(probe)?;
         self.router.up(&place.router_device)?;
-        let start = Instant::now();
-        while !place.namespace.ip(&["-o", "link", "show", "dev", DEVICE])?.contains(" state UP ") {
-            ensure!(start.elapsed() < PATIENCE, "the link of {probe:?} did not come up");
-            std::thread::sleep(Duration::from_millis(10));
-        }
-        Ok(())
+        wait_until(&format!("carrier at {probe:?}"), PATIENCE, || {
+            let up = place.namespace.ip(&["-o", "link", "show", "dev", DEVICE])?.contains(" state UP ");
+            Ok(up.then_some(()))
+        })
     }
 
     /// Cuts the controller off from everybody, with its programs running on.
