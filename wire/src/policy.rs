@@ -125,6 +125,25 @@ impl AddressPolicy {
     }
 }
 
+/// One or more policies made ready for the packet path: an address is permitted where every one of them permits it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Permit {
+    set: AddrSet,
+}
+
+impl Permit {
+    /// What all of `policies` permit together.
+    pub fn all_of<'a>(policies: impl IntoIterator<Item = &'a AddressPolicy>) -> Self {
+        Self { set: policies.into_iter().fold(AddrSet::everything(), |set, policy| policy.permitted(&set)) }
+    }
+
+    /// Whether a packet may go to `addr`; agrees with [`AddressPolicy::check`] of each policy.
+    pub fn permits(&self, addr: IpAddr) -> bool {
+        let addr = canonical(addr);
+        self.set.contains(addr) && embedded(addr).is_none_or(|inner| self.set.contains(inner))
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use proptest::prelude::*;
@@ -166,6 +185,10 @@ mod tests {
             assert!(!p.check(addr.parse().unwrap()).is_allowed(), "{addr}");
         }
         assert!(p.check("64:ff9b::198.18.8.1".parse().unwrap()).is_allowed());
+        let permit = Permit::all_of([&p, &policy(&["64:ff9b::/96", "198.18.0.0/16"], &[])]);
+        for (addr, permitted) in [("64:ff9b::198.18.8.1", true), ("64:ff9b::198.18.7.1", false), ("64:ff9b::198.19.0.1", false), ("::ffff:198.18.8.1", true), ("198.19.0.1", false)] {
+            assert_eq!(permit.permits(addr.parse().unwrap()), permitted, "{addr}");
+        }
     }
 
     #[test]
@@ -187,6 +210,7 @@ mod tests {
             let permitted = p.permitted(&AddrSet::everything());
             for addr in addrs.into_iter().map(|a| IpAddr::V4(Ipv4Addr::from_bits(a))) {
                 prop_assert_eq!(permitted.contains(addr), p.check(addr).is_allowed(), "{}", addr);
+                prop_assert_eq!(Permit::all_of([&p]).permits(addr), p.check(addr).is_allowed());
             }
         }
     }

@@ -180,6 +180,8 @@ pub struct Agent<J> {
     next_heartbeat: Instant,
     /// The spool had no room: work waits until this moment.
     no_room_until: Option<Instant>,
+    /// The program is ending: nothing new is started.
+    closing: bool,
     actions: VecDeque<Action>,
 }
 
@@ -217,6 +219,7 @@ impl<J: Journal> Agent<J> {
             heartbeat_every: Duration::from_secs(15),
             next_heartbeat: Instant::FAR_FUTURE,
             no_room_until: None,
+            closing: false,
             actions: VecDeque::new(),
             saved: Saved::default(),
         };
@@ -624,7 +627,7 @@ impl<J: Journal> Agent<J> {
 
     /// Starts what may start now.
     fn schedule(&mut self, now: Instant) {
-        if self.no_room_until.is_some_and(|until| now < until) {
+        if self.closing || self.no_room_until.is_some_and(|until| now < until) {
             return;
         }
         self.no_room_until = None;
@@ -730,6 +733,28 @@ impl<J: Journal> Agent<J> {
         };
         self.next_heartbeat = now + if busy { self.heartbeat_every.min(BUSY_HEARTBEAT) } else { self.heartbeat_every };
         self.actions.push_back(Action::Event(Event::Heartbeat(heartbeat)));
+    }
+
+    /// The program is ending: running measurements are cut, so that what they finished is in the spool; nothing new starts.
+    pub fn shut_down(&mut self) {
+        self.closing = true;
+        for (id, held) in &mut self.held {
+            if held.run == Run::Running {
+                held.run = Run::Cutting(None);
+                self.actions.push_back(Action::Cut(*id));
+            }
+        }
+    }
+
+    /// Whether a measurement has not handed over its end yet.
+    pub fn is_measuring(&self) -> bool {
+        self.held.values().any(|held| matches!(held.run, Run::Running | Run::Cutting(_)))
+    }
+
+    /// The box can do more, or less, than before; told to the controller at the next birth.
+    pub fn set_abilities(&mut self, self_test: SelfTest, interface: InterfaceLimits) {
+        self.me.self_test = self_test;
+        self.me.interface = interface;
     }
 
     /// Work began or ended: people want to see it sooner than the next regular heartbeat.
