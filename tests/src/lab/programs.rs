@@ -25,6 +25,10 @@ impl Programs {
             ensure!(dir.is_dir(), "PICKET_BIN_DIR={} is not a directory", dir.display());
             return Ok(Self { dir });
         }
+        Self::beside_this()
+    }
+
+    fn beside_this() -> Result<Self> {
         let own = std::env::current_exe().context("find the running program")?;
         // target/debug/deps/lab-0123 for tests and benches, target/debug/picket-demo for programs.
         let mut dir = own.parent().context("the running program has no directory")?;
@@ -46,9 +50,13 @@ impl Programs {
         Ok(file)
     }
 
-    /// The lab's listening program.
-    pub(super) fn lab_listen(&self) -> PathBuf {
-        self.dir.join("picket-lab-listen")
+    /// The lab's listening program. It is no part of what `PICKET_BIN_DIR` has to hold: Cargo builds it with the tests.
+    ///
+    /// # Errors
+    /// When it is not built.
+    pub(super) fn lab_listen() -> Result<PathBuf> {
+        let name = "picket-lab-listen";
+        Self::beside_this()?.path(name).or_else(|_| Self::locate()?.path(name))
     }
 
     /// The controller: `picket serve`.

@@ -85,7 +85,7 @@ impl Target {
         truth.write(&file)?;
         let quiet = Service::Quiet;
         let arguments = truth.ports().iter().map(|port| services.get(port).unwrap_or(&quiet).argument(*port));
-        let run = Run::new(Programs::locate()?.lab_listen()).args(arguments).label("listen");
+        let run = Run::new(Programs::lab_listen()?).args(arguments).label("listen");
         let mut listener = namespace.spawn(&run)?;
         listener.wait_for_line("ready", PATIENCE)?;
         Ok(Self { truth, file, listener: Mutex::new(listener), namespace: namespace.clone() })
