@@ -5,8 +5,8 @@ use std::sync::Arc;
 
 use super::kinds::Kind;
 use super::report::{Event, Progress, Stats};
-pub use super::schedule::Cut;
 use super::schedule::{Probe, Schedule};
+pub use super::spec::Cut;
 use super::spec::{RawIdentity, ScanPlan, SpecError};
 use crate::net::engine::{Engine, NotSent, Transmit};
 use crate::net::time::Instant;

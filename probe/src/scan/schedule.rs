@@ -4,6 +4,7 @@
 //!
 //! **Invariant:** the positions of all open chunks together are bounded by [`ChunkLimits::memory`](super::spec::ChunkLimits).
 
+use core::time::Duration;
 use std::collections::VecDeque;
 
 use picket_wire::result::State;
@@ -11,7 +12,7 @@ use picket_wire::result::State;
 use super::chunk::{Chunk, Taken};
 use super::report::{Done, Event, Stats};
 use super::rto::Rto;
-use super::spec::{ChunkLimits, ScanPlan};
+use super::spec::{ChunkLimits, Cut, ScanPlan};
 use crate::net::engine::NotSent;
 use crate::net::time::Instant;
 
@@ -20,15 +21,6 @@ use crate::net::time::Instant;
 pub(super) struct Probe {
     pub(super) position: u64,
     pub(super) attempt: u8,
-}
-
-/// How a scan is ended before its time.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Cut {
-    /// Somebody goes on where this scan ends: report the longest prefix of decided positions, forget the rest.
-    Resumable,
-    /// Nobody goes on: report all that was begun. Positions whose wait is not over count as stopped.
-    Final,
 }
 
 #[derive(Debug)]
@@ -86,6 +78,16 @@ impl Schedule {
 
     pub(super) fn stats(&self) -> Stats {
         self.stats
+    }
+
+    /// How long somebody listens for an answer to attempt number `attempt`: until the position is given up.
+    pub(super) fn listening(&self, attempt: u8) -> Duration {
+        (attempt..self.attempts).map(|attempt| self.rto.after(attempt)).sum()
+    }
+
+    /// The latest time heard of.
+    pub(super) fn seen(&self) -> Instant {
+        self.seen
     }
 
     /// One past the last position that was begun.
@@ -294,11 +296,6 @@ impl Schedule {
             self.spare = None;
             self.events.push_back(Event::Done(Done { next, stats: self.stats }));
         }
-    }
-
-    /// The latest time heard of.
-    pub(super) fn seen(&self) -> Instant {
-        self.seen
     }
 
     /// Ends the scan now.

@@ -30,9 +30,12 @@ pub enum SpecError {
     /// Ports for a measurement that has none.
     #[error("technique `{}` has no ports: leave them out", .0.as_str())]
     Ports(Technique),
-    /// A technique of the operating system's sockets was given to the raw engine, or the reverse.
+    /// A technique of the operating system's sockets was given to the raw engine.
     #[error("technique `{}` is not one of raw packets", .0.as_str())]
     NotRaw(Technique),
+    /// The reverse.
+    #[error("technique `{}` is not one of connections", .0.as_str())]
+    NotConnect(Technique),
     /// Neither address family has a source address.
     #[error("the interface has no address to send from")]
     NoSource,
@@ -125,6 +128,15 @@ impl Default for ChunkLimits {
     }
 }
 
+/// How a scan is ended before its time.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Cut {
+    /// Somebody goes on where this scan ends: report the longest prefix of decided positions, forget the rest.
+    Resumable,
+    /// Nobody goes on: report all that was begun. Positions whose wait is not over count as stopped.
+    Final,
+}
+
 /// A scan of positions `from..to`, ready to be done.
 #[derive(Debug, Clone)]
 pub struct ScanPlan {
@@ -166,6 +178,11 @@ impl ScanPlan {
     /// First position and one past the last.
     pub fn range(&self) -> (u64, u64) {
         (self.from, self.to)
+    }
+
+    /// How often a silent target is asked in all.
+    pub fn attempts(&self) -> u8 {
+        self.attempts
     }
 
     /// What is sent.

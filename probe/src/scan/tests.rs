@@ -15,9 +15,9 @@ use picket_wire::space::{Target, TargetSpace, TargetSpec};
 use pnet_packet::tcp::{MutableTcpPacket, TcpPacket};
 use proptest::prelude::*;
 
-use super::engine::{Cut, ScanEngine};
+use super::engine::ScanEngine;
 use super::report::{ChunkReport, Done, Event};
-use super::spec::{ChunkLimits, RawIdentity, ScanPlan, SourcePorts, SpecError};
+use super::spec::{ChunkLimits, Cut, RawIdentity, ScanPlan, SourcePorts, SpecError};
 use crate::net::engine::{Engine, NotSent, Source};
 use crate::net::time::Instant;
 use crate::packet::ip::{self, v4_header, v6_header};
