@@ -12,7 +12,7 @@ use picket_tests::lab::site::{DEVICE, SegmentPlan, Site};
 use picket_tests::lab::target::{self, Service};
 use picket_tests::lab::truth::{HostState, Mix, PortTruth, TruthSpec};
 use picket_tests::lab::watch::{Content, Direction, Watch};
-use picket_tests::lab::{Lab, Run, collect_stale, require_root};
+use picket_tests::lab::{Lab, Run, collect_stale, require_root, wait_until};
 
 /// Only ever waited for when something is broken.
 const PATIENCE: Duration = Duration::from_secs(20);
@@ -227,10 +227,24 @@ fn truth_holds_on_a_shared_wire() {
     let neighbours = desk.ip(&["neighbour", "show", "dev", DEVICE]).unwrap();
     let of_dead = neighbours.lines().find(|line| line.starts_with(&format!("{dead} "))).unwrap();
     assert!(!of_dead.contains("lladdr"), "{of_dead}");
-    for (address, port) in target.truth().sample(PortTruth::Open, 8) {
+    let open = target.truth().sample(PortTruth::Open, 8);
+    let watch = site.watch("desk", Some("tcp")).unwrap();
+    for (address, port) in open.clone() {
         let seen = desk.enter(|| target::connect(SocketAddr::new(address, port), false)).unwrap().unwrap();
         assert_eq!(seen, PortTruth::Open, "{address} port {port}");
     }
+    // On a wire that others share the watch sees what this probe sends and nothing else.
+    let capture = watch.stop().unwrap();
+    let place = site.probe("desk").unwrap();
+    assert!(capture.packets().all(|packet| place.is(packet.source)));
+    assert_eq!(capture.probed_ports(|_| true), open.iter().map(|probed| (*probed, 1)).collect());
+    // Its cable can be pulled as any other's.
+    let controller = IpAddr::V4(site.controller_v4());
+    site.link_down("desk").unwrap();
+    assert!(!desk.enter(|| target::echo(controller, Duration::from_millis(100)).unwrap_or(false)).unwrap());
+    site.link_up("desk").unwrap();
+    let again = || Ok(desk.enter(|| target::echo(controller, Duration::from_millis(200)).unwrap_or(false))?.then_some(()));
+    wait_until("an echo over the link that is up again", PATIENCE, again).unwrap();
 }
 
 #[test]
