@@ -78,6 +78,11 @@ impl SourcePorts {
         self.first
     }
 
+    /// The last port.
+    pub const fn last(self) -> u16 {
+        self.first + (self.count - 1)
+    }
+
     /// How many.
     pub const fn count(self) -> u16 {
         self.count
