@@ -1,0 +1,190 @@
+//! The operator's command line: every subcommand but `serve` is a client of the HTTP API.
+//!
+//! Results go to standard output, everything else (progress, hints, errors) to standard error. Errors are one line and, where
+//! something can be done, a hint; the exit code tells scripts what kind of outcome it was ([`Exit`]).
+//!
+//! This module must not know the service: only the types of the HTTP API ([`crate::view`]).
+
+mod admin;
+mod client;
+mod connect;
+mod failure;
+mod follow;
+mod format;
+mod interrupt;
+mod jobs;
+mod probes;
+mod progress;
+mod results;
+mod scan;
+mod table;
+#[cfg(test)]
+mod tests;
+
+use std::ffi::OsString;
+use std::io::{IsTerminal, Write};
+
+use clap::{CommandFactory, FromArgMatches, Parser, Subcommand};
+
+use crate::config::ServeArgs;
+pub use connect::{ConnectArgs, ENDPOINTS_FILE, Endpoints};
+pub use failure::{Exit, Failure};
+
+const EXIT_CODES: &str = "\
+Exit codes:
+  0  done (for scans: the job ended with everything accounted for)
+  1  failed
+  2  wrong usage or invalid input
+  3  the job was cancelled, failed or is not over yet
+  4  the controller cannot be reached
+  5  not authorised
+
+On the controller's own machine no connection options are needed as long as its data directory can be read. Elsewhere copy
+ca.pem from there, make a token with `picket token add`, and set PICKET_SERVER, PICKET_CA and PICKET_TOKEN_FILE.";
+
+/// A fleet of network probes: the controller's service and its command line.
+#[derive(Debug, Parser)]
+#[command(name = "picket", version, max_term_width = 110, after_help = EXIT_CODES, disable_help_subcommand = true, arg_required_else_help = true)]
+pub struct Cli {
+    #[command(flatten)]
+    connect: ConnectArgs,
+    #[command(subcommand)]
+    command: Command,
+}
+
+/// What is to be done.
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Run the controller
+    ///
+    /// Starts with nothing prepared: the data directory, the certificate authority, the database and the admin token are made
+    /// on the first start.
+    #[command(after_help = "Example:\n  picket serve --data /var/lib/picket --name picket.example.net\n\nKeys of the configuration file, also as PICKET_ variables ([api] listen is PICKET_API__LISTEN), are listed by `picket serve --help`.")]
+    Serve(ServeArgs),
+    /// Scan TCP ports
+    #[command(after_help = "Examples:\n  picket scan 198.18.0.0/24 -p 22,80,443\n  picket scan 2001:db8::/120 -p 1-1024 --rate 5kpps --probe attic --probe cellar\n  picket scan printer.example -p- --mode each --output ndjson > printer.ndjson")]
+    Scan(scan::ScanArgs),
+    /// Find hosts by ICMP echo
+    #[command(after_help = "Examples:\n  picket discover 198.18.0.0/24\n  picket discover 198.18.0.0/16 --exclude 198.18.7.0/24 --site hq")]
+    Discover(scan::DiscoverArgs),
+    /// List, show, watch and cancel jobs
+    #[command(subcommand)]
+    Job(jobs::JobCommand),
+    /// Show what was found
+    #[command(after_help = "Examples:\n  picket results --job 65f0c1d200a4b7e1\n  picket results --addr 198.18.0.0/24 --state open --output csv > open.csv")]
+    Results(results::ResultsArgs),
+    /// Add, list, show and revoke probes
+    #[command(subcommand)]
+    Probe(probes::ProbeCommand),
+    /// Show the fleet in a few numbers
+    #[command(after_help = "Example:\n  picket fleet")]
+    Fleet(JsonArgs),
+    /// Add, list and revoke API tokens
+    #[command(subcommand)]
+    Token(admin::TokenCommand),
+    /// Add, list and remove users of the read-only MQTT listener
+    #[command(subcommand)]
+    DashboardUser(admin::DashboardUserCommand),
+    /// Work on the database
+    #[command(subcommand)]
+    Db(admin::DbCommand),
+}
+
+/// How the answer is printed.
+#[derive(Debug, Clone, Copy, clap::Args)]
+pub struct JsonArgs {
+    /// Print the answer of the API as JSON
+    #[arg(long)]
+    json: bool,
+}
+
+/// What is to be run, after the command line was understood.
+#[derive(Debug)]
+pub enum Action {
+    /// The controller.
+    Serve(ServeArgs),
+    /// A client of the API.
+    Client(Box<Cli>),
+}
+
+/// Understands a command line; the error is clap's, which knows whether it is help or a mistake.
+pub fn parse(args: impl IntoIterator<Item = OsString>) -> Result<Action, clap::Error> {
+    let matches = command().try_get_matches_from(args)?;
+    let cli = Cli::from_arg_matches(&matches)?;
+    Ok(match cli.command {
+        Command::Serve(args) => Action::Serve(args),
+        _ => Action::Client(Box::new(cli)),
+    })
+}
+
+/// The command line's grammar.
+pub fn command() -> clap::Command {
+    let keys: String = crate::config::KEYS.iter().map(|(key, meaning)| format!("\n  {key:<17} {meaning}")).collect();
+    let help = format!(
+        "Example:\n  picket serve --data /var/lib/picket --name picket.example.net\n\nKeys of the configuration file; `[api] listen` is PICKET_API__LISTEN in the environment:{keys}"
+    );
+    Cli::command().mut_subcommand("serve", |serve| serve.after_help(help))
+}
+
+/// What every command of a client works with.
+struct Context<'a> {
+    connect: ConnectArgs,
+    out: &'a mut dyn Write,
+    err: &'a mut dyn Write,
+    err_is_terminal: bool,
+}
+
+impl Context<'_> {
+    fn client(&self) -> Result<client::Client, Failure> {
+        self.connect.open()
+    }
+
+    /// A line for people, beside the results.
+    fn note(&mut self, text: impl core::fmt::Display) {
+        // Nobody is left to tell when standard error is closed.
+        let _ = writeln!(self.err, "{text}");
+    }
+
+    fn json<T: serde::Serialize>(&mut self, value: &T) -> Result<(), Failure> {
+        serde_json::to_writer_pretty(&mut *self.out, value).map_err(|error| Failure::output(error.into()))?;
+        writeln!(self.out).map_err(Failure::output)
+    }
+
+    fn line(&mut self, text: impl core::fmt::Display) -> Result<(), Failure> {
+        writeln!(self.out, "{text}").map_err(Failure::output)
+    }
+}
+
+/// Runs a client command on the process's own output.
+pub async fn run(cli: Cli) -> Exit {
+    let stdout = std::io::stdout();
+    let stderr = std::io::stderr();
+    let mut out = std::io::BufWriter::new(stdout.lock());
+    let mut context = Context { connect: cli.connect, out: &mut out, err: &mut stderr.lock(), err_is_terminal: stderr.is_terminal() };
+    let result = dispatch(cli.command, &mut context).await;
+    let flushed = context.out.flush().map_err(Failure::output);
+    match result.and_then(|exit| flushed.map(|()| exit)) {
+        Ok(exit) => exit,
+        Err(failure) => {
+            if !failure.is_silent() {
+                context.note(&failure);
+            }
+            failure.exit
+        }
+    }
+}
+
+async fn dispatch(command: Command, context: &mut Context<'_>) -> Result<Exit, Failure> {
+    match command {
+        Command::Serve(_) => Err(Failure::usage("the service is not started from here")),
+        Command::Scan(args) => scan::scan(args, context).await,
+        Command::Discover(args) => scan::discover(args, context).await,
+        Command::Job(command) => jobs::run(command, context).await,
+        Command::Results(args) => results::run(args, context).await,
+        Command::Probe(command) => probes::run(command, context).await,
+        Command::Fleet(args) => probes::fleet(args, context).await,
+        Command::Token(command) => admin::token(command, context).await,
+        Command::DashboardUser(command) => admin::dashboard_user(command, context).await,
+        Command::Db(command) => admin::db(command, context).await,
+    }
+}
