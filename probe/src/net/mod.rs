@@ -1,9 +1,14 @@
 //! Everything that touches the wire: engines' seam, time, pacing, links, routes, and the one loop.
 
-pub mod engine;
-pub mod time;
+pub mod afpacket;
 pub mod clock;
-pub mod pacer;
-pub mod netlink;
-pub mod route;
+pub mod drive;
+pub mod engine;
+pub mod filter;
+pub mod link;
 pub mod neighbour;
+pub mod netlink;
+pub mod pacer;
+pub mod route;
+pub mod sim;
+pub mod time;

@@ -74,6 +74,8 @@ struct Entry {
     /// The open question: how often it was asked, 0 while it waits in the queue for the first time.
     asked: Option<u8>,
     asker: u64,
+    /// Whether `mac` is in doubt: ask everybody, not only its holder.
+    doubt: bool,
     /// Tells a live timer from a stale one.
     generation: u32,
 }
@@ -95,14 +97,7 @@ pub struct NeighbourCache {
 impl NeighbourCache {
     /// An empty cache.
     pub fn new(limits: NeighbourLimits) -> Self {
-        Self {
-            limits,
-            entries: HashMap::new(),
-            asking: 0,
-            due: VecDeque::new(),
-            timers: BinaryHeap::new(),
-            progress: 0,
-        }
+        Self { limits, entries: HashMap::new(), asking: 0, due: VecDeque::new(), timers: BinaryHeap::new(), progress: 0 }
     }
 
     /// The hardware address of `ip`, or what is being done to find it. `asker` is remembered with the question.
@@ -135,7 +130,7 @@ impl NeighbourCache {
             return Resolution::Busy;
         }
         self.make_room(now);
-        self.entries.insert(ip, Entry { mac: None, since: now, asked: None, asker, generation: 0 });
+        self.entries.insert(ip, Entry { mac: None, since: now, asked: None, asker, doubt: false, generation: 0 });
         self.ask(ip, asker);
         Resolution::Pending
     }
@@ -162,8 +157,7 @@ impl NeighbourCache {
         if self.entries.len() < self.limits.entries {
             return;
         }
-        let mut ages: Vec<Duration> =
-            self.entries.values().filter(|e| e.asked.is_none()).map(|e| now.saturating_since(e.since)).collect();
+        let mut ages: Vec<Duration> = self.entries.values().filter(|e| e.asked.is_none()).map(|e| now.saturating_since(e.since)).collect();
         ages.sort_unstable();
         if let Some(oldest) = ages.get(ages.len() * 3 / 4).copied() {
             self.entries.retain(|_, entry| entry.asked.is_some() || now.saturating_since(entry.since) < oldest);
@@ -186,7 +180,7 @@ impl NeighbourCache {
                 self.timers.push(Reverse((now + wait, ip, entry.generation)));
                 self.progress += 1;
                 // Only the first check of a known address goes to it alone: it may have moved.
-                let known = entry.mac.filter(|_| asked == 0);
+                let known = entry.mac.filter(|_| asked == 0 && !entry.doubt);
                 return Some(Question { ip, known, asker: entry.asker });
             }
         }
@@ -221,11 +215,20 @@ impl NeighbourCache {
             self.close(now, ip);
             return true;
         }
-        if entry.mac.is_some_and(|old| old != mac) && entry.asked.is_none() {
+        self.on_announcement(ip, mac);
+        false
+    }
+
+    /// `ip` says unasked that it has `mac`. It is not believed, but where we knew another address everybody is asked at once.
+    pub fn on_announcement(&mut self, ip: IpAddr, mac: Mac) {
+        if let Some(entry) = self.entries.get_mut(&ip)
+            && entry.mac.is_some_and(|old| old != mac)
+            && entry.asked.is_none()
+        {
+            entry.doubt = true;
             let asker = entry.asker;
             self.ask(ip, asker);
         }
-        false
     }
 
     fn close(&mut self, now: Instant, ip: IpAddr) {
@@ -234,6 +237,7 @@ impl NeighbourCache {
                 self.asking -= 1;
             }
             entry.since = now;
+            entry.doubt = false;
             entry.generation = entry.generation.wrapping_add(1);
             self.progress += 1;
         }
@@ -249,7 +253,7 @@ impl NeighbourCache {
             self.make_room(now);
         }
         let since = if sure { now } else { now - FRESH };
-        let entry = self.entries.entry(ip).or_insert(Entry { mac: None, since, asked: None, asker: 0, generation: 0 });
+        let entry = self.entries.entry(ip).or_insert(Entry { mac: None, since, asked: None, asker: 0, doubt: false, generation: 0 });
         entry.mac = Some(mac);
         self.close(now, ip);
         if let Some(entry) = self.entries.get_mut(&ip) {
@@ -372,13 +376,24 @@ mod tests {
         known(&mut cache, at(0), ip(1), A);
         assert!(!cache.on_answer(at(100), ip(1), B), "nobody asked");
         assert_eq!(cache.resolve(at(100), ip(1), 7), Resolution::Known(A));
-        let question = cache.next_question(at(101)).unwrap();
-        assert_eq!(question.known, Some(A));
+        assert_eq!(cache.next_question(at(101)).unwrap().known, None, "everybody is asked");
+        assert!(cache.on_answer(at(102), ip(1), B));
+        assert_eq!(cache.resolve(at(103), ip(1), 7), Resolution::Known(B));
+        cache.on_announcement(ip(1), B);
+        assert!(!cache.has_question(), "nothing new");
+    }
+
+    #[test]
+    fn a_neighbour_that_moved_silently_is_found_when_checked() {
+        let mut cache = NeighbourCache::new(NeighbourLimits::default());
+        known(&mut cache, at(0), ip(1), A);
+        cache.resolve(at(30_000), ip(1), 7);
+        assert_eq!(cache.next_question(at(30_000)).unwrap().known, Some(A));
         // It does not answer at its old address; the second question goes to all.
-        cache.on_timeout(at(401));
-        assert_eq!(cache.next_question(at(401)).unwrap().known, None);
-        assert!(cache.on_answer(at(402), ip(1), B));
-        assert_eq!(cache.resolve(at(403), ip(1), 7), Resolution::Known(B));
+        cache.on_timeout(at(30_300));
+        assert_eq!(cache.next_question(at(30_300)).unwrap().known, None);
+        assert!(cache.on_answer(at(30_301), ip(1), B));
+        assert_eq!(cache.resolve(at(30_302), ip(1), 7), Resolution::Known(B));
     }
 
     #[test]

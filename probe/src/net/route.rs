@@ -192,9 +192,7 @@ pub struct RouteTable {
 impl RouteTable {
     /// The table of `interface`: its own routes, those that deny, and those that name this machine.
     pub fn new(interface: Interface, mut routes: Vec<Route>, neighbours: &[KernelNeighbour]) -> Self {
-        routes.retain(|route| {
-            route.interface == Some(interface.index) || matches!(route.action, RouteAction::Deny | RouteAction::Local)
-        });
+        routes.retain(|route| route.interface == Some(interface.index) || matches!(route.action, RouteAction::Deny | RouteAction::Local));
         routes.sort_by_key(Route::rank);
         let (v4, v6) = routes.into_iter().partition(|route| route.network.is_ipv4());
         let neighbours = neighbours.iter().filter(|n| n.interface == interface.index).copied().collect();
@@ -266,9 +264,8 @@ impl RouteTable {
         };
         // Any address that no site uses would do; these are the documentation prefixes (RFC 5737, RFC 3849).
         let v4 = pick(IpAddr::V4(Ipv4Addr::new(203, 0, 113, 1)), &self.v4);
-        let v6 = self
-            .source_for(IpAddr::V6(Ipv6Addr::new(0x2001, 0xdb8, 0xffff, 0, 0, 0, 0, 1)))
-            .filter(|address| !is_link_local(*address));
+        let v6 =
+            self.source_for(IpAddr::V6(Ipv6Addr::new(0x2001, 0xdb8, 0xffff, 0, 0, 0, 0, 1))).filter(|address| !is_link_local(*address));
         let v4 = v4.and_then(|ip| if let IpAddr::V4(ip) = ip { Some(ip) } else { None });
         let v6 = v6.and_then(|ip| if let IpAddr::V6(ip) = ip { Some(ip) } else { None });
         Source { v4, v6 }
@@ -276,11 +273,8 @@ impl RouteTable {
 
     /// The address to ask for neighbour `ip` from.
     pub fn asking_address(&self, ip: IpAddr) -> Option<IpAddr> {
-        self.source_for(ip).or_else(|| match ip {
-            // RFC 5227: an ARP probe may come from nobody.
-            IpAddr::V4(_) => Some(IpAddr::V4(Ipv4Addr::UNSPECIFIED)),
-            IpAddr::V6(_) => None,
-        })
+        // RFC 5227: an ARP probe may come from nobody.
+        self.source_for(ip).or(ip.is_ipv4().then_some(IpAddr::V4(Ipv4Addr::UNSPECIFIED)))
     }
 }
 

@@ -1,0 +1,1027 @@
+//! The only loop: engines, pacer, neighbours, policy and link, turn by turn.
+//!
+//! [`Drive`] is sans IO but for its [`Link`]: [`Drive::turn`] takes the time and says when it wants to be called again, so
+//! that the same code runs over AF_PACKET on a thread of its own ([`spawn`]) and over a simulation under a virtual clock.
+//!
+//! A turn receives at most a batch, lets time pass for engines and neighbours, puts a batch together and sends it, and hands
+//! over events. Neither direction can starve the other.
+//!
+//! - **Fair.** Each packet goes to the task with the least service so far in proportion to its weight; an interactive task
+//!   counts sixteen times a bulk one, and one that was idle goes first.
+//! - **Policy.** The destination is read from the packet itself, right before it is queued, and given to the task's [`Gate`];
+//!   for an address that is not permitted nothing is sent, no question for a neighbour either. A gateway's own hardware
+//!   address may be asked for whoever it is: it is how the site reaches anything.
+//! - **Not sent is not sent.** A frame that the kernel did not take is kept and tried again in order; what is given up is
+//!   reported to its engine. While the interface is down the engines' clock stands still and their packets are handed back.
+//!
+//! **Invariant:** every frame on the wire was admitted by the interface's pacer, and carries a packet whose own destination
+//! its task's gate permitted in the same turn, or is a question for a neighbour.
+
+use core::time::Duration;
+use std::collections::VecDeque;
+use std::net::IpAddr;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::mpsc::{Receiver, Sender, TryRecvError, channel};
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+use super::clock;
+use super::engine::{Engine, NotSent};
+use super::link::{BATCH, Batch, FRAME_LEN, Framing, Link, Received, Sent, Stop, Waker};
+use super::neighbour::{NeighbourCache, NeighbourLimits, Question, Resolution};
+use super::pacer::{Limits, Pacer, Plan};
+use super::route::{NextHop, RouteTable};
+use super::time::Instant;
+use crate::packet::arp::{self, Arp, Operation};
+use crate::packet::eth::{self, Mac};
+use crate::packet::{guard, ndp};
+
+/// Wait for room, in the kernel's queue or at whoever takes the events. No descriptor says when a queue has drained; this is
+/// 300 frames of 84 bytes at 1 Gbit/s, a third of the usual queue.
+const ROOM_RETRY: Duration = Duration::from_micros(200);
+/// How often an interface that is down is looked at.
+const DOWN_RETRY: Duration = Duration::from_millis(250);
+/// How long a task rests whose packets all wait for neighbours, where no neighbour answers meanwhile.
+const PARK: Duration = Duration::from_millis(10);
+/// Packets in a row that wait for neighbours before a task rests.
+const PARK_AFTER: u32 = 64;
+/// Packets offered in one turn that do not leave.
+const MISSES_PER_TURN: u32 = 1_024;
+/// Batches received in one turn at most.
+const RECEIVES_PER_TURN: u32 = 4;
+/// How old the published statistics may be while something happens.
+const PUBLISH_EVERY: Duration = Duration::from_millis(100);
+/// A wake-up later than this is counted.
+const LATE: Duration = Duration::from_millis(1);
+
+/// Names a task of one drive.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct TaskId(u64);
+
+impl TaskId {
+    /// The number, for logs.
+    pub const fn get(self) -> u64 {
+        self.0
+    }
+}
+
+/// How urgent a task is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Weight {
+    /// Somebody waits for it: one trace, one host.
+    Interactive,
+    /// Everything else.
+    Bulk,
+}
+
+impl Weight {
+    const fn share(self) -> u64 {
+        match self {
+            Weight::Interactive => 16,
+            Weight::Bulk => 1,
+        }
+    }
+}
+
+/// Who may be sent to. An IPv4-mapped IPv6 address is asked for as IPv4.
+pub trait Gate: Send + Sync {
+    /// Whether a packet may go to `dst`.
+    fn permits(&self, dst: IpAddr) -> bool;
+}
+
+impl<F: Fn(IpAddr) -> bool + Send + Sync> Gate for F {
+    fn permits(&self, dst: IpAddr) -> bool {
+        self(dst)
+    }
+}
+
+/// A boxed engine that can move to the loop's thread.
+pub type BoxEngine<E> = Box<dyn Engine<Event = E> + Send>;
+
+/// A measurement to be run.
+pub struct TaskSpec<E> {
+    /// For logs and statistics.
+    pub name: String,
+    /// The state machine.
+    pub engine: BoxEngine<E>,
+    /// How urgent it is.
+    pub weight: Weight,
+    /// How fast it asked to go. More than the interface allows is clipped, and said so.
+    pub rate: Limits,
+    /// Site policy and fleet policy together.
+    pub gate: Arc<dyn Gate>,
+}
+
+impl<E> core::fmt::Debug for TaskSpec<E> {
+    fn fmt(&self, f: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {
+        f.debug_struct("TaskSpec").field("name", &self.name).field("weight", &self.weight).field("rate", &self.rate).finish_non_exhaustive()
+    }
+}
+
+/// What the loop tells.
+#[derive(Debug, PartialEq, Eq)]
+pub enum DriveEvent<E> {
+    /// An event of a task's engine, in order.
+    Task(TaskId, E),
+    /// A task was cancelled and all its events have been told.
+    Ended(TaskId, Box<TaskStats>),
+    /// The interface went down (engines are paused) or came up (they go on).
+    Link {
+        /// Whether it is up now.
+        up: bool,
+    },
+}
+
+/// Takes what the loop tells.
+pub trait EventSink<E>: Send {
+    /// Takes `event`, or gives it back where there is no room; it will be offered again. While there is no room nothing
+    /// is sent.
+    ///
+    /// # Errors
+    /// The event itself, when there is no room for it.
+    fn offer(&mut self, event: DriveEvent<E>) -> Result<(), DriveEvent<E>>;
+}
+
+impl<E: Send> EventSink<E> for tokio::sync::mpsc::Sender<DriveEvent<E>> {
+    fn offer(&mut self, event: DriveEvent<E>) -> Result<(), DriveEvent<E>> {
+        use tokio::sync::mpsc::error::TrySendError;
+        match self.try_send(event) {
+            Err(TrySendError::Full(event)) => Err(event),
+            // Nobody listens any more: the process is ending.
+            Ok(()) | Err(TrySendError::Closed(_)) => Ok(()),
+        }
+    }
+}
+
+impl<E: Send> EventSink<E> for tokio::sync::mpsc::UnboundedSender<DriveEvent<E>> {
+    fn offer(&mut self, event: DriveEvent<E>) -> Result<(), DriveEvent<E>> {
+        // Nobody listens any more: the process is ending.
+        let _ = self.send(event);
+        Ok(())
+    }
+}
+
+impl<E: Send> EventSink<E> for VecDeque<DriveEvent<E>> {
+    fn offer(&mut self, event: DriveEvent<E>) -> Result<(), DriveEvent<E>> {
+        self.push_back(event);
+        Ok(())
+    }
+}
+
+/// Counters of a task.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct TaskStats {
+    /// Its name.
+    pub name: String,
+    /// Packets that left, without questions for neighbours.
+    pub sent_packets: u64,
+    /// Bytes of their frames.
+    pub sent_bytes: u64,
+    /// Packets that its gate refused.
+    pub refused: u64,
+    /// Packets without a route.
+    pub no_route: u64,
+    /// Packets whose next hop did not answer.
+    pub no_neighbour: u64,
+    /// Packets that the kernel refused for good.
+    pub rejected: u64,
+    /// Packets handed back because the next hop was still being asked for, or the interface went down.
+    pub deferred: u64,
+    /// The rate that it gets at most.
+    pub granted: Option<Limits>,
+    /// Whether that is less than it asked for.
+    pub clipped: bool,
+}
+
+/// Counters of a loop.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct DriveStats {
+    /// Frames that left, questions for neighbours included.
+    pub sent_packets: u64,
+    /// Their bytes.
+    pub sent_bytes: u64,
+    /// Questions for neighbours among them.
+    pub questions: u64,
+    /// Packets that passed the filter.
+    pub received_packets: u64,
+    /// Packets that the kernel had no room for.
+    pub receive_drops: u64,
+    /// How often the kernel had no room to send (`ENOBUFS`, `EAGAIN`); the frames left later.
+    pub send_full: u64,
+    /// Wake-ups more than a millisecond late.
+    pub late_wakeups: u64,
+    /// The latest of them.
+    pub latest_wakeup: Duration,
+    /// Whether the interface is up.
+    pub up: bool,
+    /// The interface's limits.
+    pub limits: Limits,
+    /// The present tasks.
+    pub tasks: Vec<(TaskId, TaskStats)>,
+}
+
+struct Task<E> {
+    id: TaskId,
+    engine: BoxEngine<E>,
+    weight: Weight,
+    asked: Limits,
+    pacer: Pacer,
+    plan: Option<Plan>,
+    /// Frames and bytes of the batch that has just left.
+    left: (usize, usize),
+    gate: Arc<dyn Gate>,
+    /// Service so far: bytes through weight.
+    served: u64,
+    /// Whether it may have something to send.
+    hungry: bool,
+    /// Packets in a row that wait for neighbours.
+    waiting: u32,
+    /// Rests until then, or until the neighbours' progress is another.
+    parked: Option<(Instant, u64)>,
+    stats: TaskStats,
+}
+
+/// What a frame in the batch is.
+#[derive(Debug, Clone, Copy)]
+enum Cargo {
+    Packet(TaskId, u64),
+    Question(Question),
+    /// Its task is gone.
+    Nothing,
+}
+
+/// The loop.
+pub struct Drive<L, E, S> {
+    link: L,
+    framing: Framing,
+    routes: Arc<RouteTable>,
+    pacer: Pacer,
+    neighbours: NeighbourCache,
+    tasks: Vec<Task<E>>,
+    batch: Batch,
+    cargo: VecDeque<Cargo>,
+    sink: S,
+    outbox: VecDeque<DriveEvent<E>>,
+    /// Since when the interface is down, and when it is looked at again.
+    down: Option<(Instant, Instant)>,
+    /// How long the engines' clock has stood still.
+    paused: Duration,
+    /// The kernel had no room for the batch.
+    full: bool,
+    /// Least service of a task that was chosen: where an idle task joins.
+    served: u64,
+    stats: DriveStats,
+}
+
+impl<L: Link, E, S: EventSink<E>> Drive<L, E, S> {
+    /// A loop over `link` with the interface's `limits`, which knows its way by `routes`.
+    pub fn new(now: Instant, link: L, limits: Limits, routes: Arc<RouteTable>, sink: S) -> Self {
+        let stats = DriveStats {
+            sent_packets: 0,
+            sent_bytes: 0,
+            questions: 0,
+            received_packets: 0,
+            receive_drops: 0,
+            send_full: 0,
+            late_wakeups: 0,
+            latest_wakeup: Duration::ZERO,
+            up: true,
+            limits,
+            tasks: Vec::new(),
+        };
+        let mut drive = Self {
+            framing: link.framing(),
+            link,
+            routes: routes.clone(),
+            pacer: Pacer::new(limits),
+            neighbours: NeighbourCache::new(NeighbourLimits::default()),
+            tasks: Vec::new(),
+            batch: Batch::default(),
+            cargo: VecDeque::with_capacity(BATCH),
+            sink,
+            outbox: VecDeque::new(),
+            down: None,
+            paused: Duration::ZERO,
+            full: false,
+            served: 0,
+            stats,
+        };
+        drive.pacer.idle(now);
+        drive.set_routes(now, routes);
+        drive
+    }
+
+    /// Adds a task under a number that no other task has had. Returns what its rate came to.
+    pub fn add(&mut self, now: Instant, id: TaskId, spec: TaskSpec<E>) -> Limits {
+        let granted = spec.rate.clipped_to(self.pacer.limits());
+        let clipped = spec.rate.exceeds(self.pacer.limits());
+        let mut pacer = Pacer::new(granted);
+        pacer.idle(now);
+        self.tasks.push(Task {
+            id,
+            engine: spec.engine,
+            weight: spec.weight,
+            asked: spec.rate,
+            pacer,
+            plan: None,
+            left: (0, 0),
+            gate: spec.gate,
+            served: self.served,
+            hungry: true,
+            waiting: 0,
+            parked: None,
+            stats: TaskStats { name: spec.name, granted: Some(granted), clipped, ..TaskStats::default() },
+        });
+        granted
+    }
+
+    /// Ends a task: what it has queued does not leave, its events are told, then [`DriveEvent::Ended`].
+    pub fn cancel(&mut self, id: TaskId) {
+        let Some(at) = self.tasks.iter().position(|task| task.id == id) else {
+            return;
+        };
+        let mut task = self.tasks.remove(at);
+        task.engine.stop();
+        while let Some(event) = task.engine.poll_event() {
+            self.outbox.push_back(DriveEvent::Task(id, event));
+        }
+        self.outbox.push_back(DriveEvent::Ended(id, Box::new(task.stats)));
+        for cargo in &mut self.cargo {
+            if matches!(cargo, Cargo::Packet(owner, _) if *owner == id) {
+                *cargo = Cargo::Nothing;
+            }
+        }
+    }
+
+    /// Changes the interface's limits, and with them what the tasks are granted.
+    pub fn set_limits(&mut self, now: Instant, limits: Limits) {
+        self.pacer.set_limits(now, limits);
+        self.stats.limits = limits;
+        for task in &mut self.tasks {
+            let granted = task.asked.clipped_to(limits);
+            task.pacer.set_limits(now, granted);
+            task.stats.granted = Some(granted);
+            task.stats.clipped = task.asked.exceeds(limits);
+        }
+    }
+
+    /// The kernel's tables have changed.
+    pub fn set_routes(&mut self, now: Instant, routes: Arc<RouteTable>) {
+        for neighbour in routes.neighbours() {
+            self.neighbours.on_hint(now, neighbour.ip, neighbour.mac, neighbour.sure);
+        }
+        let up = routes.interface().up;
+        self.routes = routes;
+        if !up {
+            self.go_down(now);
+        } else if self.down.is_some() && self.link.is_up() {
+            self.come_up(now);
+        }
+    }
+
+    /// Counters so far.
+    pub fn stats(&mut self) -> DriveStats {
+        self.stats.receive_drops = self.link.counters().receive_drops;
+        self.stats.up = self.down.is_none();
+        self.stats.tasks = self.tasks.iter().map(|task| (task.id, task.stats.clone())).collect();
+        self.stats.clone()
+    }
+
+    /// The link, for a simulation's driver.
+    pub fn link(&mut self) -> &mut L {
+        &mut self.link
+    }
+
+    /// The sink, for a simulation's driver.
+    pub fn sink(&mut self) -> &mut S {
+        &mut self.sink
+    }
+
+    /// Does what can be done at `now`, and says when it must be called again if nothing arrives before: at once, where that
+    /// is not later than `now`.
+    pub fn turn(&mut self, now: Instant) -> Instant {
+        let busy = self.receive(now);
+        self.look_at_link(now);
+        if self.down.is_none() {
+            self.let_time_pass(now);
+            self.transmit(now);
+        }
+        let room = self.deliver();
+        if busy { now } else { self.next(now, room) }
+    }
+
+    /// The engines' clock, which stands still while the interface is down.
+    fn engine_now(&self, now: Instant) -> Instant {
+        self.down.map_or(now, |(since, _)| now.min(since)) - self.paused
+    }
+
+    // Receiving.
+
+    /// Returns whether more may be waiting.
+    fn receive(&mut self, now: Instant) -> bool {
+        let engine_now = self.engine_now(now);
+        let Self { link, tasks, neighbours, routes, stats, .. } = self;
+        for _ in 0..RECEIVES_PER_TURN {
+            let count = link.receive(&mut |received| {
+                stats.received_packets += 1;
+                if !learn(now, neighbours, routes, &received) {
+                    for task in tasks.iter_mut() {
+                        task.engine.on_packet(engine_now, received.payload);
+                        task.hungry = true;
+                    }
+                }
+            });
+            if count < BATCH {
+                return false;
+            }
+        }
+        true
+    }
+
+    // Time.
+
+    fn let_time_pass(&mut self, now: Instant) {
+        self.neighbours.on_timeout(now);
+        let engine_now = self.engine_now(now);
+        for task in &mut self.tasks {
+            if task.engine.poll_timeout().is_some_and(|(at, _)| at <= engine_now) {
+                task.engine.on_timeout(engine_now);
+                task.hungry = true;
+            }
+            if task.parked.is_some_and(|(until, progress)| until <= now || progress != self.neighbours.progress()) {
+                task.parked = None;
+            }
+        }
+    }
+
+    fn next(&self, now: Instant, room: bool) -> Instant {
+        if let Some((_, look)) = self.down {
+            return if room { look } else { look.min(now + ROOM_RETRY) };
+        }
+        let mut at = self.neighbours.poll_timeout().unwrap_or(Instant::FAR_FUTURE);
+        let ready = self.pacer.ready_at().max(now);
+        if self.full {
+            at = at.min(now + ROOM_RETRY);
+        } else if !self.batch.is_empty() || self.neighbours.has_question() {
+            at = at.min(ready);
+        }
+        for task in &self.tasks {
+            if let Some((due, _)) = task.engine.poll_timeout() {
+                at = at.min(due + self.paused);
+            }
+            if task.hungry && !self.full && room {
+                let rested = task.parked.map_or(now, |(until, _)| until);
+                at = at.min(ready.max(task.pacer.ready_at()).max(rested));
+            }
+        }
+        if !room {
+            at = at.min(now + ROOM_RETRY);
+        }
+        at
+    }
+
+    // Sending.
+
+    fn transmit(&mut self, now: Instant) {
+        let mut plan = self.pacer.plan(now);
+        let count = if self.batch.is_empty() {
+            if self.outbox.is_empty() {
+                self.fill(now, &mut plan);
+            }
+            self.batch.len()
+        } else {
+            // Kept from an earlier turn: admitted anew.
+            let admitted = |at: &usize| {
+                let admits = plan.admits();
+                plan.add(self.batch.frame(*at).len());
+                admits
+            };
+            (0..self.batch.len()).take_while(admitted).count()
+        };
+        let count = self.drop_orphans(count);
+        if count > 0 {
+            let sent = self.link.send(now, &self.batch, count);
+            self.account(&sent);
+        } else if self.batch.is_empty() && !self.neighbours.has_question() && self.tasks.iter().all(|task| !task.hungry) {
+            self.pacer.idle(now);
+        }
+    }
+
+    /// Frames of cancelled tasks leave the batch unsent, where they stand at its front; returns how many may be sent before
+    /// the next one.
+    fn drop_orphans(&mut self, mut count: usize) -> usize {
+        while matches!(self.cargo.front(), Some(Cargo::Nothing)) {
+            self.cargo.pop_front();
+            self.batch.advance(1);
+            count = count.saturating_sub(1);
+        }
+        let whole = self.cargo.iter().take_while(|cargo| !matches!(cargo, Cargo::Nothing)).count();
+        count.min(whole)
+    }
+
+    /// Puts a batch together: questions first, then the tasks by turns.
+    fn fill(&mut self, now: Instant, plan: &mut Plan) {
+        for task in &mut self.tasks {
+            task.plan = Some(task.pacer.plan(now));
+        }
+        let mut misses = 0;
+        while !self.batch.is_full() && plan.admits() && misses < MISSES_PER_TURN {
+            let len = if let Some(question) = self.neighbours.next_question(now) {
+                self.push_question(question)
+            } else if let Some(at) = self.choose() {
+                self.push_packet(now, at)
+            } else {
+                break;
+            };
+            match len {
+                Some(len) => plan.add(len),
+                None => misses += 1,
+            }
+        }
+    }
+
+    /// The task that is served next.
+    fn choose(&self) -> Option<usize> {
+        let may = |task: &&Task<E>| task.hungry && task.parked.is_none() && task.plan.as_ref().is_some_and(Plan::admits);
+        let (at, _) = self.tasks.iter().enumerate().filter(|(_, task)| may(task)).min_by_key(|(_, task)| task.served)?;
+        Some(at)
+    }
+
+    /// Takes a packet of the task at `at` into the batch; returns the frame's length where it got that far.
+    fn push_packet(&mut self, now: Instant, at: usize) -> Option<usize> {
+        let engine_now = self.engine_now(now);
+        let Self { tasks, batch, framing, routes, neighbours, cargo, .. } = self;
+        let task = tasks.get_mut(at)?;
+        let header = match framing {
+            Framing::Ethernet { .. } => eth::HEADER_LEN,
+            Framing::Bare => 0,
+        };
+        self.served = self.served.max(task.served);
+        let served = self.served;
+        let slot = batch.slot();
+        let Some(transmit) = task.engine.poll_transmit(engine_now, &mut slot[header..]) else {
+            task.hungry = false;
+            task.pacer.idle(now);
+            return None;
+        };
+        let len = (header + transmit.len).min(FRAME_LEN);
+        // A task that was idle joins where the others are: it goes first now, and earned nothing meanwhile.
+        task.served = task.served.max(served) + len as u64 * SERVICE_SCALE / task.weight.share();
+        let verdict = check(task, &slot[header..len], transmit.dst).and_then(|()| match framing {
+            Framing::Bare => Ok(()),
+            Framing::Ethernet { mac } => {
+                let dst = hardware_address(now, routes, neighbours, task.id, transmit.dst)?;
+                let kind = if transmit.dst.is_ipv4() { eth::TYPE_IPV4 } else { eth::TYPE_IPV6 };
+                slot[..header].copy_from_slice(&eth::header(dst, *mac, kind));
+                Ok(())
+            }
+        });
+        match verdict {
+            Ok(()) => {
+                batch.push(len);
+                cargo.push_back(Cargo::Packet(task.id, transmit.token));
+                task.waiting = 0;
+                if let Some(plan) = &mut task.plan {
+                    plan.add(len);
+                }
+                Some(len)
+            }
+            Err(why) => {
+                task.not_sent(engine_now, transmit.token, why);
+                if why == NotSent::NeighbourPending {
+                    task.waiting += 1;
+                    if task.waiting >= PARK_AFTER {
+                        task.waiting = 0;
+                        task.parked = Some((now + PARK, neighbours.progress()));
+                    }
+                }
+                None
+            }
+        }
+    }
+
+    fn push_question(&mut self, question: Question) -> Option<usize> {
+        let Framing::Ethernet { mac } = self.framing else {
+            return None;
+        };
+        let source = self.routes.asking_address(question.ip)?;
+        let slot = self.batch.slot();
+        let len = write_question(slot, &question, mac, source)?;
+        self.batch.push(len);
+        self.cargo.push_back(Cargo::Question(question));
+        Some(len)
+    }
+
+    /// Books what has left, and deals with what has not.
+    fn account(&mut self, sent: &Sent) {
+        let bytes = (0..sent.count).map(|at| self.batch.frame(at).len()).sum();
+        for at in 0..sent.count {
+            let len = self.batch.frame(at).len();
+            let owner = match self.cargo.pop_front() {
+                Some(Cargo::Packet(id, _)) => {
+                    if let Some(task) = self.tasks.iter_mut().find(|task| task.id == id) {
+                        task.stats.sent_packets += 1;
+                        task.stats.sent_bytes += len as u64;
+                    }
+                    id
+                }
+                Some(Cargo::Question(question)) => {
+                    self.stats.questions += 1;
+                    TaskId(question.asker)
+                }
+                Some(Cargo::Nothing) | None => continue,
+            };
+            if let Some(task) = self.tasks.iter_mut().find(|task| task.id == owner) {
+                task.left = (task.left.0 + 1, task.left.1 + len);
+            }
+        }
+        self.batch.advance(sent.count);
+        if sent.count > 0 {
+            self.pacer.charge(sent.done, sent.count, bytes);
+            for task in &mut self.tasks {
+                let (frames, bytes) = core::mem::take(&mut task.left);
+                if frames > 0 {
+                    task.pacer.charge(sent.done, frames, bytes);
+                }
+            }
+        }
+        self.stats.sent_packets += sent.count as u64;
+        self.stats.sent_bytes += bytes as u64;
+        self.full = false;
+        match sent.stop {
+            None => {}
+            Some(Stop::Full) => {
+                self.full = true;
+                self.stats.send_full += 1;
+            }
+            Some(Stop::Down) => self.go_down(sent.done),
+            Some(Stop::NoRoute) => self.give_back_first(sent.done, NotSent::NoRoute),
+            Some(Stop::Rejected(errno)) => {
+                log::debug!("the kernel refused a frame: errno {errno}");
+                self.give_back_first(sent.done, NotSent::LinkError);
+            }
+        }
+    }
+
+    fn give_back_first(&mut self, now: Instant, why: NotSent) {
+        let cargo = self.cargo.pop_front();
+        self.batch.advance(1);
+        self.give_back(now, cargo, why);
+    }
+
+    fn give_back(&mut self, now: Instant, cargo: Option<Cargo>, why: NotSent) {
+        match cargo {
+            Some(Cargo::Packet(id, token)) => {
+                let engine_now = self.engine_now(now);
+                if let Some(task) = self.tasks.iter_mut().find(|task| task.id == id) {
+                    task.not_sent(engine_now, token, why);
+                }
+            }
+            Some(Cargo::Question(question)) if why == NotSent::NeighbourPending => self.neighbours.question_not_sent(question),
+            // A question that the kernel refuses is asked again by its timer.
+            Some(Cargo::Question(_) | Cargo::Nothing) | None => {}
+        }
+    }
+
+    // The interface.
+
+    fn go_down(&mut self, now: Instant) {
+        if self.down.is_some() {
+            return;
+        }
+        log::info!("interface {} is down: measurements pause", self.routes.interface().name);
+        while let Some(cargo) = self.cargo.pop_front() {
+            self.give_back(now, Some(cargo), NotSent::NeighbourPending);
+        }
+        self.batch.advance(BATCH);
+        self.full = false;
+        self.down = Some((now, now + DOWN_RETRY));
+        self.outbox.push_back(DriveEvent::Link { up: false });
+    }
+
+    fn look_at_link(&mut self, now: Instant) {
+        if let Some((since, look)) = self.down
+            && look <= now
+        {
+            self.down = Some((since, now + DOWN_RETRY));
+            if self.link.is_up() {
+                self.come_up(now);
+            }
+        }
+    }
+
+    fn come_up(&mut self, now: Instant) {
+        if let Some((since, _)) = self.down.take() {
+            log::info!("interface {} is up: measurements go on", self.routes.interface().name);
+            self.paused += now.saturating_since(since);
+            // Whoever was there before may not be there any more.
+            self.neighbours.clear();
+            self.pacer.idle(now);
+            for task in &mut self.tasks {
+                task.pacer.idle(now);
+                task.hungry = true;
+                task.parked = None;
+            }
+            self.outbox.push_back(DriveEvent::Link { up: true });
+        }
+    }
+
+    // Events.
+
+    /// Hands over what there is; returns whether all was taken.
+    fn deliver(&mut self) -> bool {
+        while let Some(event) = self.outbox.pop_front() {
+            if let Err(event) = self.sink.offer(event) {
+                self.outbox.push_front(event);
+                return false;
+            }
+        }
+        for task in &mut self.tasks {
+            while let Some(event) = task.engine.poll_event() {
+                if let Err(event) = self.sink.offer(DriveEvent::Task(task.id, event)) {
+                    self.outbox.push_back(event);
+                    return false;
+                }
+            }
+        }
+        true
+    }
+}
+
+/// Fixed point of the service counters.
+const SERVICE_SCALE: u64 = 16;
+
+impl<E> Task<E> {
+    fn not_sent(&mut self, engine_now: Instant, token: u64, why: NotSent) {
+        let counter = match why {
+            NotSent::NeighbourPending => &mut self.stats.deferred,
+            NotSent::NoNeighbour => &mut self.stats.no_neighbour,
+            NotSent::NoRoute => &mut self.stats.no_route,
+            NotSent::Refused => &mut self.stats.refused,
+            NotSent::LinkError => &mut self.stats.rejected,
+        };
+        *counter += 1;
+        self.engine.on_not_sent(engine_now, token, why);
+        self.hungry = true;
+    }
+}
+
+/// The last word on a packet: does it go where its engine says, and may it?
+fn check<E>(task: &Task<E>, packet: &[u8], claimed: IpAddr) -> Result<(), NotSent> {
+    match guard::destination(packet) {
+        Some(dst) if dst == claimed && task.gate.permits(dst.to_canonical()) => Ok(()),
+        Some(dst) if dst == claimed => Err(NotSent::Refused),
+        other => {
+            log::error!("{} built a packet for {claimed} that goes to {other:?}: not sent", task.stats.name);
+            Err(NotSent::Refused)
+        }
+    }
+}
+
+fn hardware_address(now: Instant, routes: &RouteTable, neighbours: &mut NeighbourCache, task: TaskId, dst: IpAddr) -> Result<Mac, NotSent> {
+    let hop = match routes.lookup(dst) {
+        NextHop::OnLink(ip) | NextHop::Via(ip) => ip,
+        NextHop::Group(mac) => return Ok(mac),
+        NextHop::NoRoute => return Err(NotSent::NoRoute),
+    };
+    match neighbours.resolve(now, hop, task.0) {
+        Resolution::Known(mac) => Ok(mac),
+        Resolution::Pending | Resolution::Busy => Err(NotSent::NeighbourPending),
+        Resolution::Failed => Err(NotSent::NoNeighbour),
+    }
+}
+
+/// Takes what answers our questions; returns whether it was a neighbour's message (engines see those of IPv6 too).
+fn learn(now: Instant, neighbours: &mut NeighbourCache, routes: &RouteTable, received: &Received<'_>) -> bool {
+    match received.ethertype {
+        eth::TYPE_ARP => {
+            if let Some(message) = Arp::parse(received.payload) {
+                let to_us = Some(message.target_mac) == routes.interface().mac;
+                if message.operation == Operation::Reply && to_us {
+                    neighbours.on_answer(now, IpAddr::V4(message.sender), message.sender_mac);
+                } else if message.sender == message.target {
+                    neighbours.on_announcement(IpAddr::V4(message.sender), message.sender_mac);
+                }
+            }
+            true
+        }
+        eth::TYPE_IPV6 => {
+            if let Some(message) = ndp::Neighbour::parse(received.payload)
+                && message.advert
+                && let Some(mac) = message.mac.or(received.src)
+            {
+                if message.solicited {
+                    neighbours.on_answer(now, IpAddr::V6(message.target), mac);
+                } else {
+                    neighbours.on_announcement(IpAddr::V6(message.target), mac);
+                }
+            }
+            false
+        }
+        _ => false,
+    }
+}
+
+/// Writes the frame that asks `question`; returns its length.
+fn write_question(slot: &mut [u8], question: &Question, mac: Mac, source: IpAddr) -> Option<usize> {
+    let (dst, kind, packet): (Mac, u16, &[u8]) = match (question.ip, source) {
+        (IpAddr::V4(target), IpAddr::V4(sender)) => {
+            let request = Arp { operation: Operation::Request, sender_mac: mac, sender, target_mac: Mac::default(), target };
+            (question.known.unwrap_or(Mac::BROADCAST), eth::TYPE_ARP, &request.emit()[..])
+        }
+        (IpAddr::V6(target), IpAddr::V6(source)) => {
+            let group = ndp::solicited_node(target);
+            let (to, dst) = question.known.map_or((Mac::multicast(IpAddr::V6(group)), group), |known| (known, target));
+            (to, eth::TYPE_IPV6, &ndp::solicit(source, mac, target, dst)[..])
+        }
+        _ => return None,
+    };
+    let len = eth::HEADER_LEN + packet.len();
+    slot.get_mut(..eth::HEADER_LEN)?.copy_from_slice(&eth::header(dst, mac, kind));
+    slot.get_mut(eth::HEADER_LEN..len)?.copy_from_slice(packet);
+    debug_assert!(packet.len() >= arp::LEN);
+    Some(len)
+}
+
+// The loop on a thread of its own.
+
+enum Command<E> {
+    Add(TaskId, TaskSpec<E>),
+    Cancel(TaskId),
+    Limits(Limits),
+    Routes(Arc<RouteTable>),
+    Stop,
+}
+
+/// Speaks to a loop from other threads. Dropping all handles does not end it; [`DriveHandle::stop`] does.
+pub struct DriveHandle<E> {
+    commands: Sender<Command<E>>,
+    waker: Waker,
+    shared: Arc<Shared>,
+}
+
+struct Shared {
+    next: AtomicU64,
+    stats: Mutex<DriveStats>,
+    limits: Mutex<Limits>,
+}
+
+impl<E> Clone for DriveHandle<E> {
+    fn clone(&self) -> Self {
+        Self { commands: self.commands.clone(), waker: self.waker.clone(), shared: self.shared.clone() }
+    }
+}
+
+impl<E> core::fmt::Debug for DriveHandle<E> {
+    fn fmt(&self, f: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {
+        f.write_str("DriveHandle")
+    }
+}
+
+/// A task was taken.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Added {
+    /// Its name from now on.
+    pub id: TaskId,
+    /// The rate that it gets at most.
+    pub granted: Limits,
+    /// Whether that is less than it asked for.
+    pub clipped: bool,
+}
+
+/// The loop has ended.
+#[derive(Debug, thiserror::Error)]
+#[error("the packet loop has ended")]
+pub struct DriveGone;
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    // A panic elsewhere leaves plain numbers behind, which stay readable.
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl<E> DriveHandle<E> {
+    fn tell(&self, command: Command<E>) -> Result<(), DriveGone> {
+        self.commands.send(command).map_err(|_| DriveGone)?;
+        self.waker.wake();
+        Ok(())
+    }
+
+    /// Starts a task.
+    ///
+    /// # Errors
+    /// When the loop has ended.
+    pub fn add(&self, spec: TaskSpec<E>) -> Result<Added, DriveGone> {
+        let id = TaskId(self.shared.next.fetch_add(1, Ordering::Relaxed));
+        let limits = *lock(&self.shared.limits);
+        let added = Added { id, granted: spec.rate.clipped_to(limits), clipped: spec.rate.exceeds(limits) };
+        self.tell(Command::Add(id, spec))?;
+        Ok(added)
+    }
+
+    /// Ends a task; [`DriveEvent::Ended`] follows its last event.
+    ///
+    /// # Errors
+    /// When the loop has ended.
+    pub fn cancel(&self, id: TaskId) -> Result<(), DriveGone> {
+        self.tell(Command::Cancel(id))
+    }
+
+    /// Changes the interface's limits.
+    ///
+    /// # Errors
+    /// When the loop has ended.
+    pub fn set_limits(&self, limits: Limits) -> Result<(), DriveGone> {
+        *lock(&self.shared.limits) = limits;
+        self.tell(Command::Limits(limits))
+    }
+
+    /// Tells the kernel's tables as they are now, from a `netlink::Watcher`.
+    ///
+    /// # Errors
+    /// When the loop has ended.
+    pub fn set_routes(&self, routes: Arc<RouteTable>) -> Result<(), DriveGone> {
+        self.tell(Command::Routes(routes))
+    }
+
+    /// Counters, at most a tenth of a second old while something happens.
+    pub fn stats(&self) -> DriveStats {
+        lock(&self.shared.stats).clone()
+    }
+
+    /// Ends the loop at its next turn; queued frames do not leave.
+    pub fn stop(&self) {
+        // It may have ended already, which is what is wanted.
+        let _ = self.tell(Command::Stop);
+    }
+}
+
+/// Starts a loop on a thread of its own.
+///
+/// # Errors
+/// When the thread cannot be started.
+pub fn spawn<L, E, S>(
+    link: L,
+    limits: Limits,
+    routes: Arc<RouteTable>,
+    sink: S,
+) -> std::io::Result<(DriveHandle<E>, std::thread::JoinHandle<()>)>
+where
+    L: Link + Send + 'static,
+    E: Send + 'static,
+    S: EventSink<E> + 'static,
+{
+    let (commands, inbox) = channel();
+    let waker = link.waker();
+    let mut drive = Drive::new(clock::now(), link, limits, routes, sink);
+    let shared = Arc::new(Shared { next: AtomicU64::new(1), stats: Mutex::new(drive.stats()), limits: Mutex::new(limits) });
+    let handle = DriveHandle { commands, waker, shared: shared.clone() };
+    let thread = std::thread::Builder::new().name("picket-drive".into()).spawn(move || {
+        if let Err(error) = nix::sys::prctl::set_timerslack(1) {
+            log::warn!("timers stay coarse: {error}");
+        }
+        run(&mut drive, &inbox, &shared);
+    })?;
+    Ok((handle, thread))
+}
+
+fn run<L: Link, E, S: EventSink<E>>(drive: &mut Drive<L, E, S>, inbox: &Receiver<Command<E>>, shared: &Shared) {
+    let mut now = clock::now();
+    let mut published = now;
+    loop {
+        loop {
+            match inbox.try_recv() {
+                Ok(Command::Add(id, spec)) => {
+                    drive.add(now, id, spec);
+                }
+                Ok(Command::Cancel(id)) => drive.cancel(id),
+                Ok(Command::Limits(limits)) => drive.set_limits(now, limits),
+                Ok(Command::Routes(routes)) => drive.set_routes(now, routes),
+                Ok(Command::Stop) => return,
+                Err(TryRecvError::Empty | TryRecvError::Disconnected) => break,
+            }
+        }
+        let next = drive.turn(now);
+        let quiet = next.saturating_since(now) >= PUBLISH_EVERY;
+        if quiet || now.saturating_since(published) >= PUBLISH_EVERY {
+            *lock(&shared.stats) = drive.stats();
+            published = now;
+        }
+        now = if next > now { drive.wait(next) } else { clock::now() };
+    }
+}
+
+impl<L: Link, E, S: EventSink<E>> Drive<L, E, S> {
+    /// Waits for what [`Self::turn`] asked for, and counts being woken late.
+    fn wait(&mut self, next: Instant) -> Instant {
+        let now = self.link.wait(next);
+        let late = now.saturating_since(next);
+        if late > LATE {
+            self.stats.late_wakeups += 1;
+            self.stats.latest_wakeup = self.stats.latest_wakeup.max(late);
+        }
+        now
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,516 @@
+//! A simulated network behind a [`Link`], under a virtual clock: hosts that answer, lose, delay, repeat and reorder, by a
+//! scenario and a seed. The same loop and engines run on it as on a real interface, in no real time.
+//!
+//! Invariant: two runs of one scenario are equal, byte for byte and nanosecond for nanosecond.
+
+use core::ops::RangeInclusive;
+use core::time::Duration;
+use std::collections::BTreeMap;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::sync::Arc;
+
+use super::drive::{Drive, EventSink};
+use super::link::{BATCH, Batch, Framing, Link, LinkCounters, Received, Sent, Stop, Waker};
+use super::route::{Interface, InterfaceAddress, InterfaceKind, Route, RouteAction, RouteTable};
+use super::time::Instant;
+use crate::packet::arp::{Arp, Operation};
+use crate::packet::checksum::{Checksum, checksum};
+use crate::packet::eth::{self, Frame, Mac};
+use crate::packet::ndp;
+
+/// What a port does with a SYN.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum PortState {
+    /// Answers SYN-ACK.
+    Open,
+    /// Answers RST.
+    Closed,
+    /// Says nothing.
+    Silent,
+    /// Answers with an ICMP unreachable of this code (of the packet's own family).
+    Unreachable(u8),
+}
+
+/// Hosts that behave alike.
+#[derive(Debug, Clone)]
+pub struct HostRule {
+    /// Their network: an address and the length of its prefix.
+    pub network: (IpAddr, u8),
+    /// How many of a thousand addresses there exist; which ones follows from the seed.
+    pub present: u16,
+    /// Whether they answer ARP and neighbour solicitations.
+    pub resolves: bool,
+    /// Whether they answer echo requests.
+    pub echo: bool,
+    /// Time to the answer.
+    pub rtt: Duration,
+    /// At most this is added to the time, so that answers overtake each other.
+    pub jitter: Duration,
+    /// How many of a thousand packets are lost, in each direction.
+    pub loss: u16,
+    /// How many of a thousand answers come twice.
+    pub duplicates: u16,
+    /// Hop limit of the answers as they arrive.
+    pub ttl: u8,
+    /// Ports by range, the first that fits counts.
+    pub ports: Vec<(RangeInclusive<u16>, PortState)>,
+    /// All other ports.
+    pub other_ports: PortState,
+}
+
+impl HostRule {
+    /// Hosts that are all there, answer everything at once and have no port open.
+    pub fn new(network: IpAddr, prefix: u8) -> Self {
+        Self {
+            network: (network, prefix),
+            present: 1_000,
+            resolves: true,
+            echo: true,
+            rtt: Duration::from_millis(1),
+            jitter: Duration::ZERO,
+            loss: 0,
+            duplicates: 0,
+            ttl: 64,
+            ports: Vec::new(),
+            other_ports: PortState::Closed,
+        }
+    }
+
+    /// What `port` does.
+    pub fn port(&self, port: u16) -> PortState {
+        self.ports.iter().find(|(range, _)| range.contains(&port)).map_or(self.other_ports, |(_, state)| *state)
+    }
+
+    fn covers(&self, ip: IpAddr) -> bool {
+        let (network, prefix) = self.network;
+        let bits = |ip: IpAddr| match ip {
+            IpAddr::V4(ip) => (u128::from(u32::from(ip)) << 96, true),
+            IpAddr::V6(ip) => (u128::from(ip), false),
+        };
+        let ((a, a4), (b, b4)) = (bits(network), bits(ip));
+        a4 == b4 && (a ^ b).checked_shr(128 - u32::from(prefix)).unwrap_or(0) == 0
+    }
+}
+
+/// A network.
+#[derive(Debug, Clone)]
+pub struct Scenario {
+    /// Where all chance comes from.
+    pub seed: u64,
+    /// Our own IPv4 address and the length of its prefix.
+    pub address_v4: (Ipv4Addr, u8),
+    /// Our own IPv6 address and the length of its prefix.
+    pub address_v6: (Ipv6Addr, u8),
+    /// The IPv4 router, for what is not on the link.
+    pub gateway_v4: Option<Ipv4Addr>,
+    /// The IPv6 router.
+    pub gateway_v6: Option<Ipv6Addr>,
+    /// Hosts; the first rule that covers an address counts, and an address without a rule does not exist.
+    pub hosts: Vec<HostRule>,
+    /// Time that the link needs for a frame.
+    pub frame_time: Duration,
+}
+
+impl Default for Scenario {
+    fn default() -> Self {
+        Self {
+            seed: 1,
+            address_v4: (Ipv4Addr::new(192, 0, 2, 2), 24),
+            address_v6: (Ipv6Addr::new(0x2001, 0xdb8, 0, 0, 0, 0, 0, 2), 64),
+            gateway_v4: Some(Ipv4Addr::new(192, 0, 2, 1)),
+            gateway_v6: Some(Ipv6Addr::new(0x2001, 0xdb8, 0, 0, 0, 0, 0, 1)),
+            hosts: Vec::new(),
+            frame_time: Duration::from_nanos(800),
+        }
+    }
+}
+
+/// Our own hardware address in every scenario.
+pub const OWN_MAC: Mac = Mac([0x02, 0, 0, 0, 0, 0x02]);
+
+impl Scenario {
+    /// The rule for `ip`, where a host with that address exists.
+    pub fn host(&self, ip: IpAddr) -> Option<&HostRule> {
+        let rule = self.hosts.iter().find(|rule| rule.covers(ip))?;
+        let bits = match ip {
+            IpAddr::V4(ip) => u64::from(u32::from(ip)),
+            IpAddr::V6(ip) => (u128::from(ip) ^ (u128::from(ip) >> 64)) as u64,
+        };
+        (mix(self.seed ^ mix(bits)) % 1_000 < u64::from(rule.present)).then_some(rule)
+    }
+
+    /// The hardware address of `ip`, if it answers for one.
+    pub fn mac(&self, ip: IpAddr) -> Option<Mac> {
+        let gateway = Some(ip) == self.gateway_v4.map(IpAddr::V4) || Some(ip) == self.gateway_v6.map(IpAddr::V6);
+        let answers = gateway || self.host(ip).is_some_and(|rule| rule.resolves);
+        let [a, b, c, d, e, ..] = mix(match ip {
+            IpAddr::V4(ip) => u32::from(ip).into(),
+            IpAddr::V6(ip) => u128::from(ip) as u64,
+        })
+        .to_be_bytes();
+        answers.then_some(Mac([0x06, a, b, c, d, e]))
+    }
+
+    /// The routes that a kernel would have here.
+    pub fn routes(&self) -> Arc<RouteTable> {
+        let v4 = IpAddr::V4(self.address_v4.0);
+        let v6 = IpAddr::V6(self.address_v6.0);
+        let interface = Interface {
+            index: 2,
+            name: "sim0".to_owned(),
+            kind: InterfaceKind::Ethernet,
+            mac: Some(OWN_MAC),
+            mtu: 1500,
+            up: true,
+            addresses: vec![
+                InterfaceAddress { ip: v4, prefix: self.address_v4.1, usable: true },
+                InterfaceAddress { ip: v6, prefix: self.address_v6.1, usable: true },
+            ],
+        };
+        let route = |network, prefix, action| Route { network, prefix, action, interface: Some(2), source: None, metric: 0 };
+        let mut routes = vec![
+            route(v4, self.address_v4.1, RouteAction::OnLink),
+            route(v6, self.address_v6.1, RouteAction::OnLink),
+            route(v4, 32, RouteAction::Local),
+            route(v6, 128, RouteAction::Local),
+        ];
+        let gateways = [self.gateway_v4.map(IpAddr::V4), self.gateway_v6.map(IpAddr::V6)];
+        for gateway in gateways.into_iter().flatten() {
+            let any = if gateway.is_ipv4() { IpAddr::V4(Ipv4Addr::UNSPECIFIED) } else { IpAddr::V6(Ipv6Addr::UNSPECIFIED) };
+            routes.push(route(any, 0, RouteAction::Via(gateway)));
+        }
+        Arc::new(RouteTable::new(interface, routes, &[]))
+    }
+}
+
+/// One step of splitmix64 (Steele, Lea, Flood 2014): all the chance there is.
+fn mix(mut x: u64) -> u64 {
+    x = x.wrapping_add(0x9e37_79b9_7f4a_7c15);
+    x = (x ^ (x >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+    x = (x ^ (x >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+    x ^ (x >> 31)
+}
+
+/// The link into a scenario.
+#[derive(Debug)]
+pub struct SimLink {
+    scenario: Scenario,
+    now: Instant,
+    busy_until: Instant,
+    random: u64,
+    /// Frames on their way to us, by arrival and order.
+    arrivals: BTreeMap<(Instant, u64), Vec<u8>>,
+    arrived: u64,
+    /// What left, and when: what a capture on the wire would show.
+    pub wire: Vec<(Instant, Vec<u8>)>,
+    /// Whether the interface is up.
+    pub up: bool,
+    /// Frames that the kernel takes before it says that it is full; grows back by whoever sets it.
+    pub room: usize,
+}
+
+impl SimLink {
+    /// A link into `scenario`.
+    pub fn new(scenario: Scenario) -> Self {
+        Self {
+            random: mix(scenario.seed),
+            scenario,
+            now: Instant::ZERO,
+            busy_until: Instant::ZERO,
+            arrivals: BTreeMap::new(),
+            arrived: 0,
+            wire: Vec::new(),
+            up: true,
+            room: usize::MAX,
+        }
+    }
+
+    /// The scenario; what is changed counts from the next packet on.
+    pub fn scenario(&mut self) -> &mut Scenario {
+        &mut self.scenario
+    }
+
+    /// Lets a frame arrive at `at`.
+    pub fn inject(&mut self, at: Instant, frame: Vec<u8>) {
+        self.arrived += 1;
+        self.arrivals.insert((at, self.arrived), frame);
+    }
+
+    /// When the next frame arrives.
+    pub fn next_arrival(&self) -> Option<Instant> {
+        self.arrivals.first_key_value().map(|((at, _), _)| *at)
+    }
+
+    fn chance(&mut self, per_mille: u16) -> bool {
+        self.random = mix(self.random);
+        self.random % 1_000 < u64::from(per_mille)
+    }
+
+    fn delay(&mut self, rule: &HostRule) -> Duration {
+        self.random = mix(self.random);
+        let jitter = u64::try_from(rule.jitter.as_nanos()).unwrap_or(u64::MAX);
+        rule.rtt + Duration::from_nanos(if jitter == 0 { 0 } else { self.random % jitter })
+    }
+
+    /// The network reads a frame of ours.
+    fn network(&mut self, at: Instant, bytes: &[u8]) {
+        let Some(frame) = Frame::parse(bytes) else {
+            return;
+        };
+        match frame.ethertype() {
+            eth::TYPE_ARP => self.answer_arp(at, frame.payload()),
+            eth::TYPE_IPV4 | eth::TYPE_IPV6 => {
+                if let Some(message) = ndp::Neighbour::parse(frame.payload()) {
+                    self.answer_solicitation(at, message);
+                } else if let Some(packet) = Probe::parse(frame.payload()) {
+                    self.answer_probe(at, frame, &packet);
+                }
+            }
+            _ => {}
+        }
+    }
+
+    fn answer_arp(&mut self, at: Instant, payload: &[u8]) {
+        let Some(request) = Arp::parse(payload) else {
+            return;
+        };
+        if let Some(mac) = self.scenario.mac(IpAddr::V4(request.target)) {
+            let reply = Arp {
+                operation: Operation::Reply,
+                sender_mac: mac,
+                sender: request.target,
+                target_mac: request.sender_mac,
+                target: request.sender,
+            };
+            let frame = [&eth::header(OWN_MAC, mac, eth::TYPE_ARP)[..], &reply.emit()[..]].concat();
+            self.inject(at + Duration::from_micros(200), frame);
+        }
+    }
+
+    fn answer_solicitation(&mut self, at: Instant, message: ndp::Neighbour) {
+        if !message.advert
+            && let Some(mac) = self.scenario.mac(IpAddr::V6(message.target))
+        {
+            let advert = ndp::advertise(message.target, mac, message.src);
+            let frame = [&eth::header(OWN_MAC, mac, eth::TYPE_IPV6)[..], &advert[..]].concat();
+            self.inject(at + Duration::from_micros(200), frame);
+        }
+    }
+
+    fn answer_probe(&mut self, at: Instant, frame: Frame<'_>, probe: &Probe<'_>) {
+        let Some(rule) = self.scenario.host(probe.dst).cloned() else {
+            return;
+        };
+        let Some(payload) = probe.answer(&rule) else {
+            return;
+        };
+        // Lost on the way there, or back.
+        if self.chance(rule.loss) || self.chance(rule.loss) {
+            return;
+        }
+        let kind = if probe.dst.is_ipv4() { eth::TYPE_IPV4 } else { eth::TYPE_IPV6 };
+        let bytes = [&eth::header(OWN_MAC, frame.dst(), kind)[..], &payload[..]].concat();
+        if self.chance(rule.duplicates) {
+            let later = self.delay(&rule);
+            self.inject(at + later, bytes.clone());
+        }
+        let delay = self.delay(&rule);
+        self.inject(at + delay, bytes);
+    }
+}
+
+/// A packet of ours, as a host reads it.
+struct Probe<'a> {
+    src: IpAddr,
+    dst: IpAddr,
+    protocol: u8,
+    whole: &'a [u8],
+    payload: &'a [u8],
+}
+
+const ICMP: u8 = 1;
+const TCP: u8 = 6;
+const ICMPV6: u8 = 58;
+
+impl<'a> Probe<'a> {
+    fn parse(whole: &'a [u8]) -> Option<Self> {
+        if whole.first()? >> 4 == 4 {
+            let header = whole.first_chunk::<20>()?;
+            let payload = whole.get(usize::from(header[0] & 0xf) * 4..)?;
+            let ip = |at: usize| IpAddr::from([header[at], header[at + 1], header[at + 2], header[at + 3]]);
+            Some(Self { src: ip(12), dst: ip(16), protocol: header[9], whole, payload })
+        } else {
+            let (header, payload) = whole.split_first_chunk::<40>()?;
+            let ip = |bytes: &[u8]| <[u8; 16]>::try_from(bytes).ok().map(IpAddr::from);
+            Some(Self { src: ip(&header[8..24])?, dst: ip(&header[24..40])?, protocol: header[6], whole, payload })
+        }
+    }
+
+    /// The packet that the host sends back.
+    fn answer(&self, rule: &HostRule) -> Option<Vec<u8>> {
+        match self.protocol {
+            ICMP | ICMPV6 => {
+                let (request, reply) = if self.dst.is_ipv4() { (8, 0) } else { (128, 129) };
+                let is_request = self.payload.first() == Some(&request);
+                (is_request && rule.echo).then(|| {
+                    let mut message = self.payload.to_vec();
+                    message[0] = reply;
+                    self.packet(rule.ttl, self.protocol, message)
+                })
+            }
+            TCP => self.answer_syn(rule),
+            _ => None,
+        }
+    }
+
+    fn answer_syn(&self, rule: &HostRule) -> Option<Vec<u8>> {
+        const SYN: u8 = 0x02;
+        const SYN_ACK: u8 = 0x12;
+        const RST_ACK: u8 = 0x14;
+        let segment = self.payload.first_chunk::<20>()?;
+        if segment[13] & 0x17 != SYN {
+            return None;
+        }
+        let flags = match rule.port(u16::from_be_bytes([segment[2], segment[3]])) {
+            PortState::Open => SYN_ACK,
+            PortState::Closed => RST_ACK,
+            PortState::Silent => return None,
+            PortState::Unreachable(code) => return Some(self.unreachable(rule.ttl, code)),
+        };
+        let number = u32::from_be_bytes([segment[4], segment[5], segment[6], segment[7]]).wrapping_add(1);
+        let mut reply = vec![0; 20];
+        reply[0..2].copy_from_slice(&segment[2..4]);
+        reply[2..4].copy_from_slice(&segment[0..2]);
+        reply[4..8].copy_from_slice(&if flags == SYN_ACK { 0x5eed_5eed_u32 } else { 0 }.to_be_bytes());
+        reply[8..12].copy_from_slice(&number.to_be_bytes());
+        reply[12] = 0x50;
+        reply[13] = flags;
+        reply[14..16].copy_from_slice(&if flags == SYN_ACK { 64_240_u16 } else { 0 }.to_be_bytes());
+        Some(self.packet(rule.ttl, TCP, reply))
+    }
+
+    /// RFC 792 and RFC 4443: the message quotes the packet that it is about.
+    fn unreachable(&self, ttl: u8, code: u8) -> Vec<u8> {
+        let (kind, protocol) = if self.dst.is_ipv4() { (3, ICMP) } else { (1, ICMPV6) };
+        let mut message = vec![kind, code, 0, 0, 0, 0, 0, 0];
+        message.extend(self.whole);
+        self.packet(ttl, protocol, message)
+    }
+
+    /// A packet back to us, its transport checksum filled in.
+    fn packet(&self, ttl: u8, protocol: u8, mut body: Vec<u8>) -> Vec<u8> {
+        let at = if protocol == TCP { 16 } else { 2 };
+        body[at..at + 2].fill(0);
+        let len = u16::try_from(body.len()).unwrap_or(u16::MAX);
+        let mut sum = Checksum::new();
+        match (self.dst, self.src) {
+            (IpAddr::V4(from), IpAddr::V4(to)) => {
+                if protocol == TCP {
+                    sum.add_pseudo_v4(from, to, protocol, len);
+                }
+                sum.add(&body);
+                body[at..at + 2].copy_from_slice(&sum.finish().to_be_bytes());
+                let mut header = [0; 20];
+                header[0] = 0x45;
+                header[2..4].copy_from_slice(&(len + 20).to_be_bytes());
+                header[8] = ttl;
+                header[9] = protocol;
+                header[12..16].copy_from_slice(&from.octets());
+                header[16..20].copy_from_slice(&to.octets());
+                let own = checksum(&header);
+                header[10..12].copy_from_slice(&own.to_be_bytes());
+                [&header[..], &body[..]].concat()
+            }
+            (IpAddr::V6(from), IpAddr::V6(to)) => {
+                sum.add_pseudo_v6(from, to, protocol, len.into());
+                sum.add(&body);
+                body[at..at + 2].copy_from_slice(&sum.finish().to_be_bytes());
+                let mut header = [0; 40];
+                header[0] = 0x60;
+                header[4..6].copy_from_slice(&len.to_be_bytes());
+                header[6] = protocol;
+                header[7] = ttl;
+                header[8..24].copy_from_slice(&from.octets());
+                header[24..40].copy_from_slice(&to.octets());
+                [&header[..], &body[..]].concat()
+            }
+            _ => Vec::new(),
+        }
+    }
+}
+
+impl Link for SimLink {
+    fn framing(&self) -> Framing {
+        Framing::Ethernet { mac: OWN_MAC }
+    }
+
+    fn send(&mut self, now: Instant, batch: &Batch, count: usize) -> Sent {
+        if !self.up {
+            return Sent { count: 0, stop: Some(Stop::Down), done: now };
+        }
+        let taken = count.min(self.room);
+        self.room -= taken;
+        let mut done = now.max(self.busy_until);
+        for at in 0..taken {
+            done += self.scenario.frame_time;
+            self.wire.push((done, batch.frame(at).to_vec()));
+            self.network(done, batch.frame(at));
+        }
+        self.busy_until = done;
+        Sent { count: taken, stop: (taken < count).then_some(Stop::Full), done }
+    }
+
+    fn receive(&mut self, each: &mut dyn FnMut(Received<'_>)) -> usize {
+        let mut count = 0;
+        while count < BATCH
+            && let Some(entry) = self.arrivals.first_entry()
+            && entry.key().0 <= self.now
+        {
+            let bytes = entry.remove();
+            count += 1;
+            if let (true, Some(frame)) = (self.up, Frame::parse(&bytes)) {
+                each(Received { ethertype: frame.ethertype(), src: Some(frame.src()), payload: frame.payload() });
+            }
+        }
+        count
+    }
+
+    fn wait(&mut self, until: Instant) -> Instant {
+        until
+    }
+
+    fn is_up(&mut self) -> bool {
+        self.up
+    }
+
+    fn counters(&mut self) -> LinkCounters {
+        LinkCounters::default()
+    }
+
+    fn waker(&self) -> Waker {
+        Waker::new(|| {})
+    }
+}
+
+/// Runs `drive` from `now` until `until`, or until `done` says so after a turn; returns the time then.
+pub fn run<E, S: EventSink<E>>(
+    drive: &mut Drive<SimLink, E, S>,
+    now: Instant,
+    until: Instant,
+    mut done: impl FnMut(Instant, &mut Drive<SimLink, E, S>) -> bool,
+) -> Instant {
+    let mut now = now;
+    while now < until {
+        drive.link().now = now;
+        let next = drive.turn(now);
+        if done(now, drive) {
+            return now;
+        }
+        let link = drive.link();
+        let next = next.min(link.next_arrival().unwrap_or(Instant::FAR_FUTURE));
+        // Sending takes its time; a turn that did nothing at all still moves the clock, so that a run always ends.
+        let least = if next <= now { now + Duration::from_nanos(1) } else { next };
+        now = least.max(link.busy_until);
+    }
+    now
+}

@@ -1,0 +1,369 @@
+//! The packet loop on real interfaces: a veth pair between two network namespaces, loopback, and a tun-like bare link.
+//!
+//! Needs root and `ip`; without them it says so and stops, and CI runs as root.
+#![allow(clippy::unwrap_used, reason = "helpers of tests fail loudly")]
+
+use std::collections::VecDeque;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::process::Command;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::Duration;
+
+use picket_probe::net::afpacket::{AfPacket, LinkConfig};
+use picket_probe::net::drive::{self, DriveEvent, DriveHandle, TaskSpec, Weight};
+use picket_probe::net::engine::{Engine, NotSent, Source, Transmit};
+use picket_probe::net::netlink::{self, Watcher};
+use picket_probe::net::pacer::{DEFAULT_BURST, Limits};
+use picket_probe::net::time::Instant;
+use picket_probe::packet::checksum::{Checksum, checksum};
+use picket_wire::units::PacketsPerSecond;
+use tokio::sync::mpsc::{UnboundedReceiver, unbounded_channel};
+
+const PORT: u16 = 45_000;
+
+/// Two namespaces joined by a veth pair; gone when dropped.
+struct Lab {
+    probe: String,
+    target: String,
+}
+
+fn sh(command: &str) {
+    let status = Command::new("sh").args(["-ec", command]).status().unwrap();
+    assert!(status.success(), "{command}");
+}
+
+impl Lab {
+    /// Inside: 198.18.1.1/24 and 2001:db8:1::1/64 are ours; the other side has .2 to .9, routes 198.19.0.0/16, and listens on
+    /// no port but refuses all.
+    fn new() -> Option<Lab> {
+        static NUMBER: AtomicU32 = AtomicU32::new(0);
+        if !nix::unistd::geteuid().is_root() {
+            eprintln!("SKIPPED: network namespaces need root");
+            return None;
+        }
+        let id = format!("pk-net-{}-{}", std::process::id(), NUMBER.fetch_add(1, Ordering::Relaxed));
+        let lab = Lab { probe: format!("{id}-p"), target: format!("{id}-t") };
+        let Lab { probe, target } = &lab;
+        sh(&format!(
+            "ip netns add {probe}; ip netns add {target}
+             ip netns exec {probe} sysctl -qw net.ipv6.conf.default.accept_dad=0
+             ip netns exec {target} sysctl -qw net.ipv6.conf.default.accept_dad=0
+             ip -n {probe} link add eth0 type veth peer name eth0 netns {target}
+             ip -n {probe} link set lo up; ip -n {target} link set lo up
+             ip -n {probe} link set eth0 up; ip -n {target} link set eth0 up
+             ip -n {probe} address add 198.18.1.1/24 dev eth0
+             ip -n {probe} address add 2001:db8:1::1/64 dev eth0 nodad
+             for n in 2 3 4 5 6 7 8 9; do
+               ip -n {target} address add 198.18.1.$n/24 dev eth0
+               ip -n {target} address add 2001:db8:1::$n/64 dev eth0 nodad
+             done
+             ip -n {target} route add local 198.19.0.0/16 dev lo
+             ip -n {probe} route add default via 198.18.1.2
+             ip netns exec {target} sysctl -qw net.ipv4.icmp_ratelimit=0 net.ipv4.icmp_msgs_per_sec=1000000"
+        ));
+        Some(lab)
+    }
+
+    /// Runs `work` on a thread inside a namespace.
+    fn inside<T: Send>(name: &str, work: impl FnOnce() -> T + Send) -> T {
+        std::thread::scope(|scope| {
+            let enter = || {
+                let file = std::fs::File::open(format!("/var/run/netns/{name}")).unwrap();
+                nix::sched::setns(file, nix::sched::CloneFlags::CLONE_NEWNET).unwrap();
+                work()
+            };
+            scope.spawn(enter).join().unwrap()
+        })
+    }
+}
+
+impl Drop for Lab {
+    fn drop(&mut self) {
+        for name in [&self.probe, &self.target] {
+            let _ = Command::new("ip").args(["netns", "delete", name]).status();
+        }
+    }
+}
+
+#[derive(Debug, PartialEq, Eq, Clone, Copy)]
+enum Told {
+    Answer(IpAddr, &'static str),
+    NotSent(u64, NotSent),
+}
+
+/// An echo request and a SYN to each address.
+struct Knock {
+    source: Source,
+    queue: VecDeque<(u64, IpAddr)>,
+    targets: Vec<IpAddr>,
+    events: VecDeque<Told>,
+}
+
+impl Knock {
+    fn spec(source: Source, targets: Vec<IpAddr>, rate: Limits) -> TaskSpec<Told> {
+        let queue = (0..).zip(targets.iter().flat_map(|ip| [*ip, *ip])).collect();
+        let engine = Box::new(Knock { source, queue, targets, events: VecDeque::new() });
+        TaskSpec { name: "knock".into(), engine, weight: Weight::Bulk, rate, gate: Arc::new(|_| true) }
+    }
+}
+
+fn packet(source: Source, dst: IpAddr, syn: bool, buf: &mut [u8]) -> usize {
+    let mut body = vec![8, 0, 0, 0, 0, 1, 0, 1];
+    if syn {
+        body = vec![0; 20];
+        body[0..2].copy_from_slice(&PORT.to_be_bytes());
+        body[3] = 80;
+        body[12] = 0x50;
+        body[13] = 0x02;
+    }
+    let protocol = if syn { 6 } else { 1 };
+    let at = if syn { 16 } else { 2 };
+    let mut sum = Checksum::new();
+    let header = match dst {
+        IpAddr::V4(dst) => {
+            let src = source.v4.unwrap();
+            if syn {
+                sum.add_pseudo_v4(src, dst, protocol, 20);
+            }
+            let mut header = vec![0x45, 0, 0, 20 + body.len() as u8, 0, 0, 0, 0, 64, protocol, 0, 0];
+            header.extend(src.octets());
+            header.extend(dst.octets());
+            let own = checksum(&header);
+            header[10..12].copy_from_slice(&own.to_be_bytes());
+            header
+        }
+        IpAddr::V6(dst) => {
+            let src = source.v6.unwrap();
+            let protocol = if syn { 6 } else { 58 };
+            if !syn {
+                body[0] = 128;
+            }
+            sum.add_pseudo_v6(src, dst, protocol, body.len() as u32);
+            let mut header = vec![0x60, 0, 0, 0, 0, body.len() as u8, protocol, 64];
+            header.extend(src.octets());
+            header.extend(dst.octets());
+            header
+        }
+    };
+    sum.add(&body);
+    body[at..at + 2].copy_from_slice(&sum.finish().to_be_bytes());
+    let whole = [header, body].concat();
+    buf[..whole.len()].copy_from_slice(&whole);
+    whole.len()
+}
+
+impl Engine for Knock {
+    type Event = Told;
+
+    fn poll_transmit(&mut self, _: Instant, buf: &mut [u8]) -> Option<Transmit> {
+        let (token, dst) = self.queue.pop_front()?;
+        Some(Transmit { dst, token, len: packet(self.source, dst, token % 2 == 1, buf) })
+    }
+
+    fn on_not_sent(&mut self, _: Instant, token: u64, why: NotSent) {
+        match why {
+            NotSent::NeighbourPending => self.queue.push_back((token, self.targets[token as usize / 2])),
+            why => self.events.push_back(Told::NotSent(token, why)),
+        }
+    }
+
+    fn on_packet(&mut self, _: Instant, packet: &[u8]) {
+        let v4 = packet[0] >> 4 == 4;
+        let (src, protocol, body) = if v4 {
+            (IpAddr::from([packet[12], packet[13], packet[14], packet[15]]), packet[9], &packet[20..])
+        } else {
+            (IpAddr::from(<[u8; 16]>::try_from(&packet[8..24]).unwrap()), packet[6], &packet[40..])
+        };
+        let what = match (protocol, body[0]) {
+            (6, _) if body[13] & 4 != 0 => "reset",
+            (6, _) if body[13] & 0x12 == 0x12 => "syn-ack",
+            (1, 0) | (58, 129) => "echo",
+            _ => return,
+        };
+        self.events.push_back(Told::Answer(src, what));
+    }
+
+    fn poll_timeout(&self) -> Option<(Instant, &'static str)> {
+        None
+    }
+
+    fn on_timeout(&mut self, _: Instant) {}
+
+    fn poll_event(&mut self) -> Option<Told> {
+        self.events.pop_front()
+    }
+}
+
+fn pps(rate: u32) -> Limits {
+    Limits { burst: DEFAULT_BURST, ..Limits::packets(PacketsPerSecond::new(rate).unwrap()) }
+}
+
+/// A loop on an interface of a namespace.
+struct Rig {
+    handle: DriveHandle<Told>,
+    events: UnboundedReceiver<DriveEvent<Told>>,
+    thread: Option<std::thread::JoinHandle<()>>,
+    source: Source,
+    _watcher: Watcher,
+}
+
+impl Rig {
+    fn start(namespace: &str, interface: &str, limits: Limits) -> Rig {
+        let interface = interface.to_owned();
+        Lab::inside(namespace, move || {
+            let snapshot = Arc::new(netlink::snapshot_blocking().unwrap());
+            let table = snapshot.table(&interface).expect("the lab has made it");
+            let link = AfPacket::open(table.interface(), &LinkConfig::for_ports(PORT, PORT)).unwrap();
+            let source = table.source();
+            let (sink, events) = unbounded_channel();
+            let (handle, thread) = drive::spawn(link, limits, Arc::new(table), sink).unwrap();
+            let teller = handle.clone();
+            let watcher = Watcher::start(move |snapshot| {
+                if let Some(table) = snapshot.table(&interface) {
+                    let _ = teller.set_routes(Arc::new(table));
+                }
+            })
+            .unwrap();
+            Rig { handle, events, thread: Some(thread), source, _watcher: watcher }
+        })
+    }
+
+    /// The next `count` task events, sorted; fails after five seconds of silence.
+    fn take(&mut self, count: usize) -> Vec<Told> {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        let mut told = Vec::new();
+        runtime.block_on(async {
+            while told.len() < count {
+                let next = tokio::time::timeout(Duration::from_secs(5), self.events.recv()).await;
+                match next.unwrap_or_else(|_| panic!("only {told:?} of {count}: {:?}", self.handle.stats())) {
+                    Some(DriveEvent::Task(_, event)) => told.push(event),
+                    Some(_) => {}
+                    None => panic!("the loop has ended"),
+                }
+            }
+        });
+        sorted(told)
+    }
+
+    fn answers_within(&mut self, limit: Duration) -> bool {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        runtime.block_on(async { tokio::time::timeout(limit, self.events.recv()).await.is_ok() })
+    }
+
+    fn wait_for(&mut self, wanted: &DriveEvent<Told>) {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        runtime.block_on(async {
+            loop {
+                let next = tokio::time::timeout(Duration::from_secs(5), self.events.recv()).await;
+                if next.unwrap_or_else(|_| panic!("no {wanted:?}")).as_ref() == Some(wanted) {
+                    return;
+                }
+            }
+        });
+    }
+}
+
+impl Drop for Rig {
+    fn drop(&mut self) {
+        self.handle.stop();
+        if let Some(thread) = self.thread.take() {
+            thread.join().unwrap();
+        }
+    }
+}
+
+fn sorted(mut told: Vec<Told>) -> Vec<Told> {
+    told.sort_by_cached_key(|told| format!("{told:?}"));
+    told
+}
+
+fn v4(c: u8, d: u8) -> IpAddr {
+    IpAddr::V4(Ipv4Addr::new(198, 18, c, d))
+}
+
+fn v6(last: u16) -> IpAddr {
+    IpAddr::V6(Ipv6Addr::new(0x2001, 0xdb8, 1, 0, 0, 0, 0, last))
+}
+
+fn echo_and_reset(targets: &[IpAddr]) -> Vec<Told> {
+    sorted(targets.iter().flat_map(|ip| [Told::Answer(*ip, "echo"), Told::Answer(*ip, "reset")]).collect())
+}
+
+#[test]
+fn neighbours_answer_over_both_families_and_through_a_router() {
+    let Some(lab) = Lab::new() else { return };
+    let mut rig = Rig::start(&lab.probe, "eth0", pps(20_000));
+    let mut targets: Vec<IpAddr> = (2..10).map(|n| v4(1, n)).collect();
+    targets.extend((2..10).map(v6));
+    targets.extend((0..200).map(|n| IpAddr::V4(Ipv4Addr::new(198, 19, 7, n))));
+    rig.handle.add(Knock::spec(rig.source, targets.clone(), pps(20_000))).unwrap();
+    assert_eq!(rig.take(targets.len() * 2), echo_and_reset(&targets));
+    let stats = rig.handle.stats();
+    assert_eq!((stats.receive_drops, stats.questions <= 17), (0, true), "{stats:?}");
+}
+
+#[test]
+fn silent_neighbours_and_missing_routes_are_reported() {
+    let Some(lab) = Lab::new() else { return };
+    let mut rig = Rig::start(&lab.probe, "eth0", pps(1_000));
+    let nowhere = IpAddr::V6(Ipv6Addr::new(0x2001, 0xdb8, 9, 0, 0, 0, 0, 1));
+    rig.handle.add(Knock::spec(rig.source, vec![v4(1, 77), nowhere], pps(1_000))).unwrap();
+    let expected = [
+        Told::NotSent(0, NotSent::NoNeighbour),
+        Told::NotSent(1, NotSent::NoNeighbour),
+        Told::NotSent(2, NotSent::NoRoute),
+        Told::NotSent(3, NotSent::NoRoute),
+    ];
+    let mut told = rig.take(4);
+    told.sort_by_key(|told| if let Told::NotSent(token, _) = told { *token } else { 99 });
+    assert_eq!(told, expected);
+}
+
+#[test]
+fn loopback_works_without_hardware_addresses() {
+    let Some(lab) = Lab::new() else { return };
+    let mut rig = Rig::start(&lab.target, "lo", pps(10_000));
+    let targets: Vec<IpAddr> = ["127.0.0.1", "127.9.9.9", "198.19.4.5"].iter().map(|ip| ip.parse().unwrap()).collect();
+    let source = Source { v4: Some(Ipv4Addr::LOCALHOST), v6: Some(Ipv6Addr::LOCALHOST) };
+    rig.handle.add(Knock::spec(source, targets.clone(), pps(10_000))).unwrap();
+    assert_eq!(rig.take(targets.len() * 2), echo_and_reset(&targets));
+    let six = vec![IpAddr::V6(Ipv6Addr::LOCALHOST)];
+    rig.handle.add(Knock::spec(source, six.clone(), pps(10_000))).unwrap();
+    // The first task hears the second one's answers too: engines tell their own by a cookie, this one does not.
+    let mut told = rig.take(4);
+    told.dedup();
+    assert_eq!(told, echo_and_reset(&six));
+}
+
+#[test]
+fn an_interface_that_goes_down_and_up_again() {
+    let Some(lab) = Lab::new() else { return };
+    let mut rig = Rig::start(&lab.probe, "eth0", pps(1_000));
+    sh(&format!("ip -n {} link set eth0 down", lab.probe));
+    rig.wait_for(&DriveEvent::Link { up: false });
+    rig.handle.add(Knock::spec(rig.source, vec![v4(1, 3)], pps(1_000))).unwrap();
+    sh(&format!("ip -n {} link set eth0 up", lab.probe));
+    rig.wait_for(&DriveEvent::Link { up: true });
+    assert_eq!(rig.take(2), echo_and_reset(&[v4(1, 3)]));
+}
+
+#[test]
+fn a_gateway_that_moves_is_followed() {
+    let Some(lab) = Lab::new() else { return };
+    let mut rig = Rig::start(&lab.probe, "eth0", pps(1_000));
+    let far = |n| IpAddr::V4(Ipv4Addr::new(198, 19, 1, n));
+    rig.handle.add(Knock::spec(rig.source, vec![far(1)], pps(1_000))).unwrap();
+    assert_eq!(rig.take(2), echo_and_reset(&[far(1)]));
+    // As a failover pair does it: another hardware address, announced.
+    sh(&format!(
+        "ip netns exec {0} sysctl -qw net.ipv4.conf.eth0.arp_notify=1; ip -n {0} link set eth0 address 02:00:00:00:77:77",
+        lab.target
+    ));
+    // What leaves before the new address is known is lost, as it would be with any sender.
+    let found = (2..100).any(|n| {
+        rig.handle.add(Knock::spec(rig.source, vec![far(n)], pps(1_000))).unwrap();
+        rig.answers_within(Duration::from_millis(50))
+    });
+    assert!(found, "the new gateway was never found");
+}
