@@ -1,4 +1,4 @@
-//! The command-signing key as a file: PKCS#8 (RFC 8410) in PEM, readable by common tools.
+//! The command-signing key as a file: PKCS#8 version 2 in PEM, as ring writes it too. OpenSSL reads only version 1.
 
 use std::path::Path;
 

@@ -300,10 +300,16 @@ async fn revocation_cuts_a_living_session_at_once() {
 #[tokio::test]
 async fn a_session_ends_with_its_certificate() {
     let mut lab = Lab::start().await;
-    let life = time::Duration::seconds(8);
-    let card = lab.card_at("attic", now() - time::Duration::days(90) + life);
-    let mut attic = lab.join(&card).await;
-    attic.publish(ATTIC_EVT, "still here").await.unwrap();
+    // A machine too busy to connect within the shorter life gets the longer one.
+    let short_lived = |seconds| lab.card_at("attic", now() - time::Duration::days(90) + time::Duration::seconds(seconds));
+    let mut card = short_lived(4);
+    let mut attic = match lab.try_join(&card, |_| ()).await {
+        Ok(attic) => attic,
+        Err(_) => {
+            card = short_lived(25);
+            lab.join(&card).await
+        }
+    };
     attic.ended().await;
     lab.event("the end", |event| matches!(event, Event::Disconnected { .. })).await;
     assert!(lab.try_join(&card, |_| ()).await.is_err());
