@@ -1,10 +1,17 @@
 //! The Picket probe: paced packet engines, the spool, the agent.
 
 pub mod agent;
-pub mod durable;
-pub mod health;
+pub mod commands;
 pub mod config;
+pub mod durable;
+pub mod errors;
+pub mod health;
+pub mod identity;
+pub mod lock;
+pub mod logging;
 pub mod net;
 pub mod packet;
 pub mod scan;
 pub mod spool;
+pub mod station;
+pub mod transport;

@@ -14,6 +14,9 @@
 //! **Invariant:** of one job at most one lease runs at a time, so that the job's rate holds.
 
 pub mod core;
+pub mod journal;
+pub mod run;
 pub mod state;
+pub mod tasks;
 #[cfg(test)]
 mod tests;

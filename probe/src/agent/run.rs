@@ -1,0 +1,477 @@
+//! The agent's shell: sockets, timers, signals and the disk around [`super::core::Agent`].
+//!
+//! One loop on one thread waits for whatever comes next (a message, a chunk of results, a timer, a signal), tells the agent,
+//! carries out its actions, syncs the spool when that is due, and publishes what the disk has confirmed.
+
+use std::path::Path;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use ed25519_dalek::VerifyingKey;
+use picket_wire::codec;
+use picket_wire::event::{Check, Event, InterfaceLimits, Live, SelfTest, Traffic};
+use picket_wire::ids::{SessionId, StreamId};
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::mpsc;
+
+use super::core::{Action, Agent, Identity as AgentIdentity, Journal, Vitals};
+use super::journal::{DiskJournal, spool_time};
+use super::state;
+use super::tasks::{self, ConnectEvent, TaskEvent, Tasks};
+use crate::config::Config;
+use crate::errors::chain;
+use crate::identity::Identity;
+use crate::net::drive::DriveEvent;
+use crate::net::time::Instant;
+use crate::net::{clock, netlink};
+use crate::scan;
+use crate::scan::spec::SourcePorts;
+use crate::spool::{DiskFs, Spool, SpoolConfig};
+use crate::station::{self, Station};
+use crate::transport::mqtt::{Beginning, Link, LinkEvent, MqttConfig, Outlet, PublishError, Session};
+use crate::transport::{Delivery, DeliveryConfig};
+
+/// How often an interface that could not be opened is tried again.
+const STATION_RETRY: Duration = Duration::from_secs(10);
+/// How soon the transport is tried again when its queue was full.
+const BUSY_RETRY: Duration = Duration::from_millis(20);
+/// How long running measurements may take to hand over what they finished when the program ends.
+const CLOSE_TIMEOUT: Duration = Duration::from_secs(3);
+/// How often the measurements' progress is read.
+const PROGRESS_EVERY: Duration = Duration::from_millis(500);
+
+/// Why the agent cannot run.
+#[derive(Debug, thiserror::Error)]
+pub enum RunError {
+    /// The spool cannot be opened.
+    #[error(transparent)]
+    Spool(#[from] crate::spool::SpoolError),
+    /// The controller's signing key is not one.
+    #[error("the controller's signing key is damaged: enrol again")]
+    SigningKey(#[source] ed25519_dalek::SignatureError),
+    /// TLS cannot be set up with this identity.
+    #[error("set up TLS with this probe's identity")]
+    Tls(#[source] rustls::Error),
+    /// The system has no randomness.
+    #[error("the system gives no randomness: {0}")]
+    Randomness(getrandom::Error),
+    /// Signals cannot be received.
+    #[error("receive signals")]
+    Signals(#[source] std::io::Error),
+}
+
+fn random() -> Result<u64, RunError> {
+    getrandom::u64().map_err(RunError::Randomness)
+}
+
+/// Runs until SIGTERM or SIGINT.
+pub async fn run(config: &Config, identity: Identity) -> Result<(), RunError> {
+    let mut shell = Shell::new(config, identity)?;
+    let mut terminate = signal(SignalKind::terminate()).map_err(RunError::Signals)?;
+    let mut interrupt = signal(SignalKind::interrupt()).map_err(RunError::Signals)?;
+    let (mut link, mut link_events) = shell.connect()?;
+    let mut closing_until: Option<Instant> = None;
+    loop {
+        shell.pump();
+        if shell.reconnect {
+            // Births tell what the box can do: a new one needs a new session.
+            shell.reconnect = false;
+            link.close().await;
+            shell.on_disconnected();
+            (link, link_events) = shell.connect()?;
+        }
+        let now = clock::now();
+        if closing_until.is_some_and(|until| now >= until || !shell.agent.is_measuring()) {
+            break;
+        }
+        let until = shell.next_timeout(now).min(closing_until.unwrap_or(Instant::FAR_FUTURE));
+        let sleep = until.saturating_since(now).min(Duration::from_secs(3600));
+        tokio::select! {
+            event = link_events.recv() => match event {
+                Some(event) => shell.on_link(event),
+                None => {
+                    log::error!("the link's task has ended; starting it again");
+                    shell.on_disconnected();
+                    (link, link_events) = shell.connect()?;
+                }
+            },
+            Some(event) = shell.drive_events.recv() => shell.on_drive(event),
+            Some(event) = shell.connect_events.recv() => {
+                let event = shell.tasks.on_connect(shell.station.as_ref(), event);
+                shell.on_task(event);
+            }
+            () = tokio::time::sleep(sleep) => {}
+            _ = terminate.recv() => { shell.agent.shut_down(); closing_until.get_or_insert(now + CLOSE_TIMEOUT); }
+            _ = interrupt.recv() => { shell.agent.shut_down(); closing_until.get_or_insert(now + CLOSE_TIMEOUT); }
+        }
+        shell.on_timeout();
+    }
+    shell.good_bye();
+    link.close().await;
+    log::info!("stopped in an orderly way");
+    Ok(())
+}
+
+struct Shell<'a> {
+    config: &'a Config,
+    identity: Arc<Identity>,
+    agent: Agent<DiskJournal>,
+    delivery: Delivery,
+    tasks: Tasks,
+    station: Option<Station>,
+    station_retry: Instant,
+    drive_sender: mpsc::UnboundedSender<DriveEvent<scan::report::Event>>,
+    drive_events: mpsc::UnboundedReceiver<DriveEvent<scan::report::Event>>,
+    connect_events: mpsc::UnboundedReceiver<ConnectEvent>,
+    session: Option<Session>,
+    /// The session id of the next connection: its last will must carry it before the connection is there.
+    next_session: Arc<Mutex<SessionId>>,
+    started: Instant,
+    progress_due: Instant,
+    publish_retry: Instant,
+    sync_retry: Instant,
+    policy_refused: u64,
+    reconnect: bool,
+}
+
+impl<'a> Shell<'a> {
+    fn new(config: &'a Config, identity: Identity) -> Result<Self, RunError> {
+        let now = clock::now();
+        let spool_config = SpoolConfig { cap_bytes: config.spool.max_bytes, fsync_interval: config.spool.fsync_interval, ..SpoolConfig::default() };
+        let (spool, recovery) = Spool::open(DiskFs, &config.data.join("spool"), spool_config, StreamId(random()?))?;
+        log::info!("spool opened: {recovery:?}");
+        let state_path = config.data.join("agent.state");
+        let saved = state::load(&state_path).unwrap_or_else(|error| {
+            // Leases are granted again by the controller; serials start over, protected by the commands' short life.
+            log::error!("{}", chain(&error));
+            state::Saved::default()
+        });
+        let mut journal = DiskJournal::new(spool, state_path);
+        let unacked = journal.unacked()?;
+        let acked = journal.spool.acked();
+
+        let (drive_sender, drive_events) = mpsc::unbounded_channel();
+        let (connect_sender, connect_events) = mpsc::unbounded_channel();
+        let mut shell_station = None;
+        let (self_test, interface) = open_station(config, &drive_sender, &mut shell_station);
+        let station_retry = if shell_station.is_some() { Instant::FAR_FUTURE } else { now + STATION_RETRY };
+        let signing_key = VerifyingKey::from_bytes(identity.signing_key()).map_err(RunError::SigningKey)?;
+        let me = AgentIdentity {
+            probe: identity.probe().clone(),
+            signing_keys: vec![signing_key],
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+            hardware: crate::health::hardware(),
+            self_test,
+            interface,
+        };
+        let agent = Agent::new(me, journal, saved, unacked);
+        Ok(Self {
+            config,
+            identity: Arc::new(identity),
+            agent,
+            delivery: Delivery::new(DeliveryConfig::default(), acked),
+            tasks: Tasks::new(config.policy.clone(), station::limits(&config.interface), connect_sender),
+            station: shell_station,
+            station_retry,
+            drive_sender,
+            drive_events,
+            connect_events,
+            session: None,
+            next_session: Arc::new(Mutex::new(SessionId(0))),
+            started: now,
+            progress_due: now,
+            publish_retry: Instant::FAR_FUTURE,
+            sync_retry: Instant::ZERO,
+            policy_refused: 0,
+            reconnect: false,
+        })
+    }
+
+    fn connect(&mut self) -> Result<(Link, mpsc::Receiver<LinkEvent>), RunError> {
+        let tls = self.identity.tls_config().map_err(RunError::Tls)?;
+        let next_session = Arc::clone(&self.next_session);
+        let begin = move || {
+            // The system gave randomness before; where it fails now, an id that is merely different serves as well.
+            let id = getrandom::u64().unwrap_or_else(|_| clock::now().as_nanos());
+            let session = SessionId(id);
+            *next_session.lock().unwrap_or_else(PoisonError::into_inner) = session;
+            Beginning { session, will: codec::encode(&Live::Death { session, orderly: false }), tls: Arc::clone(&tls) }
+        };
+        let identity = &self.identity;
+        let link = MqttConfig::new(identity.brokers().to_vec(), identity.probe().clone(), identity.prefix().clone());
+        Ok(Link::start(link, begin, || getrandom::u64().unwrap_or(u64::MAX / 2)))
+    }
+
+    fn on_link(&mut self, event: LinkEvent) {
+        let now = clock::now();
+        match event {
+            LinkEvent::Connected(session) => {
+                log::info!("connected as {}", self.identity.probe());
+                session.subscribe(self.agent.roles());
+                let id = session.id();
+                self.session = Some(session);
+                // Not being fresh, a nonce would let an old welcome set the clock: without randomness there is no session.
+                match getrandom::u64() {
+                    Ok(nonce) => self.agent.on_connected(now, id, nonce, now.saturating_since(self.started)),
+                    Err(error) => log::error!("the system gives no randomness: {error}"),
+                }
+            }
+            LinkEvent::Disconnected { reason, retry_in } => {
+                log::warn!("{}; next attempt in {:.1} s", chain(&reason), retry_in.as_secs_f64());
+                self.on_disconnected();
+            }
+            LinkEvent::Subscribed(_, Ok(roles)) => log::debug!("subscribed to the commands of {} roles", roles.len()),
+            LinkEvent::Subscribed(_, Err(error)) => log::error!("{}", chain(&error)),
+            LinkEvent::Message { topic, payload } => {
+                log::trace!("message of {} bytes on {topic:?}", payload.len());
+                self.agent.on_message(now, &payload);
+            }
+        }
+    }
+
+    fn on_disconnected(&mut self) {
+        self.session = None;
+        self.agent.on_disconnected();
+        self.delivery.end();
+    }
+
+    fn on_drive(&mut self, event: DriveEvent<scan::report::Event>) {
+        let event = self.tasks.on_drive(self.station.as_ref(), event);
+        self.on_task(event);
+    }
+
+    fn on_task(&mut self, event: Option<TaskEvent>) {
+        let now = clock::now();
+        match event {
+            Some(TaskEvent::Chunk(lease, report)) => {
+                self.policy_refused += report.refused.count();
+                let batch = tasks::batch(lease, report, now, self.agent.trusted_now(now));
+                self.agent.on_batch(now, &batch);
+            }
+            Some(TaskEvent::Ended(lease, failure)) => {
+                log::info!("measurement of lease {lease} ended");
+                self.agent.on_task_ended(now, lease, failure);
+                self.agent.heartbeat_soon(now);
+            }
+            Some(TaskEvent::Link(up)) => log::warn!("the measuring interface is {}", if up { "up: measurements go on" } else { "down: measurements wait" }),
+            None => {}
+        }
+    }
+
+    /// Carries out what the agent wants, syncs and publishes.
+    fn pump(&mut self) {
+        while let Some(action) = self.agent.poll_action() {
+            self.carry_out(action);
+        }
+        self.sync();
+        self.publish();
+    }
+
+    fn carry_out(&mut self, action: Action) {
+        let now = clock::now();
+        match action {
+            Action::Live(live) => self.tell(Outlet::Live, &live),
+            Action::Event(event) => self.tell(Outlet::Events, &event),
+            Action::Roles(roles) => {
+                if let Some(session) = &self.session {
+                    session.subscribe(&roles);
+                }
+            }
+            Action::Start { lease, spec, space, from, to } => {
+                log::info!("lease {lease}: measuring positions {from} to {to}");
+                match self.tasks.start(self.station.as_ref(), lease, &spec, space, from, to) {
+                    Ok(()) => self.agent.heartbeat_soon(now),
+                    Err(reason) => {
+                        log::error!("lease {lease} cannot be measured: {reason}");
+                        self.agent.on_task_ended(now, lease, Some(reason));
+                    }
+                }
+            }
+            Action::Cut(lease) => self.tasks.cut(self.station.as_ref(), lease),
+            Action::Publish { stored } => {
+                let stream = self.agent.journal().stream();
+                self.agent.journal().ack(stream, stored);
+                self.delivery.acked(spool_time(now), stored);
+                self.delivery.begin(spool_time(now));
+            }
+            Action::Acked { up_to } => self.delivery.acked(spool_time(now), up_to),
+        }
+    }
+
+    fn tell<T: serde::Serialize>(&self, outlet: Outlet, message: &T) {
+        let Some(session) = &self.session else { return };
+        // What is said here is said again by the next heartbeat or the next birth.
+        if let Err(error) = session.publish(outlet, codec::encode(message)) {
+            log::debug!("a message was not sent: {error}");
+        }
+    }
+
+    fn sync(&mut self) {
+        let now = clock::now();
+        let spool = &mut self.agent.journal().spool;
+        let due = spool.needs_sync(spool_time(now)).is_some_and(|due| due <= spool_time(now));
+        if due && now >= self.sync_retry
+            && let Err(error) = spool.sync(spool_time(now))
+        {
+            log::error!("{}", chain(&error));
+            self.sync_retry = now + Duration::from_secs(1);
+        }
+    }
+
+    fn publish(&mut self) {
+        let now = clock::now();
+        self.publish_retry = Instant::FAR_FUTURE;
+        let Some(session) = self.session.clone() else { return };
+        loop {
+            let spool = &mut self.agent.journal().spool;
+            let stream = spool.stream();
+            let Some(want) = self.delivery.want(spool.synced()) else { return };
+            let entries = match spool.read_from(spool_time(now), want.from, want.max_bytes) {
+                Ok(entries) if entries.is_empty() => return,
+                Ok(entries) => entries,
+                Err(error) => {
+                    log::error!("{}", chain(&error));
+                    self.publish_retry = now + Duration::from_secs(1);
+                    return;
+                }
+            };
+            for batch in self.delivery.batches(entries) {
+                let event = Event::Records { stream, after: batch.after, first: batch.first, records: batch.records.clone() };
+                match session.publish(Outlet::Events, codec::encode(&event)) {
+                    Ok(()) => self.delivery.sent(spool_time(now), &batch),
+                    Err(PublishError::Busy) => {
+                        self.publish_retry = now + BUSY_RETRY;
+                        return;
+                    }
+                    Err(error) => {
+                        log::debug!("records wait for the next session: {error}");
+                        return;
+                    }
+                }
+            }
+        }
+    }
+
+    fn next_timeout(&mut self, now: Instant) -> Instant {
+        let from_spool_time = |at: Duration| Instant::ZERO + at;
+        let agent = self.agent.poll_timeout(now);
+        let sync = self.agent.journal().spool.needs_sync(spool_time(now)).map(|due| from_spool_time(due).max(self.sync_retry));
+        let stall = self.delivery.poll_timeout().map(from_spool_time);
+        let progress = self.agent.is_measuring().then_some(self.progress_due);
+        [agent, sync, stall, progress].into_iter().flatten().chain([self.station_retry, self.publish_retry]).min().unwrap_or(Instant::FAR_FUTURE)
+    }
+
+    fn on_timeout(&mut self) {
+        let now = clock::now();
+        if self.agent.is_measuring() && now >= self.progress_due {
+            self.progress_due = now + PROGRESS_EVERY;
+        }
+        if now >= self.station_retry {
+            self.retry_station(now);
+        }
+        for (lease, progress) in self.tasks.progress() {
+            self.agent.on_progress(lease, progress);
+        }
+        if self.delivery.on_timeout(spool_time(now)) {
+            log::warn!("no acknowledgement for {} s: everything unacknowledged is sent again", DeliveryConfig::default().stall.as_secs());
+        }
+        let spool = self.agent.journal().spool.stats();
+        let loss = self.agent.journal().spool.loss();
+        let uptime = now.saturating_since(self.started);
+        let (station, policy_refused, clipped) = (self.station.as_ref(), self.policy_refused, self.tasks.clipped);
+        self.agent.on_timeout(now, || {
+            let health = crate::health::read();
+            Vitals {
+                uptime,
+                cpu: health.cpu,
+                memory_kib: health.memory_kib,
+                load_percent: health.load_percent,
+                spool_records: spool.records,
+                spool_bytes: spool.bytes,
+                lost_records: loss.records,
+                traffic: traffic(station, policy_refused, clipped),
+            }
+        });
+    }
+
+    fn retry_station(&mut self, now: Instant) {
+        let (self_test, interface) = open_station(self.config, &self.drive_sender, &mut self.station);
+        if self.station.is_some() {
+            log::info!("the measuring interface {} is open now", interface.name);
+            self.station_retry = Instant::FAR_FUTURE;
+            self.agent.set_abilities(self_test, interface);
+            self.reconnect = true;
+        } else {
+            self.station_retry = now + STATION_RETRY;
+        }
+    }
+
+    /// The last words of an orderly end.
+    fn good_bye(&mut self) {
+        self.pump();
+        let now = clock::now();
+        if let Err(error) = self.agent.journal().spool.sync(spool_time(now)) {
+            log::error!("{}", chain(&error));
+        }
+        self.publish();
+        if let Some(session) = &self.session {
+            let id = session.id();
+            self.tell(Outlet::Live, &Live::Death { session: id, orderly: true });
+        }
+    }
+}
+
+fn traffic(station: Option<&Station>, policy_refused: u64, clipped: u64) -> Traffic {
+    let Some(station) = station else { return Traffic { policy_refused, clipped, ..Traffic::default() } };
+    let stats = station.handle().stats();
+    Traffic {
+        sent_packets: stats.sent_packets,
+        sent_bytes: stats.sent_bytes,
+        received_packets: stats.received_packets,
+        kernel_drops: stats.receive_drops,
+        send_retries: stats.send_full,
+        policy_refused,
+        clipped,
+    }
+}
+
+/// Opens the measuring interface where that is possible, and says what it offers.
+fn open_station(
+    config: &Config,
+    sender: &mpsc::UnboundedSender<DriveEvent<scan::report::Event>>,
+    station: &mut Option<Station>,
+) -> (SelfTest, InterfaceLimits) {
+    let limits = |name: String| InterfaceLimits { name, packets: config.interface.packets, bits: config.interface.bits };
+    // `Station::open` reads the kernel's tables in a runtime of its own, which must not happen inside ours.
+    let (interface, sender) = (config.interface.clone(), sender.clone());
+    let opened = std::thread::scope(|scope| scope.spawn(move || Station::open(&interface, SourcePorts::default(), sender)).join());
+    let error = match opened {
+        Ok(Ok(opened)) => {
+            let interface = opened.interface();
+            *station = Some(opened);
+            return (station::self_test(&interface, Check::Works), limits(interface.name));
+        }
+        Ok(Err(error)) => chain(&error),
+        Err(_) => "the thread that opens the interface panicked".to_owned(),
+    };
+    log::error!("{error}");
+    let snapshot = std::thread::scope(|scope| scope.spawn(netlink::snapshot_blocking).join());
+    let name = config.interface.name.clone().unwrap_or_default();
+    let interface = match &snapshot {
+        Ok(Ok(snapshot)) => station::choose(snapshot, config.interface.name.as_deref()).ok(),
+        _ => None,
+    };
+    match interface {
+        Some(interface) => (station::self_test(interface, Check::Fails(error)), limits(interface.name.clone())),
+        None => {
+            let fails = || Check::Fails(error.clone());
+            (SelfTest { raw_socket: fails(), ipv4: fails(), ipv6: fails() }, limits(name))
+        }
+    }
+}
+
+/// The directory that everything is kept in, made where it is missing.
+pub fn prepare_data(data: &Path) -> std::io::Result<()> {
+    use std::os::unix::fs::DirBuilderExt;
+    std::fs::DirBuilder::new().recursive(true).mode(0o700).create(data)
+}

@@ -1,0 +1,237 @@
+//! Running measurements for the agent: each lease that runs is one task of the packet loop, or one of connects.
+//!
+//! **Invariant:** the packet loop and the connects together keep the interface's limits: while both run, each has half.
+
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, UNIX_EPOCH};
+
+use picket_wire::ids::LeaseId;
+use picket_wire::job::{JobKind, JobSpec, Priority, Technique};
+use picket_wire::policy::{AddressPolicy, Permit};
+use picket_wire::result::ResultBatch;
+use picket_wire::space::TargetSpace;
+use picket_wire::units::{BitsPerSecond, PacketsPerSecond, UnixMillis};
+use tokio::sync::{mpsc, oneshot};
+
+use super::core::TaskProgress;
+use crate::errors::chain;
+use crate::net::clock;
+use crate::net::drive::{DriveEvent, Gate, TaskId, TaskSpec, Weight};
+use crate::net::engine::Source;
+use crate::net::pacer::{DEFAULT_BURST, Limits, Pacer};
+use crate::net::time::Instant;
+use crate::scan::connect::{self, ConnectOptions, SharedPacer};
+use crate::scan::engine::ScanEngine;
+use crate::scan::report::{ChunkReport, Event, Progress};
+use crate::scan::spec::{Cut, RawIdentity, ScanPlan};
+use crate::station::Station;
+
+/// Most positions in one chunk, so that a batch in which every port is open still fits one message.
+const CHUNK_POSITIONS: u32 = 32_768;
+
+/// What running measurements tell.
+#[derive(Debug)]
+pub enum TaskEvent {
+    /// A chunk of a lease is finished.
+    Chunk(LeaseId, ChunkReport),
+    /// The measurement of a lease is over, with what went wrong.
+    Ended(LeaseId, Option<String>),
+    /// The interface went down or came up.
+    Link(bool),
+}
+
+enum Handle {
+    Raw(TaskId, Arc<Progress>),
+    /// The sender is taken when the scan is told to stop.
+    Connect(Option<oneshot::Sender<Cut>>, Arc<Progress>),
+}
+
+/// What a connect scan tells: its events, and in the end what went wrong.
+pub type ConnectEvent = (LeaseId, Result<Event, String>);
+
+/// The running measurements.
+pub struct Tasks {
+    site: AddressPolicy,
+    limits: Limits,
+    running: BTreeMap<LeaseId, Handle>,
+    /// Counts engines, so that each gets source ports of its own.
+    engines: u64,
+    connects: SharedPacer,
+    connect_events: mpsc::UnboundedSender<ConnectEvent>,
+    /// Jobs whose rate was clipped.
+    pub clipped: u64,
+}
+
+impl Tasks {
+    /// No task yet. `limits` are the interface's, which connects keep as well.
+    pub fn new(site: AddressPolicy, limits: Limits, connect_events: mpsc::UnboundedSender<ConnectEvent>) -> Self {
+        let connects = Arc::new(Mutex::new(Pacer::new(limits)));
+        Self { site, limits, running: BTreeMap::new(), engines: 0, connects, connect_events, clipped: 0 }
+    }
+
+    /// Starts to measure positions `from..to`. What cannot be started is said in words.
+    pub fn start(&mut self, station: Option<&Station>, lease: LeaseId, spec: &JobSpec, space: Arc<TargetSpace>, from: u64, to: u64) -> Result<(), String> {
+        let JobKind::Scan(options) = &spec.kind;
+        let mut plan = ScanPlan::new(space, from, to, *options).map_err(|error| error.to_string())?;
+        plan.chunks.positions = CHUNK_POSITIONS;
+        let permit = Permit::all_of([&self.site, &spec.policy]);
+        let gate: Arc<dyn Gate> = Arc::new(move |dst| permit.permits(dst));
+        let rate = Limits { packets: spec.rate, bits: None, burst: DEFAULT_BURST };
+        if rate.exceeds(self.limits) {
+            self.clipped += 1;
+            log::info!("job {}: its rate is clipped to the interface's", spec.id);
+        }
+        let handle = match options.technique {
+            Technique::Connect => {
+                let source = station.map_or(Source { v4: None, v6: None }, Station::source);
+                self.start_connect(lease, plan, rate, source, gate)
+            }
+            Technique::Syn | Technique::Echo => {
+                let station = station.ok_or("the packet socket is not open")?;
+                let mut key = [0; 16];
+                getrandom::fill(&mut key).map_err(|error| format!("no randomness for the scan's key: {error}"))?;
+                let identity = RawIdentity { source: station.source(), base_port: station.ports().base(self.engines), key };
+                self.engines += 1;
+                let engine = ScanEngine::new(&plan, identity).map_err(|error| error.to_string())?.on_stop(Cut::Resumable);
+                let progress = engine.progress();
+                let weight = match spec.priority {
+                    Priority::Interactive => Weight::Interactive,
+                    Priority::Bulk => Weight::Bulk,
+                };
+                let task = TaskSpec { name: lease.to_string(), engine: Box::new(engine), weight, rate, gate };
+                let added = station.handle().add(task).map_err(|error| error.to_string())?;
+                Handle::Raw(added.id, progress)
+            }
+        };
+        self.running.insert(lease, handle);
+        self.share(station);
+        Ok(())
+    }
+
+    fn start_connect(&self, lease: LeaseId, plan: ScanPlan, rate: Limits, source: Source, gate: Arc<dyn Gate>) -> Handle {
+        let (stop, stopped) = oneshot::channel();
+        let progress = Arc::new(Progress::default());
+        let options = ConnectOptions {
+            interface: Arc::clone(&self.connects),
+            rate: rate.clipped_to(self.limits),
+            source,
+            max_open: connect::open_limit(),
+            progress: Arc::clone(&progress),
+        };
+        let tell = self.connect_events.clone();
+        tokio::spawn(async move {
+            let (events, mut received) = mpsc::channel(16);
+            let stop = async move {
+                match stopped.await {
+                    Ok(how) => how,
+                    // Nobody will ask any more.
+                    Err(_) => std::future::pending().await,
+                }
+            };
+            let forward = async {
+                while let Some(event) = received.recv().await {
+                    // The receiver lives as long as the agent.
+                    let _ = tell.send((lease, Ok(event)));
+                }
+            };
+            let (ended, ()) = tokio::join!(connect::run(&plan, options, move |dst| gate.permits(dst), events, stop), forward);
+            if let Err(error) = ended {
+                let _ = tell.send((lease, Err(chain(&error))));
+            }
+        });
+        Handle::Connect(Some(stop), progress)
+    }
+
+    /// Divides the interface's limits between the packet loop and the connects, where both run.
+    fn share(&self, station: Option<&Station>) {
+        let raw = self.running.values().any(|handle| matches!(handle, Handle::Raw(..)));
+        let connect = self.running.values().any(|handle| matches!(handle, Handle::Connect(..)));
+        let granted = if raw && connect { half(self.limits) } else { self.limits };
+        self.connects.lock().unwrap_or_else(PoisonError::into_inner).set_limits(clock::now(), granted);
+        if let Some(station) = station {
+            // A loop that has ended sends nothing.
+            let _ = station.handle().set_limits(granted);
+        }
+    }
+
+    /// Asks a measurement to end; what it finished follows.
+    pub fn cut(&mut self, station: Option<&Station>, lease: LeaseId) {
+        match self.running.get_mut(&lease) {
+            Some(Handle::Raw(id, _)) => {
+                if let Some(station) = station {
+                    // A loop that has ended reports its tasks' end by itself.
+                    let _ = station.handle().cancel(*id);
+                }
+            }
+            Some(Handle::Connect(stop, _)) => {
+                if let Some(stop) = stop.take() {
+                    // A scan that has just ended needs no asking.
+                    let _ = stop.send(Cut::Resumable);
+                }
+            }
+            None => {}
+        }
+    }
+
+    /// Translates what the packet loop tells.
+    pub fn on_drive(&mut self, station: Option<&Station>, event: DriveEvent<Event>) -> Option<TaskEvent> {
+        match event {
+            DriveEvent::Task(id, event) => {
+                let lease = *self.running.iter().find(|(_, handle)| matches!(handle, Handle::Raw(task, _) if *task == id))?.0;
+                if let (Event::Done(_), Some(station)) = (&event, station) {
+                    let _ = station.handle().cancel(id);
+                }
+                self.on_scan(station, lease, event)
+            }
+            DriveEvent::Ended(..) => None,
+            DriveEvent::Link { up } => Some(TaskEvent::Link(up)),
+        }
+    }
+
+    /// Translates what a connect scan tells.
+    pub fn on_connect(&mut self, station: Option<&Station>, (lease, event): ConnectEvent) -> Option<TaskEvent> {
+        match event {
+            Ok(event) => self.on_scan(station, lease, event),
+            Err(failure) => self.ended(station, lease, Some(failure)),
+        }
+    }
+
+    fn on_scan(&mut self, station: Option<&Station>, lease: LeaseId, event: Event) -> Option<TaskEvent> {
+        match event {
+            Event::Chunk(report) => Some(TaskEvent::Chunk(lease, report)),
+            Event::Done(_) => self.ended(station, lease, None),
+        }
+    }
+
+    fn ended(&mut self, station: Option<&Station>, lease: LeaseId, failure: Option<String>) -> Option<TaskEvent> {
+        self.running.remove(&lease)?;
+        self.share(station);
+        Some(TaskEvent::Ended(lease, failure))
+    }
+
+    /// How each measurement stands.
+    pub fn progress(&self) -> Vec<(LeaseId, TaskProgress)> {
+        let read = |progress: &Progress| TaskProgress { sent: progress.next(), packets: progress.sent_packets(), answers: progress.answers() };
+        let of = |handle: &Handle| match handle {
+            Handle::Raw(_, progress) => read(progress),
+            Handle::Connect(_, progress) => read(progress),
+        };
+        self.running.iter().map(|(lease, handle)| (*lease, of(handle))).collect()
+    }
+}
+
+fn half(limits: Limits) -> Limits {
+    let packets = limits.packets.map(|rate| PacketsPerSecond::new(rate.get() / 2).unwrap_or(rate));
+    let bits = limits.bits.map(|rate| BitsPerSecond::new(rate.get() / 2).unwrap_or(rate));
+    Limits { packets, bits, ..limits }
+}
+
+/// The report as a batch, its start on the clock that the controller told, or on the box's own before that.
+pub fn batch(lease: LeaseId, report: ChunkReport, now: Instant, trusted_now: Option<UnixMillis>) -> ResultBatch {
+    let wall = || clock::wall().duration_since(UNIX_EPOCH).unwrap_or(Duration::ZERO);
+    let unix_now = trusted_now.unwrap_or_else(|| UnixMillis(u64::try_from(wall().as_millis()).unwrap_or(u64::MAX)));
+    let ago = now.saturating_since(report.started).as_millis();
+    let started = UnixMillis(unix_now.0.saturating_sub(u64::try_from(ago).unwrap_or(u64::MAX)));
+    report.into_batch(lease, started)
+}

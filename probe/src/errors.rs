@@ -1,0 +1,20 @@
+//! Errors for people: the whole chain in one line, once.
+
+use std::error::Error;
+
+/// `outer: inner: innermost`.
+pub fn chain(error: &dyn Error) -> String {
+    let mut text = error.to_string();
+    let mut source = error.source();
+    while let Some(inner) = source {
+        text.push_str(": ");
+        text.push_str(&inner.to_string());
+        source = inner.source();
+    }
+    text
+}
+
+/// [`chain`] for a value of a known type.
+pub fn chain_of<E: Error>(error: &E) -> String {
+    chain(error)
+}

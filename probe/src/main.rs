@@ -1,0 +1,33 @@
+//! The probe's program. Commands live in the library; here they are only named.
+
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+use picket_probe::commands::{self, EnrolArgs, RunArgs, StatusArgs};
+
+/// Picket's probe: scans, traces and captures for a fleet, or by itself, never faster than its interface may send.
+#[derive(Debug, Parser)]
+#[command(name = "picket-probe", version, max_term_width = 100)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    Enrol(EnrolArgs),
+    Run(RunArgs),
+    Status(StatusArgs),
+}
+
+fn main() -> ExitCode {
+    let outcome = match Cli::parse().command {
+        Command::Enrol(args) => commands::run_enrol(args),
+        Command::Run(args) => commands::run_agent(args),
+        Command::Status(args) => commands::run_status(args),
+    };
+    outcome.unwrap_or_else(|error| {
+        eprintln!("picket-probe: {error:#}");
+        ExitCode::FAILURE
+    })
+}
