@@ -82,7 +82,7 @@ impl Programs {
     /// When it is not built.
     pub fn probe_enrol(&self, token: &str, data: &Path) -> Result<Run> {
         let run = Run::new(self.path("picket-probe")?).label("probe-enrol").env("RUST_LOG", log_level());
-        Ok(run.args(["enrol", "--token", token]).arg("--data").arg(data))
+        Ok(run.args(["enrol", token]).arg("--data").arg(data))
     }
 
     /// Runs a probe: `picket-probe run`.
