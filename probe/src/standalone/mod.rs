@@ -1,0 +1,53 @@
+//! `picket-probe scan` and `picket-probe discover`: the engines without a controller, for the technician on site.
+//!
+//! Same engines, same loop, same pacer, same site policy as the agent; only that targets come from the command line and
+//! results go to the terminal.
+//!
+//! ```text
+//!  args ▶ targets (text, names ▶ address set) ▶ run (interface, engine, Ctrl-C) ▶ output (rows, coverage), progress
+//! ```
+//!
+//! **Invariant:** what was asked = answered + silent + refused + not reached, shown at the end of every run, interrupted ones
+//! included.
+
+use std::process::ExitCode;
+
+pub mod args;
+mod output;
+mod progress;
+mod run;
+mod targets;
+
+pub use args::{DiscoverArgs, ScanArgs};
+pub use run::{StandaloneError, discover, scan};
+
+/// The exit status of a run; an error goes to standard error with what it came from.
+pub fn exit_status(result: Result<Outcome, StandaloneError>) -> ExitCode {
+    match result {
+        Ok(outcome) => outcome.exit_code().into(),
+        Err(error) => {
+            let code = error.exit_code();
+            eprintln!("picket-probe: {:#}", anyhow::Error::new(error));
+            code.into()
+        }
+    }
+}
+
+/// How a run ended, as the exit status of the program.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Outcome {
+    /// Every target was dealt with.
+    Complete,
+    /// Interrupted, or ended before its end; the coverage says how far it came.
+    Incomplete,
+}
+
+impl Outcome {
+    /// 0 complete, 3 incomplete. (1: failure, 2: wrong usage.)
+    pub fn exit_code(self) -> u8 {
+        match self {
+            Outcome::Complete => 0,
+            Outcome::Incomplete => 3,
+        }
+    }
+}
