@@ -21,6 +21,7 @@ use picket_wire::policy::AddressPolicy;
 use picket_wire::topic::Prefix;
 
 use crate::pki::Names;
+use crate::service::Timing;
 
 /// Read when it exists and no other file is named.
 pub const DEFAULT_FILE: &str = "/etc/picket/controller.toml";
@@ -44,7 +45,7 @@ pub const KEYS: [(&str, &str); 11] = [
     ("dashboard.listen", "address and port for MQTT dashboards; default port 8884 on every address"),
     ("policy.allow", "networks that may be probed; default private networks only"),
     ("policy.deny", "networks that may not, whatever `policy.allow` says; default none"),
-    ("leases.ttl", "how long a probe may work without a word from here before its work goes to another; default 60s"),
+    ("leases.ttl", "how long a probe may work without a word from here before its work goes to another; default 90s"),
     ("probes.heartbeat", "how often a probe reports; default 10s"),
 ];
 
@@ -325,6 +326,10 @@ impl Layers {
                     let items = texts(kind).map_err(|reason| ConfigError::Value { origin: origin(&key), key: key.clone(), reason })?;
                     self.0.insert(known, (items, origin(&key)));
                 }
+                (_, None) if is_section => {
+                    let reason = format!("this is a section: write [{key}] and its keys below it");
+                    return Err(ConfigError::Value { origin: origin(&key), key, reason });
+                }
                 (_, None) => return Err(ConfigError::UnknownKey { origin: origin(&key), hint: nearest(&key), key }),
             }
         }
@@ -351,7 +356,7 @@ impl Layers {
         let listen = |key, port| self.one(key, Listen::Everywhere(port), |text| text.parse());
         let (mqtt, api) = (listen("mqtt.listen", MQTT_PORT)?, listen("api.listen", API_PORT)?);
         let dashboard = listen("dashboard.listen", DASHBOARD_PORT)?;
-        let default = AddressPolicy::default();
+        let (default, timing) = (AddressPolicy::default(), Timing::default());
         let policy = AddressPolicy {
             allow: self.list::<IpNet>("policy.allow")?.unwrap_or(default.allow),
             deny: self.list::<IpNet>("policy.deny")?.unwrap_or(default.deny),
@@ -369,8 +374,8 @@ impl Layers {
             api,
             dashboard,
             policy,
-            lease_ttl: self.one("leases.ttl", Duration::from_secs(60), |text| within(text, 5, 3600))?,
-            heartbeat: self.one("probes.heartbeat", Duration::from_secs(10), |text| within(text, 1, 300))?,
+            lease_ttl: self.one("leases.ttl", timing.lease_ttl, |text| within(text, 5, 3600))?,
+            heartbeat: self.one("probes.heartbeat", timing.heartbeat, |text| within(text, 1, 300))?,
             ready_file,
         })
     }
@@ -494,7 +499,7 @@ fn host_name() -> Option<String> {
 fn nearest(key: &str) -> Option<&'static str> {
     let distance = |known: &str| edits(key, known).min(1 + edits(key, known.rsplit('.').next().unwrap_or(known)));
     let (known, _) = KEYS.iter().min_by_key(|(known, _)| distance(known))?;
-    (distance(known) <= 3).then_some(known)
+    (distance(known) <= 1 + key.len() / 4).then_some(known)
 }
 
 /// Levenshtein distance in bytes.

@@ -45,7 +45,7 @@ pub struct ConnectArgs {
     pub token_file: Option<PathBuf>,
     /// The controller's data directory, on its own machine: address, authority and admin token are read from there
     /// [default: /var/lib/picket]
-    #[arg(long = "data", id = "client_data", global = true, value_name = "DIR", env = "PICKET_DATA")]
+    #[arg(long, global = true, value_name = "DIR", env = "PICKET_DATA")]
     pub data: Option<PathBuf>,
 }
 

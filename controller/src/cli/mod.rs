@@ -39,8 +39,8 @@ Exit codes:
   4  the controller cannot be reached
   5  not authorised
 
-On the controller's own machine no connection options are needed as long as its data directory can be read. Elsewhere copy
-ca.pem from there, make a token with `picket token add`, and set PICKET_SERVER, PICKET_CA and PICKET_TOKEN_FILE.";
+On the controller's own machine no connection options are needed as long as its data directory can be read. Elsewhere \
+copy ca.pem from there, make a token with `picket token add`, and set PICKET_SERVER, PICKET_CA and PICKET_TOKEN_FILE.";
 
 /// A fleet of network probes: the controller's service and its command line.
 #[derive(Debug, Parser)]
@@ -59,7 +59,6 @@ enum Command {
     ///
     /// Starts with nothing prepared: the data directory, the certificate authority, the database and the admin token are made
     /// on the first start.
-    #[command(after_help = "Example:\n  picket serve --data /var/lib/picket --name picket.example.net\n\nKeys of the configuration file, also as PICKET_ variables ([api] listen is PICKET_API__LISTEN), are listed by `picket serve --help`.")]
     Serve(ServeArgs),
     /// Scan TCP ports
     #[command(after_help = "Examples:\n  picket scan 198.18.0.0/24 -p 22,80,443\n  picket scan 2001:db8::/120 -p 1-1024 --rate 5kpps --probe attic --probe cellar\n  picket scan printer.example -p- --mode each --output ndjson > printer.ndjson")]
@@ -123,7 +122,15 @@ pub fn command() -> clap::Command {
     let help = format!(
         "Example:\n  picket serve --data /var/lib/picket --name picket.example.net\n\nKeys of the configuration file; `[api] listen` is PICKET_API__LISTEN in the environment:{keys}"
     );
-    Cli::command().mut_subcommand("serve", |serve| serve.after_help(help))
+    Cli::command().mut_subcommand("serve", |serve| serve.after_help(help).args(not_for_the_service()))
+}
+
+/// The connection's options are global; the service takes none of them, and says so.
+fn not_for_the_service() -> impl Iterator<Item = clap::Arg> {
+    [("server", "server"), ("ca", "ca"), ("token_file", "token-file")].into_iter().map(|(id, long)| {
+        let refuse = |_: &str| Err::<String, _>("this is for clients; the controller itself takes --data and --config");
+        clap::Arg::new(id).long(long).hide(true).value_parser(refuse)
+    })
 }
 
 /// What every command of a client works with.

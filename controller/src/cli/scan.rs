@@ -19,11 +19,11 @@ use crate::view::{JobRequest, JobView, Plan, Submitted};
 /// `picket scan` and its flags.
 #[derive(Debug, clap::Args)]
 pub(super) struct ScanArgs {
-    #[command(flatten)]
-    work: WorkArgs,
     /// Ports: 22,80,8000-8100; `-` for 1 to 65535
     #[arg(long, short, value_name = "PORTS", allow_hyphen_values = true)]
     ports: PortSet,
+    #[command(flatten)]
+    work: WorkArgs,
     /// What is sent: `syn` needs a raw socket on the probe, `connect` does not
     #[arg(long, value_enum, default_value_t = TcpTechnique::Syn)]
     technique: TcpTechnique,
