@@ -11,8 +11,9 @@ pub fn start(level: LevelFilter) {
             Err(error) => eprintln!("picket-probe: the journal does not take log lines ({error}); they go to standard error"),
         }
     }
-    // `RUST_LOG` serves whoever looks for a fault; the configured level holds otherwise.
-    let variables = env_logger::Env::default().filter_or("RUST_LOG", format!("{level}").to_lowercase());
+    // `RUST_LOG` serves whoever looks for a fault; the configured level holds otherwise. The netlink library warns of every
+    // kernel that is newer than itself.
+    let variables = env_logger::Env::default().filter_or("RUST_LOG", format!("{level},netlink_packet_route=error").to_lowercase());
     // A logger that is there already (in tests) may stay.
     let _ = env_logger::Builder::from_env(variables).format_target(false).try_init();
 }

@@ -4,6 +4,7 @@ use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
 use picket_probe::commands::{self, EnrolArgs, RunArgs, StatusArgs};
+use picket_probe::standalone::{self, DiscoverArgs, ScanArgs};
 
 /// Picket's probe: scans, traces and captures for a fleet, or by itself, never faster than its interface may send.
 #[derive(Debug, Parser)]
@@ -18,6 +19,8 @@ enum Command {
     Enrol(EnrolArgs),
     Run(RunArgs),
     Status(StatusArgs),
+    Scan(ScanArgs),
+    Discover(DiscoverArgs),
 }
 
 fn main() -> ExitCode {
@@ -25,6 +28,8 @@ fn main() -> ExitCode {
         Command::Enrol(args) => commands::run_enrol(args),
         Command::Run(args) => commands::run_agent(args),
         Command::Status(args) => commands::run_status(args),
+        Command::Scan(args) => Ok(standalone::exit_status(standalone::scan(&args))),
+        Command::Discover(args) => Ok(standalone::exit_status(standalone::discover(&args))),
     };
     outcome.unwrap_or_else(|error| {
         eprintln!("picket-probe: {error:#}");
