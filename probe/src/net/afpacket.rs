@@ -109,6 +109,8 @@ pub struct AfPacket {
     buffers: Box<[u8]>,
     wake: Arc<EventFd>,
     counters: LinkCounters,
+    /// Whether a packet may be waiting: false right after a wait that found none, which saves a system call per wake-up.
+    readable: bool,
 }
 
 impl AfPacket {
@@ -153,7 +155,7 @@ impl AfPacket {
         let flags = EfdFlags::EFD_NONBLOCK | EfdFlags::EFD_CLOEXEC;
         let wake = EventFd::from_flags(flags).map_err(io::Error::from).map_err(failed("make a wake-up"))?;
         let buffers = vec![0; BATCH * SNAP].into_boxed_slice();
-        Ok(Self { name, sender, receiver, buffers, wake: Arc::new(wake), counters: LinkCounters::default() })
+        Ok(Self { name, sender, receiver, buffers, wake: Arc::new(wake), counters: LinkCounters::default(), readable: true })
     }
 
     /// Calls `sendmmsg` for frames that all go by `socket`, `addresses` by their place in the batch.
@@ -233,6 +235,9 @@ impl Link for AfPacket {
     }
 
     fn receive(&mut self, each: &mut dyn FnMut(Received<'_>)) -> usize {
+        if !core::mem::replace(&mut self.readable, true) {
+            return 0;
+        }
         // SAFETY: a plain C structure for which all-zero bytes are a valid value.
         let mut vectors: [libc::iovec; BATCH] = unsafe { zeroed() };
         // SAFETY: as above.
@@ -274,7 +279,9 @@ impl Link for AfPacket {
         let mut fds = [PollFd::new(self.receiver.as_fd(), PollFlags::POLLIN), PollFd::new(self.wake.as_fd(), PollFlags::POLLIN)];
         // An interrupted wait is a short wait: the loop looks and waits again.
         let _ = ppoll(&mut fds, Some(timeout), None);
-        if fds[1].any() == Some(true) {
+        let [packets, woken] = fds.map(|fd| fd.any() != Some(false));
+        self.readable = packets;
+        if woken {
             let _ = self.wake.read();
         }
         clock::now()

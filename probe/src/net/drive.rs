@@ -459,7 +459,7 @@ impl<L: Link, E, S: EventSink<E>> Drive<L, E, S> {
             return if room { look } else { look.min(now + ROOM_RETRY) };
         }
         let mut at = self.neighbours.poll_timeout().unwrap_or(Instant::FAR_FUTURE);
-        let ready = self.pacer.ready_at().max(now);
+        let ready = if self.pacer.is_ready(now) { now } else { self.pacer.wake_at() };
         if self.full {
             at = at.min(now + ROOM_RETRY);
         } else if !self.batch.is_empty() || self.neighbours.has_question() {
@@ -471,7 +471,8 @@ impl<L: Link, E, S: EventSink<E>> Drive<L, E, S> {
             }
             if task.hungry && !self.full && room {
                 let rested = task.parked.map_or(now, |(until, _)| until);
-                at = at.min(ready.max(task.pacer.ready_at()).max(rested));
+                let own = if task.pacer.is_ready(now) { now } else { task.pacer.wake_at() };
+                at = at.min(ready.max(own).max(rested));
             }
         }
         if !room {

@@ -7,11 +7,15 @@
 //! - the **schedule** advances by the exact cost of each frame. A sender late by at most [`Limits::burst`] catches up all of
 //!   it; what is later than that is lost, never sent after. Time in which nobody wanted to send earns nothing
 //!   ([`Pacer::idle`]), so a start is no burst.
-//! - the **spacing** holds frames apart while catching up: never faster than 1.02 times the limit, with a slack of one frame
-//!   (at least 65 µs, at most 500 µs). Hence at most 2, 12 and 110 frames in any millisecond at 1k, 10k and 100k per second.
+//! - the **spacing** holds frames apart while catching up: at most 1.25 times the limit below 2k per second, 1.05 times up to
+//!   20k, 1.02 times above, with a slack of one frame (at least 65 µs, at most 500 µs). Hence at most 2, 12 and 110 frames in
+//!   any millisecond at 1k, 10k and 100k per second.
+//!
+//! At high rates a timer for each frame would cost more than the frames: [`Pacer::wake_at`] lets a few come due together, as
+//! far as the slack allows it.
 //!
 //! **Invariant:** for each limit, in every window of length W, what was charged is at most `limit * (W + burst)` and one frame
-//! more; also at most `1.02 * limit * (W + slack)` and one frame more. It holds for the moments at which frames were charged
+//! more; also at most the spacing's multiple of `limit * (W + slack)` and one frame more. It holds for the moments at which frames were charged
 //! and for every earlier moment back to the [`Plan`] that admitted them, so a sender that is preempted in the middle is covered.
 //!
 //! The length of a frame is what the kernel is given: Ethernet header included, preamble and frame check sequence not.
@@ -27,8 +31,6 @@ pub const DEFAULT_BURST: Duration = Duration::from_millis(10);
 
 const PICOS_PER_NANO: u128 = 1_000;
 const PICOS_PER_SEC: u128 = 1_000_000_000_000;
-/// How much faster than the limit a late sender may go, in percent.
-const CATCH_UP_PERCENT: u128 = 2;
 /// What a timer is late on a quiet machine; one more frame of 100k per second would break its millisecond's budget.
 const SLACK_MIN: u128 = 65_000_000;
 const SLACK_MAX: u128 = 500_000_000;
@@ -89,6 +91,8 @@ struct Bucket {
     unit: u128,
     near_unit: u128,
     slack: u128,
+    /// How long a loop may sleep on when the next frame is due.
+    patience: u128,
     schedule: u128,
     spacing: u128,
 }
@@ -97,10 +101,24 @@ impl Bucket {
     fn new(per_second: u64, slack_units: u128) -> Self {
         // Rounded up: a rounding error may only ever make us slower.
         let unit = PICOS_PER_SEC.div_ceil(u128::from(per_second));
+        let frame = unit * slack_units;
+        let slack = frame.clamp(SLACK_MIN, SLACK_MAX);
+        // The budgets of a millisecond leave more room to catch up at low rates, where being late costs a frame at once.
+        let catch_up_percent = match frame {
+            500_000_000.. => 25,
+            50_000_000.. => 5,
+            _ => 2,
+        };
+        // Whole frames that fit into half of the slack, at least one where frames are closer than 200 µs.
+        let patience = match frame {
+            200_000_001.. => 0,
+            _ => (slack / 2 / frame).max(1) * frame,
+        };
         Self {
             unit,
-            near_unit: (unit * 100).div_ceil(100 + CATCH_UP_PERCENT),
-            slack: (unit * slack_units).clamp(SLACK_MIN, SLACK_MAX),
+            near_unit: (unit * 100).div_ceil(100 + catch_up_percent),
+            slack,
+            patience: patience.min(slack),
             schedule: 0,
             spacing: 0,
         }
@@ -146,6 +164,10 @@ fn picos(at: Instant) -> u128 {
     u128::from(at.as_nanos()) * PICOS_PER_NANO
 }
 
+fn instant(picos: u128) -> Instant {
+    Instant::from_nanos(u64::try_from(picos.div_ceil(PICOS_PER_NANO)).unwrap_or(u64::MAX))
+}
+
 impl Pacer {
     /// A pacer that may send its first frame at once.
     pub fn new(limits: Limits) -> Self {
@@ -175,8 +197,15 @@ impl Pacer {
 
     /// When the next frame may leave, whatever its length; in the past where it may leave now.
     pub fn ready_at(&self) -> Instant {
-        let at = [self.packets, self.bits].into_iter().flatten().map(|bucket| bucket.ready_at()).max().unwrap_or(0);
-        Instant::from_nanos(u64::try_from(at.div_ceil(PICOS_PER_NANO)).unwrap_or(u64::MAX))
+        instant([self.packets, self.bits].into_iter().flatten().map(|bucket| bucket.ready_at()).max().unwrap_or(0))
+    }
+
+    /// When a loop that has nothing else to do should look again: [`Self::ready_at`] or, at high rates and while on schedule,
+    /// a little later, so that one wake-up serves several frames.
+    pub fn wake_at(&self) -> Instant {
+        let buckets = || [self.packets, self.bits].into_iter().flatten();
+        let patience = buckets().map(|bucket| bucket.patience).min().unwrap_or(0);
+        instant(buckets().map(|bucket| (bucket.schedule + patience).max(bucket.ready_at())).max().unwrap_or(0))
     }
 
     /// Whether a frame may leave at `now`.
