@@ -49,8 +49,8 @@ pub const KEYS: [(&str, &str); 11] = [
     ("probes.heartbeat", "how often a probe reports; default 10s"),
 ];
 
-/// `PICKET_` variables that belong to the command line, not to the service.
-const CLIENT_VARIABLES: [&str; 5] = ["server", "ca", "token", "token_file", "config"];
+/// `PICKET_` variables that belong to others who may share an environment with the service: the command line, the tests' lab.
+const FOREIGN_VARIABLES: [&str; 8] = ["server", "ca", "token", "token_file", "bin_dir", "require_lab", "lab_keep", "lab_log"];
 
 /// Why there is no configuration.
 #[derive(Debug, thiserror::Error)]
@@ -293,7 +293,7 @@ impl Layers {
         let source = Environment::with_prefix("PICKET").prefix_separator("_").separator("__").source(Some(variables));
         let mut values =
             source.collect().map_err(|error| ConfigError::Syntax { origin: "the environment".into(), reason: error.to_string() })?;
-        values.retain(|key, _| !CLIENT_VARIABLES.contains(&key.as_str()));
+        values.retain(|key, _| !FOREIGN_VARIABLES.contains(&key.as_str()));
         self.add(values, "", &|key| format!("environment variable PICKET_{}", key.to_uppercase().replace('.', "__")))
     }
 

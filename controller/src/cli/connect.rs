@@ -73,7 +73,9 @@ impl ConnectArgs {
                     .hint("copy ca.pem from the controller's data directory and name it with --ca or PICKET_CA"));
             }
         };
-        let token = match (&self.token_file, token, &data) {
+        // Where another authority is named, another controller is meant: this machine's admin token is none of its business.
+        let own = data.as_ref().filter(|_| self.data.is_some() || self.ca.is_none());
+        let token = match (&self.token_file, token, own) {
             (Some(file), _, _) => read_token(file)?,
             (None, Some(token), _) => checked_token(&token, "PICKET_TOKEN")?,
             (None, None, Some(data)) => read_token(&data.join(ADMIN_TOKEN_FILE))?,

@@ -152,12 +152,7 @@ pub(super) struct Shape {
 pub(super) async fn print(client: &Client, query: Query, args: &OutputArgs, shape: &Shape, context: &mut Context<'_>) -> Result<(), Failure> {
     match args.output {
         Output::Table => {
-            let mut rows = Vec::new();
-            let more = each(client, query, args, |row| {
-                rows.push(row);
-                Ok(())
-            });
-            let more = more.await?;
+            let (rows, more) = first(client, query, args).await?;
             table(rows, more, shape, args, context)
         }
         Output::Ndjson => {
@@ -192,12 +187,37 @@ pub(super) async fn json(client: &Client, query: Query, args: &OutputArgs, conte
 }
 
 /// Calls `take` for each row up to the limit; says whether there are more.
-async fn each(client: &Client, mut query: Query, args: &OutputArgs, mut take: impl FnMut(ResultRow) -> Result<(), Failure>) -> Result<bool, Failure> {
+async fn each(client: &Client, mut query: Query, args: &OutputArgs, take: impl FnMut(ResultRow) -> Result<(), Failure>) -> Result<bool, Failure> {
     let states = args.states();
     if !states.is_empty() {
         query.push(("state", states.join(",")));
     }
-    let mut left = args.rows();
+    pages(client, query, args.rows(), take).await
+}
+
+/// The first rows of a table. Several states are asked for one by one: the controller finds the rows of one state at once, and
+/// would have to look through everything for several.
+async fn first(client: &Client, query: Query, args: &OutputArgs) -> Result<(Vec<ResultRow>, bool), Failure> {
+    let states = args.states();
+    let queries: Vec<Query> = match states.is_empty() {
+        true => vec![query],
+        false => states.iter().map(|state| query.iter().cloned().chain([("state", (*state).to_owned())]).collect()).collect(),
+    };
+    let (mut rows, mut more) = (Vec::new(), false);
+    for query in queries {
+        let take = |row| {
+            rows.push(row);
+            Ok(())
+        };
+        more |= pages(client, query, args.rows(), take).await?;
+    }
+    rows.sort_by_key(|row| (order(row.addr), row.port, row.site.clone(), row.probe.clone()));
+    more |= rows.len() > args.rows();
+    rows.truncate(args.rows());
+    Ok((rows, more))
+}
+
+async fn pages(client: &Client, query: Query, mut left: usize, mut take: impl FnMut(ResultRow) -> Result<(), Failure>) -> Result<bool, Failure> {
     let mut cursor: Option<String> = None;
     loop {
         let mut asked = query.clone();
@@ -219,13 +239,12 @@ async fn each(client: &Client, mut query: Query, args: &OutputArgs, mut take: im
     }
 }
 
-fn table(mut rows: Vec<ResultRow>, more: bool, shape: &Shape, args: &OutputArgs, context: &mut Context<'_>) -> Result<(), Failure> {
+fn table(rows: Vec<ResultRow>, more: bool, shape: &Shape, args: &OutputArgs, context: &mut Context<'_>) -> Result<(), Failure> {
     if rows.is_empty() {
         let states = args.states();
         let which = if states.is_empty() { String::new() } else { format!(" that is {}", states.join(" or ")) };
         return context.line(format!("nothing{which}"));
     }
-    rows.sort_by_key(|row| (order(row.addr), row.port, row.site.clone(), row.probe.clone()));
     context.line(columns(&rows, shape.jobs))?;
     if more {
         context.note(format!("the first {} rows; all of them: {} --output csv", rows.len(), shape.again));
@@ -323,6 +342,8 @@ mod tests {
     fn shown(rows: Vec<ResultRow>, more: bool, jobs: bool) -> String {
         let args = OutputArgs { output: Output::Table, json: false, state: Vec::new(), limit: None };
         let (mut out, mut err) = (Vec::new(), Vec::new());
+        let mut rows = rows;
+        rows.sort_by_key(|row| (order(row.addr), row.port, row.site.clone(), row.probe.clone()));
         let mut context = Context { connect: super::super::ConnectArgs::default(), out: &mut out, err: &mut err, err_is_terminal: false };
         table(rows, more, &Shape { jobs, again: "picket results --job X".into() }, &args, &mut context).unwrap();
         format!("{}--\n{}", String::from_utf8(out).unwrap(), String::from_utf8(err).unwrap())

@@ -136,6 +136,7 @@ fn connections_come_from_flags_or_from_the_data_directory() {
         resolve(&ConnectArgs { data: Some(nowhere.clone()), ..none.clone() }, &nowhere, None, dir.path()),
         resolve(&ConnectArgs { server: Some("https://a.example:8443".into()), ..none.clone() }, &nowhere, None, dir.path()),
         resolve(&ConnectArgs { server: Some("https://a.example:8443".into()), ca: Some(data.join("ca.pem")), ..none.clone() }, &nowhere, None, dir.path()),
+        resolve(&ConnectArgs { ca: Some(data.join("ca.pem")), ..none.clone() }, &data, None, dir.path()),
         resolve(&ConnectArgs { ca: Some(at("no-ca.pem")), ..by_data.clone() }, &nowhere, None, dir.path()),
         resolve(&ConnectArgs { token_file: Some(at("empty")), ..by_data.clone() }, &nowhere, None, dir.path()),
         resolve(&ConnectArgs { token_file: Some(at("no.token")), ..by_data.clone() }, &nowhere, None, dir.path()),
