@@ -11,7 +11,6 @@ pub mod lock;
 pub mod logging;
 pub mod net;
 pub mod packet;
-pub mod policy;
 pub mod scan;
 pub mod spool;
 pub mod standalone;

@@ -114,7 +114,7 @@ impl Fate {
             0..25 => Fate::Positive,
             25..50 => Fate::Reset,
             50..80 => Fate::Silent,
-            80..88 => Fate::Unreachable { code: [0, 1, 3, 9, 10, 13][(by_port % 6) as usize], short_quote: by_port % 2 == 0 },
+            80..88 => Fate::Unreachable { code: [0, 1, 3, 9, 10, 13][(by_port % 6) as usize], short_quote: by_port.is_multiple_of(2) },
             88..92 => Fate::Contradiction,
             _ => Fate::Flaky,
         }
@@ -141,13 +141,16 @@ struct Traffic {
     delivered: Vec<(Instant, State, Duration)>,
 }
 
+/// Whose answer it is, what it says, and when the probe that it answers was sent.
+type Truth = (Target, State, Instant);
+
 struct World {
     technique: Technique,
     fates: Box<dyn Fn(Target) -> Fate>,
     weather: Weather,
     dice: Dice,
     lookups: HashMap<IpAddr, Instant>,
-    flying: BTreeMap<(Instant, u64), (Option<(Target, State, Instant)>, Vec<u8>)>,
+    flying: BTreeMap<(Instant, u64), (Option<Truth>, Vec<u8>)>,
     count: u64,
     traffic: HashMap<Target, Traffic>,
 }
@@ -171,7 +174,7 @@ impl World {
         }
     }
 
-    fn fly(&mut self, at: Instant, truth: Option<(Target, State, Instant)>, bytes: Vec<u8>) {
+    fn fly(&mut self, at: Instant, truth: Option<Truth>, bytes: Vec<u8>) {
         self.count += 1;
         self.flying.insert((at, self.count), (truth, bytes));
     }

@@ -240,8 +240,14 @@ not reached: 1 stopped before its turn
         let (text, _) = shown(OutputArg::Ndjson, false);
         let lines: Vec<serde_json::Value> = text.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
         assert_eq!(lines.len(), 4);
-        assert_eq!(lines[0], json!({"type": "answer", "addr": "198.18.0.1", "port": 80, "state": "filtered", "icmp": {"type": 3, "code": 13}, "rtt_us": 1234, "ttl": 63}));
+        assert_eq!(
+            lines[0],
+            json!({"type": "answer", "addr": "198.18.0.1", "port": 80, "state": "filtered", "icmp": {"type": 3, "code": 13}, "rtt_us": 1234, "ttl": 63})
+        );
         let end = &lines[3];
-        assert_eq!((&end["asked"], &end["silent"], &end["complete"], &end["not_reached_reasons"]), (&json!(6), &json!(1), &json!(false), &json!({"stopped": 1})));
+        assert_eq!(
+            (&end["asked"], &end["silent"], &end["complete"], &end["not_reached_reasons"]),
+            (&json!(6), &json!(1), &json!(false), &json!({"stopped": 1}))
+        );
     }
 }

@@ -8,6 +8,7 @@ use std::sync::{Arc, Mutex};
 
 use picket_wire::addr::AddrSet;
 use picket_wire::job::{ScanOptions, Technique};
+use picket_wire::policy::{AddressPolicy, Permit};
 use picket_wire::space::{SpaceError, TargetSpace, TargetSpec};
 use picket_wire::units::PortSet;
 use tokio::signal::unix::{Signal, SignalKind, signal};
@@ -27,7 +28,6 @@ use crate::net::drive::{DriveEvent, DriveGone, TaskSpec, Weight};
 use crate::net::engine::Source;
 use crate::net::netlink::{NetlinkError, snapshot_blocking};
 use crate::net::pacer::{Limits, Pacer};
-use crate::policy::PolicyGate;
 use crate::scan::connect::{self, ConnectError, ConnectOptions};
 use crate::scan::engine::ScanEngine;
 use crate::scan::report::{Done, Event, Progress};
@@ -139,7 +139,7 @@ pub fn discover(args: &DiscoverArgs) -> Result<Outcome, StandaloneError> {
 struct Work {
     config: Config,
     space: Arc<TargetSpace>,
-    gate: PolicyGate,
+    permit: Permit,
     asked: Limits,
     attempts: u8,
 }
@@ -159,21 +159,27 @@ fn run(common: &CommonArgs, technique: TechniqueArg, ports: Option<PortSet>) -> 
     let wanted = include.set.minus(&exclude);
     let spec = TargetSpec { include: include.set, exclude, ports, seed: u64::from_le_bytes(random()?) };
     let space = Arc::new(TargetSpace::new(&spec)?);
-    let gate = PolicyGate::new([config.policy.clone()]);
-    announce_policy(&gate, &wanted)?;
+    announce_policy(&config.policy, &wanted)?;
     if config.interface.name.is_none() {
-        config.interface.name = interface_towards(&gate.permitted(&wanted))?;
+        config.interface.name = interface_towards(&config.policy.permitted(&wanted))?;
     }
     let asked = common.rate.map_or(Limits::UNLIMITED, Limits::packets);
     announce_rate(asked, station::limits(&config.interface));
     let _lock = lock()?;
-    let work = Work { config, space: Arc::clone(&space), gate, asked, attempts: common.attempts };
+    let permit = Permit::all_of([&config.policy]);
+    let work = Work { config, space: Arc::clone(&space), permit, asked, attempts: common.attempts };
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(system("start the runtime"))?;
     let (running, station) = begin(&work, technique, &runtime)?;
     let output = Output::new(io::BufWriter::new(io::stdout()), common.output, common.all, &space, has_v6);
     let outcome = runtime.block_on(follow(running, &space, output));
     drop(station);
     outcome
+}
+
+/// Asked for every packet.
+fn gate(permit: &Permit) -> impl Fn(IpAddr) -> bool + Send + Sync + 'static {
+    let permit = permit.clone();
+    move |addr| permit.permits(addr)
 }
 
 fn random<const N: usize>() -> Result<[u8; N], StandaloneError> {
@@ -183,10 +189,10 @@ fn random<const N: usize>() -> Result<[u8; N], StandaloneError> {
 }
 
 /// Says what policy will refuse, with the rule for one example; an error where nothing is left.
-fn announce_policy(gate: &PolicyGate, wanted: &AddrSet) -> Result<(), StandaloneError> {
-    let refused = wanted.minus(&gate.permitted(wanted));
+fn announce_policy(policy: &AddressPolicy, wanted: &AddrSet) -> Result<(), StandaloneError> {
+    let refused = wanted.minus(&policy.permitted(wanted));
     let Some((addr, _)) = refused.ranges().next() else { return Ok(()) };
-    let verdict = gate.refusal(addr).map(|verdict| verdict.to_string()).unwrap_or_default();
+    let verdict = policy.check(addr).to_string();
     if refused == *wanted {
         return Err(StandaloneError::Forbidden { addr, verdict });
     }
@@ -294,7 +300,7 @@ fn begin_raw(
         engine: Box::new(engine),
         weight: Weight::Interactive,
         rate: work.asked,
-        gate: Arc::new(work.gate.clone()),
+        gate: Arc::new(gate(&work.permit)),
     };
     let added = station.handle().add(task)?;
     let handle = station.handle().clone();
@@ -317,10 +323,10 @@ fn begin_connect(work: &Work, options: ScanOptions, runtime: &tokio::runtime::Ru
     let (sender, events) = mpsc::channel(EVENTS);
     let (stop, stopped) = oneshot::channel::<Cut>();
     let (fail, failure) = oneshot::channel();
-    let gate = work.gate.clone();
+    let gate = gate(&work.permit);
     runtime.spawn(async move {
         let stopped = async { if let Ok(how) = stopped.await { how } else { core::future::pending().await } };
-        if let Err(error) = connect::run(&plan, options, |addr| gate.permits(addr), sender, stopped).await {
+        if let Err(error) = connect::run(&plan, options, gate, sender, stopped).await {
             // Nobody asks any more: the program is ending.
             let _ = fail.send(error);
         }

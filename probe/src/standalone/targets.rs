@@ -62,7 +62,8 @@ pub(super) fn parse(texts: &[String], resolve: impl Fn(&str) -> io::Result<Vec<I
 /// Whether it can be a host name and nothing else: the last label of one never begins with a digit, so that a mistyped
 /// address is never asked of a name server.
 fn is_name(text: &str) -> bool {
-    let label = |label: &str| !label.is_empty() && label.len() <= 63 && label.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'-' || b == b'_');
+    let label =
+        |label: &str| !label.is_empty() && label.len() <= 63 && label.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'-' || b == b'_');
     let text = text.strip_suffix('.').unwrap_or(text);
     text.len() <= 253
         && text.split('.').all(label)
