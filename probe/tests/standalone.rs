@@ -1,0 +1,279 @@
+//! `picket-probe scan` and `picket-probe discover` as a technician runs them: against a kernel that answers for a thousand
+//! hosts in another network namespace, and with everything one can type wrong.
+//!
+//! The first part needs root, `ip` and `nft`; without them it says so and stops, and CI runs as root.
+#![allow(clippy::unwrap_used, reason = "helpers of tests fail loudly")]
+
+use std::collections::BTreeMap;
+use std::net::{IpAddr, Ipv6Addr, TcpListener};
+use std::process::{Child, Command, Output, Stdio};
+use std::sync::atomic::{AtomicU32, Ordering};
+
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+use serde_json::Value;
+
+const PROBE: &str = env!("CARGO_BIN_EXE_picket-probe");
+const POLICY: &str = "198.18.0.0/15,2001:db8::/32";
+
+fn sh(command: &str) {
+    let status = Command::new("sh").args(["-ec", command]).status().unwrap();
+    assert!(status.success(), "{command}");
+}
+
+/// Two namespaces joined by a veth pair; gone when dropped.
+struct Lab {
+    probe: String,
+    target: String,
+    _listeners: Vec<TcpListener>,
+}
+
+const OPEN: [u16; 3] = [22, 80, 443];
+const SILENT: u16 = 25;
+const PROHIBITED: u16 = 110;
+
+impl Lab {
+    /// The target's kernel answers for 198.19.0.0/22 and 2001:db8:2::/64; see the constants for its ports.
+    fn new() -> Option<Lab> {
+        static NUMBER: AtomicU32 = AtomicU32::new(0);
+        if !nix::unistd::geteuid().is_root() {
+            eprintln!("SKIPPED: network namespaces need root");
+            return None;
+        }
+        let id = format!("pk-alone-{}-{}", std::process::id(), NUMBER.fetch_add(1, Ordering::Relaxed));
+        let (probe, target) = (format!("{id}-p"), format!("{id}-t"));
+        sh(&format!(
+            "ip netns add {probe}; ip netns add {target}
+             ip netns exec {probe} sysctl -qw net.ipv6.conf.default.accept_dad=0
+             ip netns exec {target} sysctl -qw net.ipv6.conf.default.accept_dad=0
+             ip -n {probe} link add eth0 type veth peer name eth0 netns {target}
+             ip -n {probe} link set lo up; ip -n {target} link set lo up
+             ip -n {probe} link set eth0 up; ip -n {target} link set eth0 up
+             ip -n {probe} address add 198.18.1.1/24 dev eth0
+             ip -n {probe} address add 2001:db8:1::1/64 dev eth0 nodad
+             ip -n {target} address add 198.18.1.2/24 dev eth0
+             ip -n {target} address add 2001:db8:1::2/64 dev eth0 nodad
+             ip -n {target} route add local 198.19.0.0/22 dev lo
+             ip -n {target} route add local 2001:db8:2::/64 dev lo
+             ip -n {probe} route add default via 198.18.1.2
+             ip -n {probe} route add default via 2001:db8:1::2
+             ip netns exec {target} sysctl -qw net.ipv4.icmp_ratelimit=0 net.ipv4.icmp_msgs_per_sec=1000000 net.ipv6.icmp.ratelimit=0
+             ip netns exec {target} nft 'add table inet t; add chain inet t in {{ type filter hook input priority 0; }};
+               add rule inet t in tcp dport {SILENT} drop;
+               add rule inet t in tcp dport {PROHIBITED} reject with icmpx type admin-prohibited;
+               add rule inet t in ip daddr 198.19.0.128/25 icmp type echo-request drop'"
+        ));
+        let inside = target.clone();
+        let listen = move || {
+            let file = std::fs::File::open(format!("/var/run/netns/{inside}")).unwrap();
+            nix::sched::setns(file, nix::sched::CloneFlags::CLONE_NEWNET).unwrap();
+            OPEN.map(|port| TcpListener::bind((Ipv6Addr::UNSPECIFIED, port)).unwrap()).into()
+        };
+        let listeners = std::thread::spawn(listen).join().unwrap();
+        Some(Lab { probe, target, _listeners: listeners })
+    }
+
+    fn command(&self, args: &str) -> Command {
+        let mut command = Command::new("ip");
+        command.args(["netns", "exec", &self.probe, PROBE]).args(args.split_whitespace());
+        command.env("PICKET_POLICY__ALLOW", POLICY).env("PICKET_INTERFACE__PACKETS", "20kpps").env("RUST_LOG", "error");
+        command.stdout(Stdio::piped()).stderr(Stdio::piped());
+        command
+    }
+
+    fn run(&self, args: &str) -> Run {
+        Run::of(self.command(args).output().unwrap())
+    }
+}
+
+impl Drop for Lab {
+    fn drop(&mut self) {
+        for name in [&self.probe, &self.target] {
+            let _ = Command::new("ip").args(["netns", "delete", name]).status();
+        }
+    }
+}
+
+struct Run {
+    code: Option<i32>,
+    out: String,
+    err: String,
+}
+
+impl Run {
+    fn of(output: Output) -> Run {
+        let text = |bytes| String::from_utf8(bytes).unwrap();
+        Run { code: output.status.code(), out: text(output.stdout), err: text(output.stderr) }
+    }
+
+    /// Answers by address and port, and the coverage, of NDJSON.
+    fn parsed(&self) -> (BTreeMap<(IpAddr, u16), String>, Value) {
+        let mut lines: Vec<Value> = self.out.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+        let coverage = lines.pop().unwrap_or_else(|| panic!("no output: {}", self.err));
+        assert_eq!(coverage["type"], "coverage", "{}", self.err);
+        let sum: u64 = ["answered", "silent", "refused", "not_reached"].iter().map(|part| coverage[*part].as_u64().unwrap()).sum();
+        assert_eq!(coverage["asked"], sum, "the coverage adds up");
+        let mut answers = BTreeMap::new();
+        for line in lines {
+            let port = line["port"].as_u64().unwrap_or(0) as u16;
+            let key = (line["addr"].as_str().unwrap().parse().unwrap(), port);
+            let before = answers.insert(key, line["state"].as_str().unwrap().to_owned());
+            assert_eq!(before, None, "{key:?} is reported twice");
+        }
+        (answers, coverage)
+    }
+}
+
+fn truth(port: u16) -> Option<&'static str> {
+    match port {
+        SILENT => None,
+        PROHIBITED => Some("filtered"),
+        port if OPEN.contains(&port) => Some("open"),
+        _ => Some("closed"),
+    }
+}
+
+fn check_truth(run: &Run, addresses: usize, ports: &[u16]) {
+    assert_eq!(run.code, Some(0), "{}", run.err);
+    let (answers, coverage) = run.parsed();
+    for ((addr, port), state) in &answers {
+        assert_eq!(Some(state.as_str()), truth(*port), "{addr} {port}");
+    }
+    let answering = ports.iter().filter(|port| truth(**port).is_some()).count();
+    assert_eq!(answers.len(), addresses * answering, "{coverage}");
+    assert_eq!(coverage["silent"], addresses * (ports.len() - answering));
+    assert_eq!(coverage["not_reached"], 0);
+}
+
+#[test]
+fn syn_scan_finds_the_truth() {
+    let Some(lab) = Lab::new() else { return };
+    let run = lab.run("scan 198.19.0.0/24 2001:db8:2::/121 -p 20-25,80,110,443 -o ndjson");
+    check_truth(&run, 256 + 128, &[20, 21, 22, 23, 24, 25, 80, 110, 443]);
+}
+
+#[test]
+fn connect_scan_finds_the_truth() {
+    let Some(lab) = Lab::new() else { return };
+    // Without the prohibited port: of an ICMP error that comes before the system call is over the kernel tells nobody.
+    let run = lab.run("scan 198.19.0.0/28 2001:db8:2::/125 -p 20-25,80,443 -o ndjson --technique connect");
+    check_truth(&run, 16 + 8, &[20, 21, 22, 23, 24, 25, 80, 443]);
+}
+
+#[test]
+fn who_may_not_is_told_and_may_fall_back() {
+    let Some(lab) = Lab::new() else { return };
+    let run = |args: &str| {
+        let nobody = format!("netns exec {} setpriv --reuid 65534 --clear-groups --inh-caps=-all {PROBE} {args}", lab.probe);
+        let mut command = Command::new("ip");
+        command.args(nobody.split_whitespace()).env("PICKET_POLICY__ALLOW", POLICY);
+        Run::of(command.output().unwrap())
+    };
+    if run("--version").code != Some(0) {
+        eprintln!("SKIPPED: the build directory cannot be read by others");
+        return;
+    }
+    let refused = run("scan 198.19.0.1 -p 80");
+    assert_eq!(refused.code, Some(1));
+    assert!(refused.err.contains("CAP_NET_RAW") && refused.err.contains("--technique connect"), "{}", refused.err);
+    let auto = run("scan 198.19.0.1 -p 80 --technique auto -o ndjson");
+    assert!(auto.err.contains("scanning by connections instead"), "{}", auto.err);
+    check_truth(&auto, 1, &[80]);
+}
+
+#[test]
+fn discovery_finds_who_answers() {
+    let Some(lab) = Lab::new() else { return };
+    let run = lab.run("discover 198.19.0.0/24,2001:db8:2::/124 --exclude 198.19.0.9 -o ndjson");
+    assert_eq!(run.code, Some(0), "{}", run.err);
+    let (answers, coverage) = run.parsed();
+    assert_eq!((answers.len(), &coverage["silent"], &coverage["excluded"]), (127 + 16, &128.into(), &1.into()));
+    assert!(answers.values().all(|state| state == "up"));
+}
+
+#[test]
+fn neighbours_that_are_not_there_are_not_called_silent() {
+    let Some(lab) = Lab::new() else { return };
+    let run = lab.run("scan 198.18.1.2-198.18.1.5 -p 22,81 -o ndjson");
+    let (answers, coverage) = run.parsed();
+    assert_eq!((answers.len(), &coverage["silent"]), (2, &0.into()));
+    assert_eq!(coverage["not_reached_reasons"], serde_json::json!({ "no_neighbour": 6 }));
+}
+
+#[test]
+fn policy_refuses_and_says_so() {
+    let Some(lab) = Lab::new() else { return };
+    let mut command = lab.command("scan 198.19.0.0/29 -p 22 -o ndjson");
+    let run = Run::of(command.env("PICKET_POLICY__DENY", "198.19.0.4/30").output().unwrap());
+    let (answers, coverage) = run.parsed();
+    assert_eq!((answers.len(), &coverage["refused"]), (4, &4.into()));
+    assert!(run.err.contains("policy refuses 4 of 8 addresses; 198.19.0.4: denied by `deny 198.19.0.4/30`"), "{}", run.err);
+}
+
+#[test]
+fn an_interrupted_scan_prints_what_it_has() {
+    let Some(lab) = Lab::new() else { return };
+    for technique in ["syn", "connect"] {
+        let args = format!("scan 198.19.0.0/22 -p 1-1000 --rate 500pps -o ndjson --technique {technique}");
+        let child = lab.command(&args).spawn().unwrap();
+        let run = interrupt_after_first_line(child);
+        assert_eq!(run.code, Some(3), "{}", run.err);
+        let (answers, coverage) = run.parsed();
+        assert!(answers.len() > 100, "{coverage}");
+        assert_eq!((&coverage["asked"], &coverage["complete"]), (&(1024 * 1000).into(), &false.into()));
+        assert!(coverage["not_reached_reasons"]["stopped"].as_u64().unwrap() > 900_000);
+        assert!(run.err.contains("stopping"), "{}", run.err);
+    }
+}
+
+/// The first line comes with the first chunk, after about a second of sending.
+fn interrupt_after_first_line(mut child: Child) -> Run {
+    use std::io::{BufRead, BufReader, Read};
+    let mut out = BufReader::new(child.stdout.take().unwrap());
+    let mut text = String::new();
+    out.read_line(&mut text).unwrap();
+    // `ip netns exec` becomes the program that it starts.
+    kill(Pid::from_raw(child.id() as i32), Signal::SIGINT).unwrap();
+    out.read_to_string(&mut text).unwrap();
+    let output = child.wait_with_output().unwrap();
+    Run { out: text, ..Run::of(output) }
+}
+
+#[test]
+fn a_rate_above_the_limit_is_clipped_aloud() {
+    let Some(lab) = Lab::new() else { return };
+    let run = lab.run("scan 198.19.0.1 -p 1-2000 --rate 50kpps -o ndjson");
+    assert!(run.err.contains("rate 50kpps is above the interface's limit: sending at 20kpps"), "{}", run.err);
+    let (_, coverage) = run.parsed();
+    assert!(coverage["seconds"].as_f64().unwrap() > 0.09, "{coverage}");
+}
+
+#[test]
+fn what_is_typed_wrong_is_said_to_be_so() {
+    let run = |args: &str| {
+        let mut command = Command::new(PROBE);
+        Run::of(command.args(args.split_whitespace()).env("PICKET_POLICY__ALLOW", POLICY).output().unwrap())
+    };
+    for (args, code, message) in [
+        ("scan 198.18.0.1", 2, "name the ports to scan, for example `-p 22,80,443`"),
+        ("scan -p 80", 2, "<TARGETS>"),
+        ("scan 198.18.0.1 -p 80-70", 2, "port range `80-70` ends before it starts"),
+        ("scan 198.18.0.1 -p http", 2, "`http` is not a port"),
+        ("scan 198.18.0.300 -p 80", 2, "`198.18.0.300` is not an address"),
+        ("scan 198.18.0.0/33 -p 80", 2, "`198.18.0.0/33` has no such prefix length"),
+        ("scan 198.18.0.9-198.18.0.1 -p 80", 2, "ends before it starts"),
+        ("scan ::/0 -p 80", 2, "more than any job can reach"),
+        ("scan 198.18.0.1 -p 80 --exclude 198.18.0.0/24", 2, "no target is left"),
+        ("scan 198.18.0.1 -p 80 --rate 500", 2, "`500` has no unit"),
+        ("scan 198.18.0.1 -p 80 --rate 0pps", 2, "would never send anything"),
+        ("scan 198.18.0.1 -p 80 --attempts 11", 2, "11 is not in 1..=10"),
+        ("scan 198.18.0.1 -p 80 --technique echo", 2, "technique `echo` has no ports"),
+        ("scan 198.18.0.1 -p 80 --config /nonexistent/probe.toml", 2, "/nonexistent/probe.toml"),
+        ("scan 192.0.2.1 -p 80", 1, "permits none of the targets; 192.0.2.1: denied: no `allow` rule holds it"),
+        ("scan 198.18.0.1 -p 80 --interface nosuch0", 1, "there is no interface `nosuch0`"),
+    ] {
+        let run = run(args);
+        assert_eq!(run.code, Some(code), "{args}: {}", run.err);
+        assert!(run.err.contains(message) && run.out.is_empty(), "{args}: {}", run.err);
+    }
+}
