@@ -1,0 +1,364 @@
+//! From a request as people type it to a job spec and its plan, or the reason why not.
+//!
+//! Only the resolution of names ([`resolve`]) does IO; all judgement is pure.
+
+use std::collections::BTreeMap;
+use std::net::IpAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use picket_wire::addr::{self, AddrError, AddrSet};
+use picket_wire::codec;
+use picket_wire::ids::JobId;
+use picket_wire::job::{JobKind, JobSpec, MAX_ATTEMPTS, Mode, Priority, ScanOptions};
+use picket_wire::policy::AddressPolicy;
+use picket_wire::space::{TargetSpace, TargetSpec};
+use picket_wire::units::{PacketsPerSecond, PortSet, UnixMillis};
+
+use super::plan::{self, Worker};
+use crate::clock::Now;
+use crate::policy;
+use crate::service::ServiceError;
+use crate::store::JobRecord;
+use crate::view::{JobRequest, JobState, Plan, ResolvedName};
+
+const ATTEMPTS_DEFAULT: u8 = 2;
+/// Jobs that send no more than so many packets are served before bulk work where nothing else is asked for.
+const INTERACTIVE_MAX: u64 = 20_000;
+/// Longest name of a job, in characters.
+const NAME_MAX: usize = 100;
+/// Most text items in a request.
+const ITEMS_MAX: usize = 65_536;
+/// A spec must fit one message together with its envelope.
+const SPEC_MAX: usize = 200 * 1024;
+/// How long one name may take to resolve.
+const RESOLVE_TIMEOUT: Duration = Duration::from_secs(5);
+
+fn invalid(field: &'static str, reason: impl ToString) -> ServiceError {
+    ServiceError::InvalidInput { field, reason: reason.to_string() }
+}
+
+/// The items of one field: addresses, and names that are still to be resolved.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Items {
+    /// What is an address, a network or a range already.
+    pub addresses: Vec<(IpAddr, IpAddr)>,
+    /// What is a name.
+    pub names: Vec<String>,
+}
+
+/// Whether a text can be a host name (RFC 1123) and is not a mistyped address.
+fn is_name(text: &str) -> bool {
+    let label = |label: &str| {
+        let plain = label.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'-' || b == b'_');
+        !label.is_empty() && label.len() <= 63 && plain && !label.starts_with('-') && !label.ends_with('-')
+    };
+    let text = text.strip_suffix('.').unwrap_or(text);
+    let last = text.rsplit('.').next().unwrap_or_default();
+    text.len() <= 253 && text.split('.').all(label) && last.bytes().any(|b| b.is_ascii_alphabetic())
+}
+
+/// Splits the texts of one field into addresses and names.
+pub fn items(field: &'static str, texts: &[String]) -> Result<Items, ServiceError> {
+    let mut found = Items::default();
+    let split = texts.iter().flat_map(|text| text.split(|c: char| c == ',' || c.is_whitespace())).filter(|item| !item.is_empty());
+    for (count, item) in split.enumerate() {
+        if count >= ITEMS_MAX {
+            return Err(invalid(field, format!("more than {ITEMS_MAX} items are named: use networks or ranges")));
+        }
+        match addr::parse_item(item) {
+            Ok(range) => found.addresses.push(range),
+            Err(AddrError::Form(_)) if is_name(item) => found.names.push(item.to_owned()),
+            Err(error) => return Err(invalid(field, error)),
+        }
+    }
+    Ok(found)
+}
+
+/// All addresses of each name.
+pub async fn resolve(field: &'static str, names: &[String]) -> Result<Vec<ResolvedName>, ServiceError> {
+    let mut resolved = Vec::with_capacity(names.len());
+    for name in names {
+        let lookup = tokio::time::timeout(RESOLVE_TIMEOUT, tokio::net::lookup_host((name.as_str(), 0))).await;
+        let mut addresses: Vec<IpAddr> = match lookup {
+            Ok(Ok(found)) => found.map(|socket| addr::canonical(socket.ip())).collect(),
+            Ok(Err(error)) => return Err(invalid(field, format!("`{name}` is not an address and as a name it cannot be resolved: {error}"))),
+            Err(_) => return Err(invalid(field, format!("`{name}` could not be resolved within {} s", RESOLVE_TIMEOUT.as_secs()))),
+        };
+        addresses.sort_unstable();
+        addresses.dedup();
+        if addresses.is_empty() {
+            return Err(invalid(field, format!("the name `{name}` has no address")));
+        }
+        resolved.push(ResolvedName { name: name.clone(), addresses });
+    }
+    Ok(resolved)
+}
+
+/// The set of a field's addresses and resolved names.
+pub fn set(items: &Items, names: &[ResolvedName]) -> AddrSet {
+    let resolved = names.iter().flat_map(|name| name.addresses.iter().map(|addr| (*addr, *addr)));
+    let ranges: Vec<(IpAddr, IpAddr)> = items.addresses.iter().copied().chain(resolved).collect();
+    ranges.try_into().expect("ranges that were parsed are in order and of one family")
+}
+
+/// What the job would be, before it has an id.
+#[derive(Debug, Clone)]
+pub struct Draft {
+    /// Its row; the id is still zero.
+    pub record: JobRecord,
+    /// Its space.
+    pub space: Arc<TargetSpace>,
+    /// What it would do.
+    pub plan: Plan,
+}
+
+/// Everything that a draft is made from besides the request.
+#[derive(Debug, Clone, Copy)]
+pub struct Setting<'a> {
+    /// The addresses asked for.
+    pub include: &'a AddrSet,
+    /// The addresses left out.
+    pub exclude: &'a AddrSet,
+    /// Names among them.
+    pub names: &'a [ResolvedName],
+    /// The fleet's policy.
+    pub policy: &'a AddressPolicy,
+    /// The fleet.
+    pub workers: &'a [Worker],
+    /// Who asks.
+    pub actor: &'a str,
+    /// When.
+    pub now: Now,
+    /// Random: the key of the order of sending.
+    pub seed: u64,
+}
+
+fn ports(request: &JobRequest) -> Result<Option<PortSet>, ServiceError> {
+    match (&request.ports, request.technique.has_ports()) {
+        (Some(text), true) => text.parse().map(Some).map_err(|error| invalid("ports", error)),
+        (None, false) => Ok(None),
+        (None, true) => Err(invalid("ports", format!("a {} scan needs ports: name them, for example 22,80,443 or 1-1024", request.technique.as_str()))),
+        (Some(text), false) => Err(invalid("ports", format!("`{text}`: an echo scan asks hosts, not ports; use syn or connect to scan ports"))),
+    }
+}
+
+fn check_fields(request: &JobRequest, workers: &[Worker]) -> Result<(), ServiceError> {
+    if let Some(name) = request.name.as_ref().filter(|name| name.chars().count() > NAME_MAX || name.chars().any(char::is_control)) {
+        return Err(invalid("name", format!("`{}` is too long or has control characters: use up to {NAME_MAX} printable ones", name.escape_debug())));
+    }
+    if request.select.count == Some(0) {
+        return Err(invalid("select.count", "`0` probes cannot do anything: use at least 1"));
+    }
+    if request.deadline_seconds == Some(0) {
+        return Err(invalid("deadline_seconds", "a deadline of `0` seconds is over at once: use at least 1"));
+    }
+    let unknown = request.select.probes.iter().find(|id| !workers.iter().any(|worker| worker.id == **id));
+    if let Some(id) = unknown {
+        let known: Vec<&str> = workers.iter().take(8).map(|worker| worker.id.as_str()).collect();
+        let hint = if known.is_empty() { "none is enrolled yet".to_owned() } else { format!("known are {}", known.join(", ")) };
+        return Err(invalid("select.probes", format!("there is no probe `{id}`: {hint}")));
+    }
+    Ok(())
+}
+
+/// Judges a request and says what it would do.
+pub fn draft(request: JobRequest, setting: Setting<'_>) -> Result<Draft, ServiceError> {
+    check_fields(&request, setting.workers)?;
+    let ports = ports(&request)?;
+    let attempts = request.attempts.unwrap_or(ATTEMPTS_DEFAULT);
+    if !(1..=MAX_ATTEMPTS).contains(&attempts) {
+        return Err(invalid("attempts", format!("`{attempts}` attempts are not possible: use 1 to {MAX_ATTEMPTS}")));
+    }
+    let rate: Option<PacketsPerSecond> = request.rate.as_ref().map(|rate| rate.parse()).transpose().map_err(|error| invalid("rate", error))?;
+    if setting.include.is_empty() {
+        return Err(invalid("targets", "no target is named: use for example 198.18.0.7, 198.18.0.0/24, 198.18.0.1-50 or a host name"));
+    }
+    let targets = TargetSpec { include: setting.include.clone(), exclude: setting.exclude.clone(), ports, seed: setting.seed };
+    let space = TargetSpace::new(&targets).map_err(|error| invalid("targets", error))?;
+    let left = targets.include.minus(&targets.exclude);
+    let judged = policy::judge(setting.policy, &left);
+    if judged.permitted == 0 {
+        let example = judged.example.unwrap_or_default();
+        return Err(invalid("targets", format!("the fleet's policy refuses every target ({example})")));
+    }
+    let mode = request.mode.unwrap_or(Mode::Split);
+    let most = space.len().saturating_mul(attempts.into());
+    let small = if most <= INTERACTIVE_MAX { Priority::Interactive } else { Priority::Bulk };
+    let priority = request.priority.unwrap_or(small);
+    let after = |seconds| setting.now.wall.after(Duration::from_secs(seconds));
+    let spec = JobSpec {
+        id: JobId(0),
+        kind: JobKind::Scan(ScanOptions { technique: request.technique, attempts }),
+        targets,
+        mode,
+        rate,
+        priority,
+        deadline: request.deadline_seconds.map(after),
+        policy: setting.policy.clone(),
+    };
+    let size = codec::encode(&spec).len();
+    if size > SPEC_MAX {
+        return Err(invalid("targets", format!("the targets are in too many pieces ({size} bytes, at most {SPEC_MAX}): name larger networks or several jobs")));
+    }
+    let summary = summary(&request);
+    let whole = mode == Mode::Split && priority == Priority::Interactive && space.addresses() == 1;
+    let refused = u64::try_from(judged.refused).unwrap_or(u64::MAX).saturating_mul(space.len() / space.addresses());
+    let plan = outlook(&spec, &request, &space, whole, refused.min(space.len()), judged.example, setting);
+    let record = JobRecord {
+        spec,
+        request,
+        summary,
+        actor: setting.actor.to_owned(),
+        whole,
+        state: JobState::Pending,
+        reason: None,
+        outcome: None,
+        created: setting.now.wall,
+        started: None,
+        ended: None,
+        last_grant: 0,
+    };
+    Ok(Draft { record, space: Arc::new(space), plan })
+}
+
+/// What the job would do with the probes that are there now.
+fn outlook(
+    spec: &JobSpec,
+    request: &JobRequest,
+    space: &TargetSpace,
+    whole: bool,
+    refused_by_policy: u64,
+    refusal_example: Option<String>,
+    setting: Setting<'_>,
+) -> Plan {
+    let (mut fit, unfit) = plan::candidates(setting.workers, &spec.needs(), &request.select, &BTreeMap::new());
+    let most = if whole { Some(1) } else { request.select.count };
+    fit.truncate(most.map_or(usize::MAX, |most| most as usize));
+    let JobKind::Scan(options) = spec.kind;
+    let sent = space.len() - refused_by_policy;
+    let once = sent.saturating_mul(options.attempts.into());
+    let rates = fit.iter().map(|worker| plan::rate_of(worker, spec.rate.map(PacketsPerSecond::get)));
+    // Some targets answer the first packet: between one packet each and all attempts, the middle.
+    let likely = sent.saturating_mul(1 + u64::from(options.attempts)) / 2;
+    let (packets_at_most, rate) = match spec.mode {
+        Mode::Split => (once, rates.sum()),
+        Mode::Each => (once.saturating_mul(fit.len() as u64), rates.min().unwrap_or(0)),
+    };
+    Plan {
+        addresses: space.addresses(),
+        targets: space.len(),
+        excluded: u64::try_from(space.excluded()).unwrap_or(u64::MAX),
+        refused_by_policy,
+        refusal_example,
+        packets_at_most,
+        seconds_about: (!fit.is_empty()).then(|| likely.div_ceil(rate.max(1))),
+        probes: fit.iter().map(|worker| worker.id.clone()).collect(),
+        unfit,
+        names: setting.names.to_vec(),
+    }
+}
+
+fn summary(request: &JobRequest) -> String {
+    let shown: Vec<&str> = request.targets.iter().take(3).map(String::as_str).collect();
+    let mut text: String = shown.join(" ").chars().take(80).collect();
+    if request.targets.len() > 3 {
+        text.push_str(&format!(" and {} more", request.targets.len() - 3));
+    }
+    if let Some(ports) = &request.ports {
+        let ports: String = ports.chars().take(40).collect();
+        text.push_str(&format!(" ports {ports}"));
+    }
+    text
+}
+
+/// The id of a job submitted now; `random` fills its lower half.
+pub fn job_id(now: UnixMillis, random: u32) -> JobId {
+    JobId(((now.0 / 1000) << 32) | u64::from(random))
+}
+
+#[cfg(test)]
+mod tests {
+    use picket_wire::job::Technique;
+
+    use super::*;
+    use crate::clock::Clock;
+
+    fn request() -> JobRequest {
+        JobRequest {
+            targets: vec!["198.18.0.0/24".into()],
+            exclude: vec![],
+            ports: Some("22,80".into()),
+            technique: Technique::Syn,
+            attempts: None,
+            mode: None,
+            rate: None,
+            priority: None,
+            select: Default::default(),
+            deadline_seconds: None,
+            name: None,
+            dry_run: false,
+        }
+    }
+
+    fn try_draft(request: JobRequest) -> Result<Draft, ServiceError> {
+        let policy = AddressPolicy { allow: vec!["198.18.0.0/16".parse().unwrap()], deny: vec![] };
+        let include = set(&items("targets", &request.targets)?, &[]);
+        let exclude = set(&items("exclude", &request.exclude)?, &[]);
+        let now = Clock::manual(UnixMillis(1_790_000_000_000)).now();
+        let setting = Setting { include: &include, exclude: &exclude, names: &[], policy: &policy, workers: &[], actor: "admin", now, seed: 1 };
+        draft(request, setting)
+    }
+
+    fn refusal(change: impl FnOnce(&mut JobRequest)) -> String {
+        let mut request = request();
+        change(&mut request);
+        match try_draft(request) {
+            Err(ServiceError::InvalidInput { field, reason }) => format!("{field}: {reason}"),
+            other => panic!("{other:?}"),
+        }
+    }
+
+    #[test]
+    fn a_good_request_becomes_a_plan() {
+        let draft = try_draft(request()).unwrap();
+        assert_eq!((draft.plan.addresses, draft.plan.targets, draft.plan.packets_at_most), (256, 512, 1024));
+        assert_eq!((draft.record.spec.priority, draft.record.whole), (Priority::Interactive, false));
+        assert_eq!(draft.record.summary, "198.18.0.0/24 ports 22,80");
+        let partly = try_draft(JobRequest { targets: vec!["198.18.0.0/15".into()], exclude: vec!["198.18.0.0/24".into()], ..request() }).unwrap();
+        assert_eq!((partly.plan.refused_by_policy, partly.plan.excluded), (2 * 65_536, 512));
+        assert_eq!(partly.plan.refusal_example.unwrap(), "198.19.0.0: denied: no `allow` rule holds it");
+        assert!(try_draft(JobRequest { targets: vec!["198.18.0.7".into()], ..request() }).unwrap().record.whole);
+    }
+
+    #[test]
+    fn each_wrong_input_names_itself() {
+        let cases = [
+            refusal(|r| r.targets = vec!["198.18.0.0/33".into()]),
+            refusal(|r| r.targets = vec!["198.18.0.300".into()]),
+            refusal(|r| r.targets = vec![]),
+            refusal(|r| r.targets = vec!["192.0.2.0/24".into()]),
+            refusal(|r| r.exclude = vec!["198.18.0.0/16".into()]),
+            refusal(|r| r.ports = None),
+            refusal(|r| r.ports = Some("99999".into())),
+            refusal(|r| r.technique = Technique::Echo),
+            refusal(|r| r.attempts = Some(0)),
+            refusal(|r| r.rate = Some("500".into())),
+            refusal(|r| r.deadline_seconds = Some(0)),
+            refusal(|r| r.select.probes = vec!["attic".parse().unwrap()]),
+            refusal(|r| r.select.count = Some(0)),
+            refusal(|r| r.name = Some("a\nb".into())),
+        ];
+        insta::assert_snapshot!(cases.join("\n"));
+    }
+
+    #[test]
+    fn names_are_told_from_mistyped_addresses() {
+        for name in ["localhost", "www.example.com", "printer_7.lan", "a1.", "3com"] {
+            assert_eq!(items("targets", &[name.into()]).unwrap().names, [name], "{name}");
+        }
+        for wrong in ["10.0.0.256", "1.2.3", "-a", "a..b", "1.2.3.4/a", "::g", "a b/", "1-2-3"] {
+            assert!(items("targets", &[wrong.into()]).is_err(), "{wrong}");
+        }
+    }
+}

@@ -1,0 +1,173 @@
+//! What a batch means: which of its positions count, and which answers that gives. Pure.
+//!
+//! **Invariant:** a position of a part counts once: the batch that came first has it.
+
+use picket_wire::ids::SiteName;
+use picket_wire::result::{Coverage, ResultBatch, State};
+use picket_wire::space::TargetSpace;
+
+use crate::jobs::ranges::{Span, Spans};
+use crate::store::{BatchRow, Fate, LeaseRecord, Observation, PortRow, Projection};
+
+/// Where a batch came from.
+#[derive(Debug, Clone, Copy)]
+pub struct Origin<'a> {
+    /// The probe's key in the database.
+    pub probe: i64,
+    /// Its site.
+    pub site: &'a SiteName,
+    /// The stream's key in the database.
+    pub stream: i64,
+    /// The record's number there.
+    pub sequence: u64,
+}
+
+/// Whether a batch may count under a lease at all; the reason why not.
+pub fn belongs(batch: &ResultBatch, lease: &LeaseRecord) -> Result<(), String> {
+    if batch.from < lease.span.from || batch.to > lease.span.to {
+        return Err(format!(
+            "positions {} to {} are not all in lease {} ({} to {})",
+            batch.from, batch.to, batch.lease, lease.span.from, lease.span.to
+        ));
+    }
+    Ok(())
+}
+
+/// Adds what counts of a batch to `out`: the positions of it that are not in `covered`. The batch has passed its own check,
+/// which gave `whole`. Gives the pieces that count.
+pub fn project(
+    batch: &ResultBatch,
+    whole: Coverage,
+    part: u32,
+    covered: &Spans,
+    space: &TargetSpace,
+    origin: Origin<'_>,
+    out: &mut Projection,
+) -> (Fate, Vec<(Span, Coverage)>) {
+    let range = Span { from: batch.from, to: batch.to };
+    let missing = covered.missing(range);
+    let fate = match missing.as_slice() {
+        [] => return (Fate::Superseded, Vec::new()),
+        [all] if *all == range => Fate::Counted,
+        _ => Fate::PartlySuperseded,
+    };
+    let mut pieces: Vec<(Span, Coverage)> = missing.iter().map(|span| (*span, clip(batch, *span))).collect();
+    if fate == Fate::Counted {
+        pieces = vec![(range, whole)];
+    }
+    // What was sent for the batch is counted once, with its first piece.
+    for (index, (_, coverage)) in pieces.iter_mut().enumerate() {
+        coverage.packets = if index == 0 { batch.packets } else { 0 };
+    }
+    let counts = |position: u64| missing.iter().any(|span| span.from <= position && position < span.to);
+    let seen = batch.started.after(batch.took);
+    for answer in batch.answers() {
+        let position = batch.from + answer.offset;
+        let target = space.target(position).filter(|_| fate == Fate::Counted || counts(position));
+        let Some((target, rank)) = target.and_then(|target| Some((target, space.index(target)?))) else { continue };
+        let observation = Observation {
+            job: batch.lease.job,
+            rank,
+            probe: origin.probe,
+            state: answer.state,
+            rtt_us: u64::try_from(answer.rtt.as_micros()).unwrap_or(u64::MAX >> 1),
+            ttl: answer.ttl,
+            seen,
+        };
+        out.observations.push(observation);
+        out.ports.push(PortRow { site: origin.site.clone(), addr: target.addr, port: target.port, answer: observation });
+    }
+    for (index, (span, coverage)) in pieces.iter().enumerate() {
+        out.batches.push(BatchRow {
+            lease: batch.lease,
+            part,
+            span: *span,
+            probe: origin.probe,
+            stream: origin.stream,
+            sequence: origin.sequence,
+            started: batch.started,
+            took_ms: u64::try_from(batch.took.as_millis()).unwrap_or(u64::MAX >> 1),
+            duplicates: if index == 0 { batch.duplicates } else { 0 },
+            coverage: *coverage,
+        });
+    }
+    (fate, pieces)
+}
+
+/// The coverage of one piece of a batch, packets left out.
+fn clip(batch: &ResultBatch, piece: Span) -> Coverage {
+    let inside = |from: u64, to: u64| {
+        let (from, to) = (batch.from.saturating_add(from), batch.from.saturating_add(to));
+        Span { from: from.max(piece.from), to: to.min(piece.to) }.len()
+    };
+    let mut coverage = Coverage { asked: piece.len(), ..Coverage::default() };
+    for answer in batch.answers().filter(|answer| inside(answer.offset, answer.offset + 1) == 1) {
+        *match answer.state {
+            State::Up => &mut coverage.up,
+            State::Open => &mut coverage.open,
+            State::Closed => &mut coverage.closed,
+            State::Filtered { .. } => &mut coverage.filtered,
+        } += 1;
+    }
+    coverage.refused = batch.refused().spans().map(|(from, to)| inside(from, to)).sum();
+    coverage.not_reached = batch.not_reached().iter().flat_map(|(_, runs)| runs.spans()).map(|(from, to)| inside(from, to)).sum();
+    coverage.silent = coverage.asked - coverage.answered() - coverage.refused - coverage.not_reached;
+    coverage
+}
+
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use picket_wire::addr::parse_set;
+    use picket_wire::ids::{JobId, LeaseId};
+    use picket_wire::result::{Answer, BatchHead, NotReached, Runs};
+    use picket_wire::space::TargetSpec;
+    use picket_wire::units::UnixMillis;
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn space() -> TargetSpace {
+        let spec = TargetSpec { include: parse_set("198.18.0.0/24").unwrap(), exclude: Default::default(), ports: Some("1-10".parse().unwrap()), seed: 5 };
+        TargetSpace::new(&spec).unwrap()
+    }
+
+    fn batch(from: u64, to: u64) -> ResultBatch {
+        let answer = |offset| Answer { offset, state: State::Open, rtt: Duration::from_micros(80), ttl: 64 };
+        let lease = LeaseId { job: JobId(1), grant: 1 };
+        let head = BatchHead { lease, from, to, started: UnixMillis(1000), took: Duration::from_millis(50), packets: 2 * (to - from), duplicates: 1 };
+        let answers = (0..to - from).filter(|offset| offset % 3 == 0).map(answer).collect();
+        let refused = Runs::from_ascending((0..to - from).filter(|offset| offset % 3 == 1 && offset % 2 == 0));
+        let lost = Runs::from_ascending((0..to - from).filter(|offset| offset % 9 == 5 && offset % 2 == 1));
+        ResultBatch::new(head, answers, refused, vec![(NotReached::NoRoute, lost)])
+    }
+
+    proptest! {
+        #[test]
+        fn pieces_add_up_whatever_came_before(earlier in proptest::collection::vec((0u64..200, 1u64..40), 0..6), from in 0u64..150, len in 1u64..60) {
+            let (space, site) = (space(), "attic".parse().unwrap());
+            let origin = Origin { probe: 1, site: &site, stream: 1, sequence: 1 };
+            let mut covered = Spans::default();
+            let mut out = Projection::default();
+            let mut total = Coverage::default();
+            for batch in earlier.into_iter().map(|(from, len)| batch(from, from + len)).chain([batch(from, from + len)]) {
+                let whole = batch.check().unwrap();
+                let (fate, pieces) = project(&batch, whole, 0, &covered, &space, origin, &mut out);
+                for (span, coverage) in pieces {
+                    prop_assert!(coverage.adds_up() && coverage.asked == span.len());
+                    prop_assert!(fate != Fate::Counted || coverage == whole);
+                    covered.insert(span);
+                    total += coverage;
+                }
+            }
+            prop_assert_eq!(total.asked, covered.len());
+            prop_assert_eq!(total.open, out.observations.len() as u64);
+            let mut ranks: Vec<u64> = out.observations.iter().map(|answer| answer.rank).collect();
+            ranks.sort_unstable();
+            ranks.dedup();
+            prop_assert_eq!(ranks.len(), out.observations.len());
+        }
+    }
+}

@@ -1,0 +1,169 @@
+//! Rows for people: from a query's words to the database's, and back to addresses, ports and reasons.
+
+use std::net::IpAddr;
+
+use picket_wire::addr::{AddrSet, IpNet};
+use picket_wire::ids::SiteName;
+use picket_wire::job::Technique;
+use picket_wire::result::State;
+use picket_wire::space::{Target, TargetSpace};
+use picket_wire::units::PortSet;
+
+use crate::clock::rfc3339;
+use crate::service::{ResultQuery, ServiceError};
+use crate::store::{Found, FoundPort, ObservationQuery, PortQuery};
+use crate::view::ResultRow;
+
+const LIMIT_DEFAULT: u32 = 1_000;
+const LIMIT_MAX: u32 = 10_000;
+
+fn invalid(field: &'static str, reason: String) -> ServiceError {
+    ServiceError::InvalidInput { field, reason }
+}
+
+/// How many rows a page has.
+pub fn page_size(limit: u32) -> Result<u32, ServiceError> {
+    match limit {
+        0 => Ok(LIMIT_DEFAULT),
+        1..=LIMIT_MAX => Ok(limit),
+        _ => Err(invalid("limit", format!("`{limit}` rows are more than a page holds: use 1 to {LIMIT_MAX}"))),
+    }
+}
+
+fn state(text: Option<&str>) -> Result<Option<u8>, ServiceError> {
+    let number = |text: &str| match text {
+        "up" => Ok(1),
+        "open" => Ok(2),
+        "closed" => Ok(3),
+        "filtered" => Ok(4),
+        _ => Err(invalid("state", format!("`{text}` is not a state: use up, open, closed or filtered"))),
+    };
+    text.map(number).transpose()
+}
+
+fn bad_cursor(cursor: &str) -> ServiceError {
+    invalid("cursor", format!("`{cursor}` is not a cursor: pass on the one of the page before"))
+}
+
+/// The first and last address of a network.
+fn bounds(net: IpNet) -> (IpAddr, IpAddr) {
+    let set = AddrSet::from_nets([&net]);
+    set.ranges().next().unwrap_or((net.addr(), net.addr()))
+}
+
+/// Ranks of a job's space that lie in a network, inclusive.
+fn ranks(space: &TargetSpace, include: &AddrSet, ports: Option<&PortSet>, net: IpNet) -> Vec<(u64, u64)> {
+    let edge = |port: Option<u16>, addr| space.index(Target { addr, port });
+    let first_port = ports.and_then(|ports| ports.nth(0));
+    let last_port = ports.and_then(|ports| ports.nth(ports.len().saturating_sub(1)));
+    let inside = include.intersection(&AddrSet::from_nets([&net]));
+    inside.ranges().filter_map(|(first, last)| Some((edge(first_port, first)?, edge(last_port, last)?))).collect()
+}
+
+/// The database's form of a query within a job. `include` are the job's addresses without its exclusions.
+pub fn observation_query(
+    query: &ResultQuery,
+    space: &TargetSpace,
+    include: &AddrSet,
+    ports: Option<&PortSet>,
+    job: picket_wire::ids::JobId,
+) -> Result<ObservationQuery, ServiceError> {
+    let parse = |cursor: &str| {
+        let (rank, probe) = cursor.split_once('.')?;
+        Some((rank.parse().ok()?, probe.parse().ok()?))
+    };
+    let after = query.cursor.as_deref().map(|cursor| parse(cursor).ok_or_else(|| bad_cursor(cursor))).transpose()?;
+    let columns = query.ports.as_ref().map(|wanted| match ports {
+        None => (1, Vec::new()),
+        Some(all) => {
+            // Of each wanted range, the ranks of its first and last port that the job has.
+            let rank_of = |(first, last): &(u16, u16)| {
+                let inside: Vec<(u16, u16)> =
+                    all.ranges().iter().map(|(a, b)| ((*a).max(*first), (*b).min(*last))).filter(|(a, b)| a <= b).collect();
+                let (low, high) = (inside.first()?.0, inside.last()?.1);
+                Some((u64::from(all.rank(low)?), u64::from(all.rank(high)?)))
+            };
+            (u64::from(all.len()), wanted.ranges().iter().filter_map(rank_of).collect())
+        }
+    });
+    Ok(ObservationQuery {
+        job,
+        ranks: query.net.map(|net| ranks(space, include, ports, net)),
+        columns,
+        site: query.site.clone(),
+        probe: query.probe.clone(),
+        state: state(query.state.as_deref())?,
+        after,
+        limit: page_size(query.limit)?,
+    })
+}
+
+/// The database's form of a query over all jobs.
+pub fn port_query(query: &ResultQuery) -> Result<PortQuery, ServiceError> {
+    let parse = |cursor: &str| -> Option<(SiteName, IpAddr, Option<u16>)> {
+        let mut parts = cursor.split('_');
+        let (site, addr, port) = (parts.next()?, parts.next()?, parts.next()?);
+        let port = if port.is_empty() { None } else { Some(port.parse().ok()?) };
+        Some((site.parse().ok()?, addr.parse().ok()?, port))
+    };
+    let after = query.cursor.as_deref().map(|cursor| parse(cursor).ok_or_else(|| bad_cursor(cursor))).transpose()?;
+    Ok(PortQuery {
+        site: query.site.clone(),
+        probe: query.probe.clone(),
+        addrs: query.net.map(bounds),
+        ports: query.ports.as_ref().map(|ports| ports.ranges().to_vec()),
+        state: state(query.state.as_deref())?,
+        after,
+        limit: page_size(query.limit)?,
+    })
+}
+
+/// What says so.
+fn reason(state: State, technique: Technique) -> String {
+    match (state, technique) {
+        (State::Up, _) => "echo-reply".to_owned(),
+        (State::Open, Technique::Connect) => "connected".to_owned(),
+        (State::Open, _) => "syn-ack".to_owned(),
+        (State::Closed, Technique::Connect) => "refused".to_owned(),
+        (State::Closed, _) => "reset".to_owned(),
+        (State::Filtered { icmp_type, icmp_code }, _) => format!("icmp {icmp_type}/{icmp_code}"),
+    }
+}
+
+/// A row of a job's page, and the cursor behind it.
+pub fn job_row(found: &Found, space: &TargetSpace, technique: Technique) -> Option<(ResultRow, String)> {
+    let answer = &found.answer;
+    let target = space.natural(answer.rank)?;
+    let row = ResultRow {
+        site: found.site.clone(),
+        probe: found.probe.clone(),
+        job: answer.job,
+        addr: target.addr,
+        port: target.port,
+        state: answer.state.as_str().to_owned(),
+        reason: reason(answer.state, technique),
+        rtt_us: answer.rtt_us,
+        ttl: (answer.ttl != 0).then_some(answer.ttl),
+        seen: rfc3339(answer.seen),
+    };
+    Some((row, format!("{}.{}", answer.rank, answer.probe)))
+}
+
+/// A row of a page over all jobs, and the cursor behind it.
+pub fn port_row(found: &FoundPort) -> (ResultRow, String) {
+    let (port, answer) = (&found.row, &found.row.answer);
+    let row = ResultRow {
+        site: port.site.clone(),
+        probe: found.probe.clone(),
+        job: answer.job,
+        addr: port.addr,
+        port: port.port,
+        state: answer.state.as_str().to_owned(),
+        reason: reason(answer.state, found.technique),
+        rtt_us: answer.rtt_us,
+        ttl: (answer.ttl != 0).then_some(answer.ttl),
+        seen: rfc3339(answer.seen),
+    };
+    let cursor = format!("{}_{}_{}", port.site, port.addr, port.port.map_or_else(String::new, |port| port.to_string()));
+    (row, cursor)
+}

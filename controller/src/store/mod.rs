@@ -1,0 +1,502 @@
+//! The database as the rest of the controller sees it: one trait in the controller's own types.
+//!
+//! Nothing outside this module knows SQL. Each database has a file of its own ([`sqlite`]); one suite of tests
+//! (`contract.rs`) says what all of them must do.
+//!
+//! **Invariant:** every method is one transaction: all of it is stored, or nothing.
+//! **Invariant:** raw records are only ever added; everything made from them can be made again ([`Store::rebuild`]).
+
+#[cfg(test)]
+pub(crate) mod contract;
+pub mod sqlite;
+
+use std::net::IpAddr;
+
+use async_trait::async_trait;
+use picket_wire::event::Birth;
+use picket_wire::ids::{JobId, Label, LeaseId, ProbeId, Role, SiteName, StreamId};
+use picket_wire::job::{JobSpec, Technique};
+use picket_wire::result::{Coverage, State};
+use picket_wire::units::UnixMillis;
+
+use crate::jobs::plan::Outcome;
+use crate::jobs::ranges::Span;
+use crate::pki::Serial;
+use crate::service::{RebuildCounts, Scope};
+use crate::view::{JobRequest, JobState};
+
+/// Why the database could not do something.
+#[derive(Debug, thiserror::Error)]
+pub enum StoreError {
+    /// The database refused or is not there.
+    #[error("{action}")]
+    Database {
+        /// What was tried.
+        action: &'static str,
+        /// Why not.
+        source: Box<dyn std::error::Error + Send + Sync>,
+    },
+    /// What is stored cannot be read any more.
+    #[error("{action}: what is stored is damaged: {reason}")]
+    Damaged {
+        /// What was tried.
+        action: &'static str,
+        /// What is wrong.
+        reason: String,
+    },
+}
+
+/// How a probe stands in the books, whether connected or not.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Standing {
+    /// A token was made; no box has used it.
+    Invited,
+    /// It has a certificate.
+    Enrolled,
+    /// It had one.
+    Revoked,
+}
+
+/// A probe.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ProbeRecord {
+    /// The database's name for it; 0 until it is stored.
+    pub key: i64,
+    /// Its id.
+    pub id: ProbeId,
+    /// Where it stands.
+    pub site: SiteName,
+    /// Its labels.
+    pub labels: Vec<Label>,
+    /// Its roles.
+    pub roles: Vec<Role>,
+    /// How it stands.
+    pub standing: Standing,
+    /// Why, where there is something to say.
+    pub reason: Option<String>,
+    /// Since when.
+    pub since: UnixMillis,
+    /// When it was invited.
+    pub created: UnixMillis,
+    /// What it runs on.
+    pub hardware: Option<String>,
+    /// Its program's version.
+    pub version: Option<String>,
+    /// When it was last heard; stored now and then.
+    pub last_seen: Option<UnixMillis>,
+    /// The beginning of its last session.
+    pub birth: Option<Birth>,
+    /// When its newest certificate ends.
+    pub certificate_expires: Option<UnixMillis>,
+}
+
+/// A certificate that was issued to a probe.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct CertificateRecord {
+    /// Its serial number.
+    pub serial: Serial,
+    /// When it ends.
+    pub not_after: UnixMillis,
+}
+
+/// What became of a one-time token.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct EnrolToken {
+    /// SHA-256 of its secret.
+    pub hash: [u8; 32],
+    /// When it ends.
+    pub expires: UnixMillis,
+    /// When it was used.
+    pub used: Option<UnixMillis>,
+}
+
+/// An API token.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ApiToken {
+    /// Its name.
+    pub name: String,
+    /// SHA-256 of its text.
+    pub hash: [u8; 32],
+    /// What it allows.
+    pub scope: Scope,
+    /// When it was made.
+    pub created: UnixMillis,
+    /// When it ends by itself.
+    pub expires: Option<UnixMillis>,
+}
+
+/// A user of the dashboards' listener.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct UserRecord {
+    /// The user name.
+    pub name: String,
+    /// SHA-256 of the password.
+    pub hash: [u8; 32],
+    /// When it was made.
+    pub created: UnixMillis,
+}
+
+/// A job's row.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct JobRecord {
+    /// Its spec, as it is signed.
+    pub spec: JobSpec,
+    /// The request that it was made from.
+    pub request: JobRequest,
+    /// Targets and ports in a line.
+    pub summary: String,
+    /// Who submitted it.
+    pub actor: String,
+    /// Whether one probe does all of it.
+    pub whole: bool,
+    /// Its state.
+    pub state: JobState,
+    /// Why it is in that state.
+    pub reason: Option<String>,
+    /// How it ends once its leases have ended.
+    pub outcome: Option<Outcome>,
+    /// When it was submitted.
+    pub created: UnixMillis,
+    /// When the first lease was granted.
+    pub started: Option<UnixMillis>,
+    /// When it ended.
+    pub ended: Option<UnixMillis>,
+    /// The number of the last grant.
+    pub last_grant: u32,
+}
+
+/// A part of a job: the whole space once.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct PartRecord {
+    /// Its number within the job.
+    pub number: u32,
+    /// The one probe that does it, for `each`.
+    pub probe: Option<ProbeId>,
+    /// Why nothing more is expected of it.
+    pub abandoned: Option<String>,
+}
+
+/// How a lease ended.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct LeaseEnding {
+    /// When.
+    pub at: UnixMillis,
+    /// In one word: `done`, `revoked`, `cancelled`, `deadline`, `failed`, `expired`.
+    pub how: String,
+    /// Why, where there is more to say.
+    pub reason: Option<String>,
+}
+
+/// A lease's row.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct LeaseRecord {
+    /// Its number within the job.
+    pub number: u32,
+    /// Of which part.
+    pub part: u32,
+    /// Whose.
+    pub probe: ProbeId,
+    /// Which positions.
+    pub span: Span,
+    /// How often the range was leased before.
+    pub attempt: u16,
+    /// Whether it ends without a word.
+    pub expires: bool,
+    /// When it was granted.
+    pub granted: UnixMillis,
+    /// How it ended; `None` while it is alive.
+    pub ended: Option<LeaseEnding>,
+}
+
+/// A job with all that belongs to it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct JobStored {
+    /// Its row.
+    pub job: JobRecord,
+    /// Its parts, by number.
+    pub parts: Vec<PartRecord>,
+    /// Its leases, by number.
+    pub leases: Vec<LeaseRecord>,
+    /// Probes that it is not offered to again, and why.
+    pub exclusions: Vec<(ProbeId, String)>,
+    /// Covered ranges with their part, adjacent ones not merged.
+    pub covered: Vec<(u32, Span)>,
+    /// What is accounted for, by probe.
+    pub coverage: Vec<(ProbeId, Coverage)>,
+}
+
+/// A change of what should run.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Change {
+    /// A job is new or its row has changed.
+    Job(Box<JobRecord>),
+    /// A part is new or has changed.
+    Part(JobId, PartRecord),
+    /// A lease is new or has changed.
+    Lease(JobId, LeaseRecord),
+    /// A job is not offered to a probe again.
+    Exclude(JobId, ProbeId, String),
+}
+
+/// A stream's row.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct StreamRecord {
+    /// The database's name for it.
+    pub key: i64,
+    /// Everything up to this number is stored.
+    pub stored: u64,
+}
+
+/// What became of a raw record.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Fate {
+    /// It counts.
+    Counted,
+    /// Some of its positions had results already.
+    PartlySuperseded,
+    /// All of its positions had.
+    Superseded,
+    /// It is not believed.
+    Rejected,
+}
+
+/// A raw record with its effects.
+#[derive(Debug, Clone, PartialEq)]
+pub struct RawRecord {
+    /// The stream.
+    pub stream: i64,
+    /// Its number there.
+    pub sequence: u64,
+    /// When it came.
+    pub received: UnixMillis,
+    /// What became of it.
+    pub fate: Fate,
+    /// Why, for those that are rejected.
+    pub reason: Option<String>,
+    /// As it came.
+    pub bytes: Vec<u8>,
+}
+
+/// What counts of a batch: a range that had no results before.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct BatchRow {
+    /// The lease it was done under.
+    pub lease: LeaseId,
+    /// The part.
+    pub part: u32,
+    /// The positions.
+    pub span: Span,
+    /// The probe.
+    pub probe: i64,
+    /// Which record it came in.
+    pub stream: i64,
+    /// See `stream`.
+    pub sequence: u64,
+    /// When its first packet was sent.
+    pub started: UnixMillis,
+    /// How long it took, in milliseconds.
+    pub took_ms: u64,
+    /// Answers that came a second time.
+    pub duplicates: u64,
+    /// How its positions fared.
+    pub coverage: Coverage,
+}
+
+/// One answer.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Observation {
+    /// The job.
+    pub job: JobId,
+    /// Rank of the target in the natural order of the job's space.
+    pub rank: u64,
+    /// The probe.
+    pub probe: i64,
+    /// What it says.
+    pub state: State,
+    /// Round trip in microseconds.
+    pub rtt_us: u64,
+    /// TTL or hop limit; 0 where the operating system hides it.
+    pub ttl: u8,
+    /// When its batch ended.
+    pub seen: UnixMillis,
+}
+
+/// The latest answer of a port, or of a host as a whole.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct PortRow {
+    /// The site.
+    pub site: SiteName,
+    /// The address.
+    pub addr: IpAddr,
+    /// The port; `None` for the host as a whole.
+    pub port: Option<u16>,
+    /// The answer; its rank means nothing here.
+    pub answer: Observation,
+}
+
+/// What raw records mean, ready to be stored.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct Projection {
+    /// What counts of batches.
+    pub batches: Vec<BatchRow>,
+    /// Single answers.
+    pub observations: Vec<Observation>,
+    /// The same by site and address.
+    pub ports: Vec<PortRow>,
+}
+
+/// Raw records with everything that follows from them.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct Ingest {
+    /// The records, in the order in which they came.
+    pub records: Vec<RawRecord>,
+    /// New high-water marks: stream, number.
+    pub stored: Vec<(i64, u64)>,
+    /// Losses told: stream, records, bytes (since the stream's creation).
+    pub losses: Vec<(i64, u64, u64)>,
+    /// What they mean.
+    pub projection: Projection,
+    /// What changes in what should run.
+    pub changes: Vec<Change>,
+}
+
+/// Which observations of a job to read.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ObservationQuery {
+    /// The job.
+    pub job: JobId,
+    /// Ranks, inclusive; all where `None`.
+    pub ranks: Option<Vec<(u64, u64)>>,
+    /// Ports per address and which of them by their rank, to select ports; `None` for all.
+    pub columns: Option<(u64, Vec<(u64, u64)>)>,
+    /// Only in this site.
+    pub site: Option<SiteName>,
+    /// Only by this probe.
+    pub probe: Option<ProbeId>,
+    /// Only in this state: 1 up, 2 open, 3 closed, 4 filtered.
+    pub state: Option<u8>,
+    /// Only after this rank and probe.
+    pub after: Option<(u64, i64)>,
+    /// At most so many.
+    pub limit: u32,
+}
+
+/// Which latest answers to read.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct PortQuery {
+    /// Only in this site.
+    pub site: Option<SiteName>,
+    /// Only by this probe.
+    pub probe: Option<ProbeId>,
+    /// Addresses from the first to the second.
+    pub addrs: Option<(IpAddr, IpAddr)>,
+    /// Ports, inclusive ranges.
+    pub ports: Option<Vec<(u16, u16)>>,
+    /// Only in this state: 1 up, 2 open, 3 closed, 4 filtered.
+    pub state: Option<u8>,
+    /// Only after this.
+    pub after: Option<(SiteName, IpAddr, Option<u16>)>,
+    /// At most so many.
+    pub limit: u32,
+}
+
+/// An answer with the names that go with it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Found {
+    /// The answer.
+    pub answer: Observation,
+    /// The probe.
+    pub probe: ProbeId,
+    /// The site.
+    pub site: SiteName,
+}
+
+/// A latest answer with the names that go with it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct FoundPort {
+    /// The answer.
+    pub row: PortRow,
+    /// The probe.
+    pub probe: ProbeId,
+    /// What was sent.
+    pub technique: Technique,
+}
+
+/// Makes projections from raw records, in the order of their arrival.
+pub trait Projector: Send {
+    /// What a record of a probe's stream means.
+    fn project(&mut self, probe: &ProbeId, record: &RawRecord, out: &mut Projection) -> (Fate, Option<String>);
+}
+
+/// The database.
+#[async_trait]
+pub trait Store: Send + Sync {
+    /// Whether it answers.
+    async fn ping(&self) -> Result<(), StoreError>;
+
+    /// A number kept under a name; 0 where there is none.
+    async fn number(&self, name: &str) -> Result<u64, StoreError>;
+    /// Keeps a number under a name, unless it is lower than what is there.
+    async fn raise_number(&self, name: &str, value: u64) -> Result<(), StoreError>;
+
+    /// All probes, by id.
+    async fn probes(&self) -> Result<Vec<ProbeRecord>, StoreError>;
+    /// Stores a probe, new or changed; gives its key.
+    async fn put_probe(&self, probe: &ProbeRecord) -> Result<i64, StoreError>;
+    /// Stores a probe, and a token in place of any it had.
+    async fn invite(&self, probe: &ProbeRecord, token: &EnrolToken) -> Result<i64, StoreError>;
+    /// The token of a probe.
+    async fn enrol_token(&self, probe: i64) -> Result<Option<EnrolToken>, StoreError>;
+    /// Uses up the token with this hash and stores the probe and its certificate; `false`, and nothing is done, where it
+    /// was used before.
+    async fn enrol(&self, probe: &ProbeRecord, hash: &[u8; 32], certificate: &CertificateRecord, now: UnixMillis) -> Result<bool, StoreError>;
+    /// Stores a probe as revoked, with all its certificates and its token.
+    async fn revoke(&self, probe: &ProbeRecord) -> Result<(), StoreError>;
+    /// Revoked certificates that have not ended at `now`.
+    async fn revoked(&self, now: UnixMillis) -> Result<Vec<Serial>, StoreError>;
+
+    /// Adds an API token; `false` where the name is taken.
+    async fn add_api_token(&self, token: &ApiToken) -> Result<bool, StoreError>;
+    /// All API tokens, by name.
+    async fn api_tokens(&self) -> Result<Vec<ApiToken>, StoreError>;
+    /// Removes an API token; `false` where there is none.
+    async fn remove_api_token(&self, name: &str) -> Result<bool, StoreError>;
+
+    /// Stores a user, new or with a new password.
+    async fn put_user(&self, user: &UserRecord) -> Result<(), StoreError>;
+    /// All users, by name.
+    async fn users(&self) -> Result<Vec<UserRecord>, StoreError>;
+    /// Removes a user; `false` where there is none.
+    async fn remove_user(&self, name: &str) -> Result<bool, StoreError>;
+
+    /// All jobs that are not over, by id.
+    async fn active_jobs(&self) -> Result<Vec<JobStored>, StoreError>;
+    /// One job.
+    async fn job(&self, id: JobId) -> Result<Option<JobStored>, StoreError>;
+    /// Ids of jobs, newest first, in one of `states` (all where empty), older than `before`.
+    async fn job_ids(&self, states: &[JobState], before: Option<JobId>, limit: u32) -> Result<Vec<JobId>, StoreError>;
+    /// Stores changes of what should run.
+    async fn apply(&self, changes: &[Change]) -> Result<(), StoreError>;
+
+    /// A probe's stream, made where it is new.
+    async fn stream(&self, probe: i64, stream: StreamId) -> Result<StreamRecord, StoreError>;
+    /// Stores records and everything that follows from them.
+    async fn ingest(&self, ingest: &Ingest) -> Result<(), StoreError>;
+    /// Makes all projections anew.
+    async fn rebuild(&self, projector: &mut dyn Projector) -> Result<RebuildCounts, StoreError>;
+
+    /// Answers of a job, by rank and probe.
+    async fn observations(&self, query: &ObservationQuery) -> Result<Vec<Found>, StoreError>;
+    /// Latest answers, by site, address and port.
+    async fn ports(&self, query: &PortQuery) -> Result<Vec<FoundPort>, StoreError>;
+}
+
+/// The number that stands for a state in the database and its queries.
+pub fn state_number(state: State) -> u8 {
+    match state {
+        State::Up => 1,
+        State::Open => 2,
+        State::Closed => 3,
+        State::Filtered { .. } => 4,
+    }
+}
