@@ -4,7 +4,7 @@
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
-use super::ip::{PROTOCOL_TCP, V4_HEADER_LEN, V4Template, V6_HEADER_LEN, V6Template};
+use super::ip::{PROTOCOL_TCP, Packet, V4_HEADER_LEN, V4Template, V6_HEADER_LEN, V6Template};
 
 /// Length of a header without options.
 pub const HEADER_LEN: usize = 20;
@@ -100,6 +100,18 @@ impl Segment {
     }
 }
 
+/// The length of the IP packet by which the kernel answers `packet` behind our back, where it does: a segment for a port
+/// without a socket provokes a reset (RFC 9293, section 3.10.7.1), unless it is one itself.
+///
+/// Nobody hands these packets to the pacer. Whoever owns the pacer must charge them, or the answers of open ports make the
+/// interface send more than it may.
+pub fn provoked_reset(packet: &[u8]) -> Option<usize> {
+    let packet = Packet::parse(packet)?;
+    let segment = (packet.protocol() == PROTOCOL_TCP).then(|| Segment::parse(packet.payload())).flatten()?;
+    let header = if packet.src().is_ipv4() { V4_HEADER_LEN } else { V6_HEADER_LEN };
+    (!segment.flags().has(Flags::RST)).then_some(header + HEADER_LEN)
+}
+
 /// What differs between two SYNs.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Syn {
@@ -178,7 +190,6 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
-    use crate::packet::ip::Packet;
 
     proptest! {
         #[test]
@@ -211,6 +222,20 @@ mod tests {
                 prop_assert_eq!(segment.flags().0, oracle.get_flags());
             }
         }
+    }
+
+    #[test]
+    fn segments_without_a_socket_provoke_a_reset() {
+        let template = SynTemplate::new(Some(Ipv4Addr::new(192, 0, 2, 1)), Some(Ipv6Addr::LOCALHOST), 64);
+        for (dst, header, reset) in [("198.18.0.1", 20, 40), ("2001:db8::1", 40, 60)] {
+            let mut buf = [0; 100];
+            let syn = Syn { dst: dst.parse().unwrap(), src_port: 1, dst_port: 2, seq: 3 };
+            let len = template.write(&syn, &mut buf).unwrap();
+            assert_eq!(provoked_reset(&buf[..len]), Some(reset));
+            buf[header + FLAGS] = Flags::RST | Flags::ACK;
+            assert_eq!(provoked_reset(&buf[..len]), None);
+        }
+        assert_eq!(provoked_reset(&[0x45; 30]), None);
     }
 
     #[test]
