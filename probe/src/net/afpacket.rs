@@ -104,6 +104,7 @@ enum Sender {
 #[derive(Debug)]
 pub struct AfPacket {
     name: String,
+    index: u32,
     sender: Sender,
     receiver: OwnedFd,
     buffers: Box<[u8]>,
@@ -155,7 +156,16 @@ impl AfPacket {
         let flags = EfdFlags::EFD_NONBLOCK | EfdFlags::EFD_CLOEXEC;
         let wake = EventFd::from_flags(flags).map_err(io::Error::from).map_err(failed("make a wake-up"))?;
         let buffers = vec![0; BATCH * SNAP].into_boxed_slice();
-        Ok(Self { name, sender, receiver, buffers, wake: Arc::new(wake), counters: LinkCounters::default(), readable: true })
+        Ok(Self {
+            name,
+            index: interface.index,
+            sender,
+            receiver,
+            buffers,
+            wake: Arc::new(wake),
+            counters: LinkCounters::default(),
+            readable: true,
+        })
     }
 
     /// Calls `sendmmsg` for frames that all go by `socket`, `addresses` by their place in the batch.
@@ -289,7 +299,10 @@ impl Link for AfPacket {
 
     fn is_up(&mut self) -> bool {
         let wanted = nix::net::if_::InterfaceFlags::IFF_UP | nix::net::if_::InterfaceFlags::IFF_RUNNING;
-        nix::ifaddrs::getifaddrs().is_ok_and(|mut all| all.any(|found| found.interface_name == self.name && found.flags.contains(wanted)))
+        // A new interface of the same name is not the one that the sockets are bound to.
+        let same = nix::net::if_::if_nametoindex(self.name.as_str()) == Ok(self.index);
+        let ready = |found: nix::ifaddrs::InterfaceAddress| found.interface_name == self.name && found.flags.contains(wanted);
+        same && nix::ifaddrs::getifaddrs().is_ok_and(|mut all| all.any(ready))
     }
 
     fn counters(&mut self) -> LinkCounters {
