@@ -5,3 +5,4 @@
 //! fault in Picket's packet code cannot hide itself.
 
 pub mod lab;
+pub mod system;

@@ -115,6 +115,11 @@ impl Run {
         let mut command = Command::new(super::find_program("ip").context("no program ip on this machine")?);
         // `ip netns exec` replaces itself by the program, so the child's id is the program's.
         command.args(["netns", "exec", namespace.name()]).arg(&self.program).args(&self.args);
+        // Variables with this prefix are the test run's own (where the programs are, what must not be skipped), and would be
+        // configuration to a program under test.
+        for (name, _) in std::env::vars_os().filter(|(name, _)| name.as_encoded_bytes().starts_with(b"PICKET_")) {
+            command.env_remove(name);
+        }
         command.envs(self.envs.iter().map(|(name, value)| (name, value)));
         if let Some(dir) = &self.cwd {
             command.current_dir(dir);

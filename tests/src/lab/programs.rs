@@ -76,6 +76,14 @@ impl Programs {
         Ok(Run::new(self.path("picket")?).label("picket").args(["--server", server]).args(args))
     }
 
+    /// An operator's command on the controller's own machine: `picket --data DIR ...`.
+    ///
+    /// # Errors
+    /// When it is not built.
+    pub fn operator(&self, data: &Path, args: &[&str]) -> Result<Run> {
+        Ok(Run::new(self.path("picket")?).label("picket").arg("--data").arg(data).args(args))
+    }
+
     /// Enrols a probe: `picket-probe enrol`.
     ///
     /// # Errors

@@ -1,0 +1,85 @@
+//! Never too fast: what a probe sends is measured from outside, at the other end of its link.
+
+use std::time::Duration;
+
+use picket_tests::lab::require_root;
+use picket_tests::lab::site::{SegmentPlan, Site};
+use picket_tests::lab::truth::{Mix, TruthSpec};
+use picket_tests::lab::watch::Timing;
+use picket_tests::system::{Fleet, Plan, towards};
+
+const LIMIT: f64 = 1000.0;
+/// The stated burst: what 10 ms of lateness may be made up for, and the frame that is being sent.
+const BURST: f64 = LIMIT * 0.010 + 1.0;
+const LONG: Duration = Duration::from_secs(120);
+
+/// Frames of a probe towards the targets while it works on three jobs at once, and by port how they lie in time.
+fn three_jobs(mix: Mix) -> (Timing, Vec<Timing>) {
+    // IPv4 and IPv6 together: they share one limit.
+    let spec = TruthSpec::new(4, &["198.18.32.0/21", "2001:db8:6::/119"], &[80, 443, 8080]).unwrap().mix(mix);
+    let site = Site::builder("rate").probe("a").segment(SegmentPlan::new("net", spec)).build().unwrap();
+    let fleet = Fleet::start(site, Plan::default().packets("1kpps")).unwrap();
+    let watch = fleet.site().watch("a", Some(&towards(fleet.site(), &["net"]).unwrap())).unwrap();
+    let ports = ["80", "443", "8080"];
+    let jobs: Vec<_> = ports
+        .iter()
+        .map(|port| fleet.submit_job(&["scan", "198.18.32.0/21", "2001:db8:6::/119", "-p", port, "--attempts", "1"]).unwrap())
+        .collect();
+    for job in jobs {
+        fleet.wait_done(job, LONG).unwrap();
+    }
+    let capture = watch.stop().unwrap();
+    let all = capture.timing(|_| true);
+    let of = |port: &str| {
+        let port: u16 = port.parse().unwrap();
+        capture.timing(|frame| frame.packet().is_some_and(|packet| packet.is_syn() && packet.destination_port() == Some(port)))
+    };
+    (all, ports.iter().map(|port| of(port)).collect())
+}
+
+fn judge(timing: &Timing) {
+    eprintln!("{timing}");
+    let burst = timing.burst_packets(LIMIT);
+    let peak = timing.peak(Duration::from_millis(100)).packets;
+    assert!(peak as f64 <= LIMIT * 0.1 + BURST, "{peak} packets in 100 ms");
+    assert!(burst <= BURST, "a burst of {burst:.1} packets, {BURST} is stated");
+    let mean = timing.mean_packets();
+    assert!(mean <= LIMIT * 1.01, "mean {mean:.1}/s");
+}
+
+#[test]
+fn three_jobs_keep_one_limit() {
+    if !require_root() {
+        return;
+    }
+    // Nobody answers, so every target is one packet, and packets only ever wait for their turn.
+    let silent = Mix { dead: 1000, shy: 0, open: 0, silent: 0 };
+    let mut best: f64 = 0.0;
+    // The upper bounds hold always. The mean also says that nothing is given away, which only a machine that lets the sender run
+    // can show: three times to show it.
+    for _ in 0..3 {
+        let (all, jobs) = three_jobs(silent);
+        judge(&all);
+        let targets = (2048 + 512) * 3;
+        assert_eq!(all.packets(), targets, "one packet for each target and nothing else");
+        assert!(jobs.iter().all(|job| job.packets() == targets / 3));
+        // They ran at once: the first was not over when the last began, and by far.
+        let shortest = jobs.iter().map(Timing::span).min().unwrap();
+        assert!(shortest > all.span() / 2, "{:?} of {:?}", shortest, all.span());
+        best = best.max(all.mean_packets());
+        if best >= LIMIT * 0.99 {
+            return;
+        }
+    }
+    panic!("the mean is {best:.1} of {LIMIT} packets/s at best");
+}
+
+#[test]
+fn answers_do_not_make_it_faster() {
+    if !require_root() {
+        return;
+    }
+    // Open ports answer with SYN+ACK, to which somebody on the probe's box may say something: that counts too.
+    let (all, _) = three_jobs(Mix { dead: 0, shy: 0, open: 1000, silent: 0 });
+    judge(&all);
+}
