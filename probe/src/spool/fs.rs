@@ -16,7 +16,7 @@ pub trait SpoolFile {
     /// Cuts (or zero-extends) the file.
     fn set_len(&mut self, len: u64) -> io::Result<()>;
     /// The present length.
-    fn len(&self) -> io::Result<u64>;
+    fn size(&self) -> io::Result<u64>;
     /// Makes everything written so far survive a power cut. After an error the unsynced part must be taken for lost.
     fn sync(&mut self) -> io::Result<()>;
 }
@@ -100,7 +100,7 @@ impl SpoolFile for fs::File {
         fs::File::set_len(self, len)
     }
 
-    fn len(&self) -> io::Result<u64> {
+    fn size(&self) -> io::Result<u64> {
         Ok(self.metadata()?.len())
     }
 

@@ -11,7 +11,7 @@
 //! |---|---|---|---|---|
 //! | 0..8 | `PKSPOOL1` | | 0..4 | CRC-32C of the stream and bytes 4..24 |
 //! | 8..16 | stream | | 4..8 | CRC-32C of the stream and the payload |
-//! | 16..24 | last sequence number before it | | 8..12 | length of the payload, at most 256 KiB |
+//! | 16..24 | last sequence number before it | | 8..12 | length of the payload, at most 192 KiB |
 //! | 24..32 | its first sequence number | | 12..16 | how many records before this one were not yet synced |
 //! | 32..36 | zero | | 16..24 | sequence number |
 //! | 36..40 | CRC-32C of bytes 0..36 | | 24.. | payload |
@@ -57,8 +57,8 @@ use reader::Cursor;
 use record::{RECORD_HEADER, SEGMENT_HEADER};
 use state::{State, StateFile};
 
-/// The longest record in bytes: one MQTT packet of the size every broker takes.
-pub const MAX_RECORD: usize = 256 * 1024;
+/// The longest record in bytes: what fits one message.
+pub const MAX_RECORD: usize = picket_wire::codec::RECORDS_MAX;
 
 /// Unsynced records are kept in memory too (to be written again after a failed sync): past this, an append syncs first.
 const MAX_UNSYNCED: usize = 1024 * 1024;

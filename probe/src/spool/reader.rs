@@ -18,6 +18,9 @@ pub(super) struct Cursor<F> {
     after: u64,
 }
 
+/// A record, and the ranges that are missing just before it (empty where nothing is).
+type Step = (Entry, [(u64, u64); 2]);
+
 /// Bytes of a segment from `base` on.
 struct Window {
     base: u64,
@@ -50,8 +53,7 @@ impl<S: Filesystem> Spool<S> {
             },
         };
         let mut window = Window { base: cursor.offset, bytes: Vec::new() };
-        loop {
-            let Some(segment) = self.segment(cursor.index).cloned() else { break };
+        while let Some(segment) = self.segment(cursor.index).cloned() {
             let at = cursor.offset;
             match self.step(&mut cursor, &mut window, &segment)? {
                 Some((entry, _)) if entry.seq > self.synced => {
@@ -105,14 +107,8 @@ impl<S: Filesystem> Spool<S> {
         }
     }
 
-    /// The next record at the cursor, which moves behind it, and the ranges that are missing just before it.
-    #[expect(clippy::type_complexity, reason = "used once")]
-    fn step(
-        &mut self,
-        cursor: &mut Cursor<S::File>,
-        window: &mut Window,
-        segment: &Segment,
-    ) -> Result<Option<(Entry, [(u64, u64); 2])>, SpoolError> {
+    /// The next record at the cursor, which moves behind it.
+    fn step(&mut self, cursor: &mut Cursor<S::File>, window: &mut Window, segment: &Segment) -> Result<Option<Step>, SpoolError> {
         let mut need = RECORD_HEADER;
         while cursor.offset < segment.len {
             let have = (window.base + window.bytes.len() as u64).saturating_sub(cursor.offset);

@@ -227,7 +227,7 @@ fn read_heads<S: Filesystem>(fs: &S, dir: &Path, indexes: &[u64]) -> Result<Vec<
 }
 
 fn read_all<F: SpoolFile>(file: &F) -> io::Result<Vec<u8>> {
-    let len = usize::try_from(file.len()?).map_err(|_| io::ErrorKind::FileTooLarge)?;
+    let len = usize::try_from(file.size()?).map_err(|_| io::ErrorKind::FileTooLarge)?;
     let mut bytes = vec![0u8; len];
     let read = file.read_at(&mut bytes, 0)?;
     bytes.truncate(read);
