@@ -1,3 +1,4 @@
+use super::super::engine::Engine;
 use super::super::pacer::DEFAULT_BURST;
 use super::super::sim::{self, HostRule, PortState, Scenario, SimLink};
 use super::*;
