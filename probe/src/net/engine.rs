@@ -25,7 +25,8 @@ pub struct Transmit {
 /// Why a packet that an engine handed out did not leave.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum NotSent {
-    /// The next hop's hardware address is being asked for: offer the packet again later, others may go meanwhile.
+    /// The next hop's hardware address is being asked for, or the interface has just gone down: offer the packet again later,
+    /// others may go meanwhile.
     NeighbourPending,
     /// The next hop did not answer ARP or neighbour solicitation: final.
     NoNeighbour,
@@ -33,7 +34,7 @@ pub enum NotSent {
     NoRoute,
     /// The site's or the fleet's policy forbids the address: final.
     Refused,
-    /// The interface is down or the kernel refused the frame for good: final for this attempt.
+    /// The kernel refused the frame for good: final for this attempt.
     LinkError,
 }
 
@@ -52,7 +53,8 @@ pub trait Engine {
     type Event;
 
     /// Writes the next IP packet into `buf` and says where it goes; `None` when there is nothing to send now.
-    /// `buf` holds at least 1500 bytes.
+    /// `buf` holds at least 1500 bytes. After `None` the engine is asked again only when something has happened to it: a packet,
+    /// a timeout, a refusal. While the interface is down `now` stands still.
     fn poll_transmit(&mut self, now: Instant, buf: &mut [u8]) -> Option<Transmit>;
 
     /// The packet named `token` did not leave, and why.
