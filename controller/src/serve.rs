@@ -27,6 +27,7 @@ use crate::broker::{self, Broker, BrokerError, EmbeddedBroker, Event, Hooks};
 use crate::cli::{ENDPOINTS_FILE, Endpoints, Exit};
 use crate::clock::Clock;
 use crate::config::{Config, ConfigError, Listen, ServeArgs, host_port};
+use crate::hub::mqtt::{Hub, HubConfig};
 use crate::pki::{Crl, Identity, Peer, Pki, PkiError};
 use crate::service::{Service, ServiceConfig, ServiceError, Timing};
 
@@ -34,6 +35,8 @@ use crate::service::{Service, ServiceConfig, ServiceError, Timing};
 const LOCK_FILE: &str = "lock";
 /// The database in the data directory.
 const DATABASE: &str = "picket.db";
+/// Between two signs of life from the hub to the broker.
+const HUB_KEEP_ALIVE: Duration = Duration::from_secs(15);
 /// How often certificates and the revocation list are looked after.
 const CARE_EVERY: Duration = Duration::from_secs(6 * 3600);
 
@@ -140,10 +143,10 @@ fn run(config: Config) -> Result<(), ServeError> {
             controller = Controller::start(config) => controller?,
             () = stop.next() => return Ok(()),
         };
-        eprint!("{}", controller.ready_block());
         if let Some(path) = &ready_file {
             controller.write_endpoints(path)?;
         }
+        eprint!("{}", controller.ready_block());
         stop.next().await;
         log::info!("ending");
         controller.shutdown().await;
@@ -179,6 +182,7 @@ pub struct Controller {
     service: Service,
     broker: Arc<EmbeddedBroker>,
     api: Arc<api::Server>,
+    hub: Hub,
     care: JoinHandle<()>,
     _lock: File,
 }
@@ -215,8 +219,13 @@ impl Controller {
         let api = api::Server::start(api_listener, pki.server_tls().api_server(&crl)?, api::router(service.clone()), api::Limits::default())
             .map_err(|source| ServeError::Listen { what: "the HTTPS API", listen: config.api, source })?;
         let api = Arc::new(api);
+        let client = broker.client_addr();
+        let hub_config = HubConfig { host: client.ip().to_string(), port: client.port(), keep_alive: HUB_KEEP_ALIVE };
+        // The service is new: nobody has taken its outbox.
+        let hub = Hub::start(service.clone(), hub_config).expect("a new service has its outbox");
         let care = tokio::spawn(care(Arc::clone(&pki), service.clone(), Arc::clone(&broker), Arc::clone(&api), crl));
 
+        hub_connected(&service).await;
         let endpoints = Endpoints {
             api: format!("https://{}", reachable(api_address)),
             public: config.names.with_port(api_address.port()).iter().map(|name| format!("https://{name}")).collect(),
@@ -225,7 +234,7 @@ impl Controller {
             dashboard_port: broker.dashboard_addr().map_or(0, |address| address.port()),
             pid: std::process::id(),
         };
-        let controller = Self { data, admin_token, endpoints, service, broker, api, care, _lock: lock };
+        let controller = Self { data, admin_token, endpoints, service, broker, api, hub, care, _lock: lock };
         controller.write_endpoints(&controller.data.join(ENDPOINTS_FILE))?;
         log::info!("ready: API {}, probes on port {}, dashboards on port {}", controller.endpoints.api, controller.endpoints.mqtt_port, controller.endpoints.dashboard_port);
         Ok(controller)
@@ -242,9 +251,10 @@ impl Controller {
     }
 
     /// Ends everything, the outermost first.
-    pub async fn shutdown(&self) {
+    pub async fn shutdown(self) {
         self.care.abort();
         self.api.shutdown().await;
+        self.hub.stop().await;
         self.broker.shutdown().await;
         // Clients then say that nothing runs instead of that nothing answers.
         let _ = std::fs::remove_file(self.data.join(ENDPOINTS_FILE));
@@ -279,6 +289,19 @@ impl Controller {
         let mut part = path.as_os_str().to_owned();
         part.push(".part");
         std::fs::write(&part, text).and_then(|()| std::fs::rename(&part, path)).map_err(fail("write"))
+    }
+}
+
+/// Waits a moment for the hub to be at the broker, so that the first words of probes are heard when they are said. It goes on
+/// trying by itself, so a wait in vain is no reason to give up.
+async fn hub_connected(service: &Service) {
+    let connected = async {
+        while !service.health().await.broker_connected {
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    };
+    if tokio::time::timeout(Duration::from_secs(5), connected).await.is_err() {
+        log::warn!("the hub is not connected to the broker yet");
     }
 }
 
@@ -423,8 +446,7 @@ impl Hooks for BrokerHooks {
     }
 
     async fn verify_dashboard(&self, user: &str, password: &[u8]) -> bool {
-        let Some((service, password)) = self.0.get().cloned().zip(std::str::from_utf8(password).ok()) else { return false };
-        service.dashboard_verify(user, password)
+        self.0.get().is_some_and(|service| service.dashboard_verify(user, password))
     }
 
     fn event(&self, event: Event) {

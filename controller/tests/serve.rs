@@ -36,7 +36,6 @@ impl Controller {
         let ready = data.with_extension("ready");
         let mut child = serve(data).arg("--ready-file").arg(&ready).stderr(Stdio::piped()).spawn().unwrap();
         let mut stderr = BufReader::new(child.stderr.take().unwrap());
-        // The file is there before the pipe ends; its last line of the ready block comes before the file.
         let mut seen = String::new();
         while !seen.contains("next: ") {
             let mut line = String::new();

@@ -16,6 +16,9 @@ const PATIENCE: Duration = Duration::from_secs(120);
 /// Between two attempts to reach it again.
 const RETRY_EVERY: Duration = Duration::from_secs(1);
 
+/// News come at most this often: nobody reads faster, and a controller with much to tell is not asked for each bit of it.
+const NEWS_EVERY: Duration = Duration::from_millis(50);
+
 /// What an interrupt means.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum OnInterrupt {
@@ -67,7 +70,7 @@ pub(super) async fn follow(
             break Ok(Followed::Over(job));
         }
         let interrupted = tokio::select! {
-            newer = next(client, &job) => match newer {
+            newer = news(client, &job) => match newer {
                 Ok(newer) => {
                     job = newer;
                     false
@@ -110,6 +113,12 @@ async fn cancel(client: &Client, id: JobId, interrupts: &mut Interrupts) -> Opti
         answer = client.post_empty(&path) => Some(answer),
         () = interrupts.next() => None,
     }
+}
+
+/// The next state of a job, not sooner than it is good for anything.
+async fn news(client: &Client, job: &JobView) -> Result<JobView, Failure> {
+    let (newer, ()) = tokio::join!(next(client, job), tokio::time::sleep(NEWS_EVERY));
+    newer
 }
 
 /// The next state of a job. A controller that is gone for a while is waited for: the job does not need it either.
