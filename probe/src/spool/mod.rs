@@ -34,7 +34,7 @@
 //! - **Invariant:** a segment is deleted only after the acknowledged position that allows it is on the disk.
 //!
 //! When the cap is reached, the newest record is refused (and counted); nothing that was accepted is dropped. A caller that
-//! can wait asks [`Spool::has_room`] first and pauses its work instead.
+//! can wait uses [`Spool::offer`], which counts nothing, or asks [`Spool::has_room`] first.
 
 mod fs;
 mod reader;

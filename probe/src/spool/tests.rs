@@ -173,6 +173,7 @@ fn a_full_spool_refuses_counts_and_recovers() {
     assert!(error.is_full());
     assert_eq!(error.to_string(), "the spool /spool is full: 6000 bytes are waiting for the controller");
     assert!(!spool.has_room(100));
+    assert!(spool.offer(at(0), &[1; 100]).unwrap_err().is_full(), "not counted: its owner keeps it");
     assert_eq!(spool.loss(), Loss { records: 1, bytes: 100 });
     spool.sync(at(1)).unwrap();
     drop(spool);

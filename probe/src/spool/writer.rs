@@ -15,7 +15,7 @@ impl<S: Filesystem> Spool<S> {
     /// The record was not taken and is counted in [`Spool::loss`]. After [`SpoolError::Full`] and
     /// [`SpoolError::DiskFull`] the spool is sound and goes on as soon as there is room.
     pub fn append(&mut self, now: Duration, record: &[u8]) -> Result<u64, SpoolError> {
-        let result = self.try_append(now, record);
+        let result = self.offer(now, record);
         if result.is_err() {
             self.state.loss.records += 1;
             self.state.loss.bytes += record.len() as u64;
@@ -24,7 +24,11 @@ impl<S: Filesystem> Spool<S> {
         result
     }
 
-    fn try_append(&mut self, now: Duration, payload: &[u8]) -> Result<u64, SpoolError> {
+    /// As [`Spool::append`], for a caller that keeps the record or does its work again: a refusal is not counted as a loss.
+    ///
+    /// # Errors
+    /// The record was not taken.
+    pub fn offer(&mut self, now: Duration, payload: &[u8]) -> Result<u64, SpoolError> {
         if payload.len() > MAX_RECORD {
             return Err(SpoolError::TooLong { len: payload.len() });
         }
