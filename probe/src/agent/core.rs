@@ -28,7 +28,7 @@ const BUSY_HEARTBEAT: Duration = Duration::from_secs(1);
 
 /// Durable storage, as the agent sees it.
 pub trait Journal {
-    /// Appends a record to the spool; `None` when there is no room. The sequence number otherwise.
+    /// Appends a record to the spool; `None` when there is no room, which counts as no loss. The sequence number otherwise.
     fn append(&mut self, record: &[u8]) -> Option<u64>;
     /// Replaces the saved state, durably. `false` when that failed: then the caller must not act.
     fn save(&mut self, saved: &Saved) -> bool;

@@ -46,7 +46,7 @@ impl DiskJournal {
 
 impl Journal for DiskJournal {
     fn append(&mut self, record: &[u8]) -> Option<u64> {
-        match self.spool.append(spool_time(clock::now()), record) {
+        match self.spool.offer(spool_time(clock::now()), record) {
             Ok(seq) => Some(seq),
             Err(error) => {
                 log::debug!("a record is not spooled: {}", crate::errors::chain(&error));
