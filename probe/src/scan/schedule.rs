@@ -16,6 +16,9 @@ use super::spec::{ChunkLimits, Cut, ScanPlan};
 use crate::net::engine::NotSent;
 use crate::net::time::Instant;
 
+/// At line rate some wait is over with every packet; they are ended together, this far apart.
+const END_GRAIN: Duration = Duration::from_millis(1);
+
 /// One probe: attempt number `attempt` (from 0) for a position.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub(super) struct Probe {
@@ -263,7 +266,7 @@ impl Schedule {
                     wake = wake.min(chunk.started() + self.limits.span);
                 }
             }
-            self.end_wake = wake;
+            self.end_wake = wake.max(now + END_GRAIN);
             // A chunk that is over may shorten the wait of the others.
             self.collect(now);
             if self.end_wake > now {
