@@ -62,7 +62,8 @@ impl Question<'_> {
     }
 
     fn all(&self) -> BTreeMap<Key<'_>, Expected> {
-        let vantages: Vec<Option<&str>> = if self.each.is_empty() { vec![None] } else { self.each.iter().map(|name| Some(*name)).collect() };
+        let vantages: Vec<Option<&str>> =
+            if self.each.is_empty() { vec![None] } else { self.each.iter().map(|name| Some(*name)).collect() };
         let ports: Vec<Option<u16>> = if self.ports.is_empty() { vec![None] } else { self.ports.iter().copied().map(Some).collect() };
         let mut all = BTreeMap::new();
         for (truth, told) in &self.truths {

@@ -97,7 +97,9 @@ mod tests {
     fn only_news_is_shown() {
         let mut follower = Follower::new(Path::new("/nonexistent"));
         let line = |state: &str, percent: u64| {
-            format!(r#"picket/v1/fleet/probe/north {{"id":"north","state":"{state}","reason":"r","progress_percent":{percent},"sent_packets":7,"x":1}}"#)
+            format!(
+                r#"picket/v1/fleet/probe/north {{"id":"north","state":"{state}","reason":"r","progress_percent":{percent},"sent_packets":7,"x":1}}"#
+            )
         };
         let online = r#"picket/v1/fleet/probe/north {"state":"online","reason":"r","sent_packets":7,...}"#;
         assert_eq!(follower.take(&line("online", 100)).as_deref(), Some(online));

@@ -93,14 +93,17 @@ impl Sent {
     pub(crate) fn faults(&self) -> Vec<String> {
         let windows = WINDOWS.map(|window| (window, self.paced.peak(window).packets, self.permitted(window)));
         let over = windows.into_iter().filter(|(_, most, permitted)| most > permitted);
-        over.map(|(window, most, permitted)| format!("{} sent {most} frames within {window:?}, permitted are {permitted}", self.plan.name)).collect()
+        over.map(|(window, most, permitted)| format!("{} sent {most} frames within {window:?}, permitted are {permitted}", self.plan.name))
+            .collect()
     }
 }
 
 /// A table for people.
 pub(crate) fn table(all: &[Sent]) -> Vec<String> {
-    let mut lines =
-        vec![format!("{:<7} {:>8} {:>10} {:>10} {:>18} {:>18}", "PROBE", "LIMIT", "QUESTIONS", "NEIGHBOURS", "MOST IN 100 ms", "MOST IN 1 s")];
+    let mut lines = vec![format!(
+        "{:<7} {:>8} {:>10} {:>10} {:>18} {:>18}",
+        "PROBE", "LIMIT", "QUESTIONS", "NEIGHBOURS", "MOST IN 100 ms", "MOST IN 1 s"
+    )];
     for sent in all {
         let most = WINDOWS.map(|window| format!("{} of {}", count(sent.paced.peak(window).packets), count(sent.permitted(window))));
         lines.push(format!(
@@ -115,7 +118,8 @@ pub(crate) fn table(all: &[Sent]) -> Vec<String> {
     }
     let others: u64 = all.iter().map(|sent| sent.others).sum();
     if others > 0 {
-        lines.push(format!("beside these the probes' own kernels sent {} frames, resets of half-open connections above all", count(others)));
+        lines
+            .push(format!("beside these the probes' own kernels sent {} frames, resets of half-open connections above all", count(others)));
     }
     lines
 }
@@ -158,7 +162,12 @@ mod tests {
         let forbidden = "198.18.10.60/30".parse().unwrap();
         let plan = ProbePlan { name: "north", place: "", limit: 10 };
         let ms = 1_000_000;
-        let mut frames = vec![(0, tcp([198, 18, 10, 1], 2)), (ms, tcp([198, 18, 10, 1], 4)), (2 * ms, arp([198, 18, 10, 2])), (3 * ms, arp([198, 19, 1, 1]))];
+        let mut frames = vec![
+            (0, tcp([198, 18, 10, 1], 2)),
+            (ms, tcp([198, 18, 10, 1], 4)),
+            (2 * ms, arp([198, 18, 10, 2])),
+            (3 * ms, arp([198, 19, 1, 1])),
+        ];
         let sent = Sent::new(plan, &capture(&frames), &networks, forbidden);
         assert_eq!((sent.questions, sent.paced.packets(), sent.others, sent.forbidden, sent.astray), (1, 2, 1, 0, 0));
         assert!(sent.faults().is_empty(), "{:?}", sent.faults());

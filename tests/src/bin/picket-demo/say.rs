@@ -14,7 +14,8 @@ pub(crate) struct Say {
 
 impl Say {
     pub(crate) fn new() -> Self {
-        let plain = std::env::var_os("NO_COLOR").is_some_and(|value| !value.is_empty()) || std::env::var("TERM").is_ok_and(|term| term == "dumb");
+        let plain =
+            std::env::var_os("NO_COLOR").is_some_and(|value| !value.is_empty()) || std::env::var("TERM").is_ok_and(|term| term == "dumb");
         Self { colour: std::io::stdout().is_terminal() && !plain, step: Cell::new(0), start: Instant::now() }
     }
 

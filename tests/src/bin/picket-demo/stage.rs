@@ -30,8 +30,7 @@ pub(crate) const NETWORKS: [&str; 4] = ["198.18.10.0/26", "2001:db8:10::/122", "
 /// What the fleet's policy forbids.
 pub(crate) const FORBIDDEN: &str = "198.18.20.96/29";
 /// Ports on which something listens somewhere.
-pub(crate) const PORTS: [u16; 20] =
-    [21, 22, 23, 25, 53, 80, 110, 139, 143, 389, 443, 445, 631, 993, 1883, 3306, 5432, 8080, 8443, 9100];
+pub(crate) const PORTS: [u16; 20] = [21, 22, 23, 25, 53, 80, 110, 139, 143, 389, 443, 445, 631, 993, 1883, 3306, 5432, 8080, 8443, 9100];
 /// Fixed, so that every run of the demo shows the same network.
 const SEED: u64 = 2;
 
@@ -85,7 +84,8 @@ impl Stage {
             .build()?;
         let dir = site.lab().dir().to_owned();
         let path = format!("{}:{}", bin.display(), std::env::var("PATH").unwrap_or_else(|_| "/usr/sbin:/usr/bin:/sbin:/bin".to_owned()));
-        let unset = std::env::vars_os().filter_map(|(name, _)| name.into_string().ok()).filter(|name| name.starts_with("PICKET_")).collect();
+        let unset =
+            std::env::vars_os().filter_map(|(name, _)| name.into_string().ok()).filter(|name| name.starts_with("PICKET_")).collect();
         let stage = Self { site, dir, path, unset };
         stage.write_enter()?;
         Ok(stage)
@@ -124,7 +124,8 @@ impl Stage {
 
     /// Writes the script that opens a shell at a place.
     fn write_enter(&self) -> Result<()> {
-        let mut script = String::from("#!/bin/sh\n# enter PLACE [COMMAND...]: a shell, or one command, at a place of the demo\ncase \"$1\" in\n");
+        let mut script =
+            String::from("#!/bin/sh\n# enter PLACE [COMMAND...]: a shell, or one command, at a place of the demo\ncase \"$1\" in\n");
         for place in [CONTROLLER].into_iter().chain(PROBES.map(|probe| probe.name)) {
             script.push_str(&format!("{place}) namespace={} ;;\n", self.place(place)?.name()));
         }
@@ -134,7 +135,8 @@ impl Stage {
         }
         script.push_str("[ $# -gt 0 ] || set -- env PS1=\"$place# \" sh -i\nexec ip netns exec \"$namespace\" \"$@\"\n");
         let file = self.site.lab().write("enter", script)?;
-        std::fs::set_permissions(&file, std::fs::Permissions::from_mode(0o755)).with_context(|| format!("make {} executable", file.display()))
+        std::fs::set_permissions(&file, std::fs::Permissions::from_mode(0o755))
+            .with_context(|| format!("make {} executable", file.display()))
     }
 
     fn shell(&self, label: &str, command: &str) -> Run {

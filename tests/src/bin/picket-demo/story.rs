@@ -64,8 +64,15 @@ pub(crate) fn tell(say: &Say, once: bool) -> Result<Vec<String>> {
     say.line("Ctrl-C ends it at any time and removes everything.");
     say.step("A network of its own");
     let stage = Stage::build().context("build the site")?;
-    let mut show =
-        Show { say, programs: Vec::new(), fleet: None, watches: None, reported: BTreeMap::new(), checks: Checks { say, wrong: Vec::new() }, stage };
+    let mut show = Show {
+        say,
+        programs: Vec::new(),
+        fleet: None,
+        watches: None,
+        reported: BTreeMap::new(),
+        checks: Checks { say, wrong: Vec::new() },
+        stage,
+    };
     let told = show.acts(once);
     if let Err(error) = &told
         && !error.is::<stop::Interrupted>()
@@ -276,7 +283,10 @@ impl Show<'_> {
         self.checks.outcome("no probe was ever faster than its limit and its stated burst, in any 100 ms or 1 s", over);
         let strays = all.iter().filter(|sent| sent.forbidden + sent.astray > 0);
         let strays = strays.map(|sent| {
-            format!("{} sent {} frames to {FORBIDDEN}, which is off limits, and {} to no target", sent.plan.name, sent.forbidden, sent.astray)
+            format!(
+                "{} sent {} frames to {FORBIDDEN}, which is off limits, and {} to no target",
+                sent.plan.name, sent.forbidden, sent.astray
+            )
         });
         let strays = strays.collect();
         self.checks.outcome(&format!("nothing was sent to {FORBIDDEN}, nor to any address that was not asked for"), strays);
@@ -299,7 +309,8 @@ impl Show<'_> {
         }
         let seen = |name: &str| ["online", "busy"].iter().all(|state| fleet.states(name).iter().any(|seen| seen == state));
         let unseen = PROBES.iter().filter(|plan| !seen(plan.name));
-        let unseen = unseen.map(|plan| format!("the dashboard saw {} only as: {}", plan.name, fleet.states(plan.name).join(", "))).collect();
+        let unseen =
+            unseen.map(|plan| format!("the dashboard saw {} only as: {}", plan.name, fleet.states(plan.name).join(", "))).collect();
         self.checks.outcome("the dashboard saw every probe come online, work and rest", unseen);
         let text = match self.checks.wrong.len() {
             0 => "Everything is as it should be.".to_owned(),

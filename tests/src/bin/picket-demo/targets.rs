@@ -92,7 +92,6 @@ impl Plan {
     }
 }
 
-
 fn span(seconds: u128) -> String {
     match seconds {
         0..=119 => format!("{seconds} s"),
