@@ -1,5 +1,7 @@
 //! The arrows of the design, checked against what the crates and modules really import; licences; where `unsafe` may stand.
 
+#![allow(clippy::unwrap_used, reason = "a test may panic")]
+
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -28,7 +30,10 @@ fn dependencies(metadata: &Value, package: &str) -> Vec<String> {
 fn crates_depend_in_one_direction() {
     let metadata = metadata();
     for (package, forbidden) in [
-        ("picket-wire", &["tokio", "rumqttc-v4-next", "sqlx", "rustls", "libc", "nix", "picket", "picket-probe", "axum", "hyper", "getrandom"][..]),
+        (
+            "picket-wire",
+            &["tokio", "rumqttc-v4-next", "sqlx", "rustls", "libc", "nix", "picket", "picket-probe", "axum", "hyper", "getrandom"][..],
+        ),
         ("picket-probe", &["picket", "sqlx", "axum", "mqtt5"]),
         ("picket", &["picket-probe", "libc"]),
     ] {
@@ -70,9 +75,10 @@ fn imports(crate_dir: &str) -> BTreeMap<String, Vec<String>> {
         }
         let module = relative.to_str().unwrap().replace('/', "::").trim_end_matches("::mod").to_owned();
         let code = product_code(&file);
-        let named = code.lines().filter(|line| !line.trim_start().starts_with("//")).flat_map(|line| {
-            line.match_indices("crate::").map(|(at, _)| line[at + 7..].to_owned()).collect::<Vec<_>>()
-        });
+        let named = code
+            .lines()
+            .filter(|line| !line.trim_start().starts_with("//"))
+            .flat_map(|line| line.match_indices("crate::").map(|(at, _)| line[at + 7..].to_owned()).collect::<Vec<_>>());
         imports.entry(module).or_default().extend(named);
     }
     imports
@@ -85,7 +91,8 @@ fn assert_no_arrow(crate_dir: &str, from: &[&str], to: &[&str]) {
             continue;
         }
         for path in &paths {
-            let forbidden = to.iter().find(|target| path.starts_with(&format!("{target}::")) || path.trim_end_matches([';', '}']) == **target);
+            let forbidden =
+                to.iter().find(|target| path.starts_with(&format!("{target}::")) || path.trim_end_matches([';', '}']) == **target);
             assert_eq!(forbidden, None, "{crate_dir}: {module} must not import crate::{path}");
         }
     }
@@ -95,7 +102,11 @@ fn assert_no_arrow(crate_dir: &str, from: &[&str], to: &[&str]) {
 fn probe_modules_keep_their_distance() {
     assert_no_arrow("probe", &["packet"], &["net", "scan", "agent", "spool", "transport", "standalone", "identity", "config"]);
     assert_no_arrow("probe", &["net"], &["scan", "agent", "spool", "transport", "standalone", "identity"]);
-    assert_no_arrow("probe", &["scan::engine", "scan::kinds", "scan::chunk"], &["net::link", "net::clock", "net::drive", "net::afpacket", "transport", "spool", "agent"]);
+    assert_no_arrow(
+        "probe",
+        &["scan::engine", "scan::kinds", "scan::chunk"],
+        &["net::link", "net::clock", "net::drive", "net::afpacket", "transport", "spool", "agent"],
+    );
     assert_no_arrow("probe", &["spool"], &["net", "scan", "agent", "transport"]);
     assert_no_arrow("probe", &["transport"], &["scan", "agent", "net::drive", "net::afpacket"]);
     assert_no_arrow("probe", &["agent::core"], &["net::drive", "net::afpacket", "net::link", "transport", "scan", "spool"]);
@@ -130,7 +141,9 @@ fn unsafe_code_stands_in_the_packet_socket_alone() {
     for file in files.into_iter().filter(|file| *file != allowed) {
         let text = std::fs::read_to_string(&file).unwrap();
         let mut code = text.lines().filter(|line| !line.trim_start().starts_with("//"));
-        let found = code.find(|line| line.contains(concat!("unsafe", " {")) || line.contains(concat!("unsafe", " fn")) || line.contains(concat!("unsafe", " impl")));
+        let found = code.find(|line| {
+            line.contains(concat!("unsafe", " {")) || line.contains(concat!("unsafe", " fn")) || line.contains(concat!("unsafe", " impl"))
+        });
         assert_eq!(found, None, "{}", file.display());
     }
 }
@@ -138,7 +151,18 @@ fn unsafe_code_stands_in_the_packet_socket_alone() {
 #[test]
 fn dependencies_have_licences_that_we_may_use() {
     const ALLOWED: [&str; 12] = [
-        "MIT", "Apache-2.0", "BSD-2-Clause", "BSD-3-Clause", "ISC", "MPL-2.0", "Unicode-3.0", "Zlib", "CC0-1.0", "0BSD", "CDLA-Permissive-2.0", "Unlicense",
+        "MIT",
+        "Apache-2.0",
+        "BSD-2-Clause",
+        "BSD-3-Clause",
+        "ISC",
+        "MPL-2.0",
+        "Unicode-3.0",
+        "Zlib",
+        "CC0-1.0",
+        "0BSD",
+        "CDLA-Permissive-2.0",
+        "Unlicense",
     ];
     let allowed = |name: &str| ALLOWED.contains(&name.trim_matches(['(', ')', ' ']).split(" WITH ").next().unwrap_or_default());
     for package in metadata()["packages"].as_array().unwrap() {

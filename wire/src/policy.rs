@@ -107,7 +107,9 @@ impl AddressPolicy {
         }
         let ranges = special();
         let special = ranges.iter().find(|(_, range)| range.contains(addr));
-        let inside = |rule: &&IpNet| rule.contains(addr) && special.is_none_or(|(_, range)| rule.prefix() >= range.prefix() && range.contains(rule.addr()));
+        let inside = |rule: &&IpNet| {
+            rule.contains(addr) && special.is_none_or(|(_, range)| rule.prefix() >= range.prefix() && range.contains(rule.addr()))
+        };
         match (self.allow.iter().find(inside), special) {
             (Some(rule), _) => Verdict::Allowed(*rule),
             (None, Some((what, range))) => Verdict::Special(what, *range),
@@ -171,7 +173,19 @@ mod tests {
     #[test]
     fn broad_rules_do_not_reach_special_ranges() {
         let p = policy(&["0.0.0.0/0", "::/0"], &[]);
-        for addr in ["127.0.0.1", "0.0.0.0", "255.255.255.255", "224.0.0.1", "169.254.1.1", "::1", "::", "fe80::1", "ff02::1", "::ffff:127.0.0.1", "::127.0.0.1"] {
+        for addr in [
+            "127.0.0.1",
+            "0.0.0.0",
+            "255.255.255.255",
+            "224.0.0.1",
+            "169.254.1.1",
+            "::1",
+            "::",
+            "fe80::1",
+            "ff02::1",
+            "::ffff:127.0.0.1",
+            "::127.0.0.1",
+        ] {
             assert!(matches!(p.check(addr.parse().unwrap()), Verdict::Special(..)), "{addr}");
         }
         assert!(policy(&["127.0.0.0/8"], &[]).check("127.0.0.1".parse().unwrap()).is_allowed());
@@ -186,7 +200,13 @@ mod tests {
         }
         assert!(p.check("64:ff9b::198.18.8.1".parse().unwrap()).is_allowed());
         let permit = Permit::all_of([&p, &policy(&["64:ff9b::/96", "198.18.0.0/16"], &[])]);
-        for (addr, permitted) in [("64:ff9b::198.18.8.1", true), ("64:ff9b::198.18.7.1", false), ("64:ff9b::198.19.0.1", false), ("::ffff:198.18.8.1", true), ("198.19.0.1", false)] {
+        for (addr, permitted) in [
+            ("64:ff9b::198.18.8.1", true),
+            ("64:ff9b::198.18.7.1", false),
+            ("64:ff9b::198.19.0.1", false),
+            ("::ffff:198.18.8.1", true),
+            ("198.19.0.1", false),
+        ] {
             assert_eq!(permit.permits(addr.parse().unwrap()), permitted, "{addr}");
         }
     }

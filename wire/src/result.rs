@@ -402,17 +402,29 @@ mod tests {
 
     #[test]
     fn coverage_adds_up() {
-        let answers = vec![answer(9, State::Open), answer(0, State::Closed), answer(4, State::Open), answer(5, State::Filtered { icmp_type: 3, icmp_code: 13 })];
-        let batch = ResultBatch::new(head(100, 110), answers, Runs::from_ascending([1, 2]), vec![(NotReached::NoRoute, Runs::from_ascending([3]))]);
+        let answers = vec![
+            answer(9, State::Open),
+            answer(0, State::Closed),
+            answer(4, State::Open),
+            answer(5, State::Filtered { icmp_type: 3, icmp_code: 13 }),
+        ];
+        let batch =
+            ResultBatch::new(head(100, 110), answers, Runs::from_ascending([1, 2]), vec![(NotReached::NoRoute, Runs::from_ascending([3]))]);
         let coverage = batch.check().unwrap();
         assert!(coverage.adds_up());
-        assert_eq!((coverage.open, coverage.closed, coverage.filtered, coverage.silent, coverage.refused, coverage.not_reached), (2, 1, 1, 3, 2, 1));
+        assert_eq!(
+            (coverage.open, coverage.closed, coverage.filtered, coverage.silent, coverage.refused, coverage.not_reached),
+            (2, 1, 1, 3, 2, 1)
+        );
     }
 
     #[test]
     fn contradictory_batches_are_refused() {
         let twice = ResultBatch::new(head(0, 10), vec![answer(3, State::Open), answer(3, State::Closed)], Runs::default(), vec![]);
-        assert_eq!(twice.check().unwrap_err().to_string(), "batch of lease 0000000000000001.1, positions 0 to 10: offset 3 lies outside or is listed twice");
+        assert_eq!(
+            twice.check().unwrap_err().to_string(),
+            "batch of lease 0000000000000001.1, positions 0 to 10: offset 3 lies outside or is listed twice"
+        );
         assert!(ResultBatch::new(head(0, 10), vec![answer(10, State::Open)], Runs::default(), vec![]).check().is_err());
         assert!(ResultBatch::new(head(0, 10), vec![answer(2, State::Open)], Runs::from_ascending([2]), vec![]).check().is_err());
         assert!(ResultBatch::new(head(5, 5), vec![], Runs::default(), vec![]).check().is_err());
@@ -423,7 +435,8 @@ mod tests {
     #[test]
     fn a_bulk_answer_takes_five_bytes() {
         // One port in fifty is open: every delta fits one byte, every round trip two.
-        let answers = (0..4000).map(|i| Answer { offset: i * 50, state: State::Open, rtt: Duration::from_micros(18_000 + i), ttl: 57 }).collect();
+        let answers =
+            (0..4000).map(|i| Answer { offset: i * 50, state: State::Open, rtt: Duration::from_micros(18_000 + i), ttl: 57 }).collect();
         let batch = ResultBatch::new(head(0, 200_000), answers, Runs::default(), vec![]);
         let bytes = postcard::to_allocvec(&batch).unwrap().len();
         assert!(bytes <= 4000 * 4 + 64, "{bytes}");

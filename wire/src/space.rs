@@ -99,10 +99,8 @@ impl TargetSpace {
             Some(ports) if ports.is_empty() => return Err(SpaceError::NoPorts),
             Some(ports) => u64::from(ports.len()),
         };
-        let too_large = || SpaceError::TooLarge {
-            addresses: left.len().map_or_else(|| "2^128".to_owned(), |n| n.to_string()),
-            ports: width as u32,
-        };
+        let too_large =
+            || SpaceError::TooLarge { addresses: left.len().map_or_else(|| "2^128".to_owned(), |n| n.to_string()), ports: width as u32 };
         let addresses = left.len().and_then(|n| u64::try_from(n).ok()).ok_or_else(too_large)?;
         let len = addresses.checked_mul(width).filter(|len| *len <= MAX_LEN).ok_or_else(too_large)?;
         if len == 0 {
@@ -276,7 +274,8 @@ mod tests {
 
     #[test]
     fn every_target_comes_once() {
-        let space = TargetSpace::new(&spec("198.18.0.0/24,2001:db8::/120,198.18.0.9", "198.18.0.128/25", Some("22,80,8000-8002"), 7)).unwrap();
+        let space =
+            TargetSpace::new(&spec("198.18.0.0/24,2001:db8::/120,198.18.0.9", "198.18.0.128/25", Some("22,80,8000-8002"), 7)).unwrap();
         assert_eq!((space.len(), space.addresses(), space.excluded()), ((128 + 256) * 5, 384, 128 * 5));
         let seen: HashSet<Target> = (0..space.len()).map(|p| space.target(p).unwrap()).collect();
         assert_eq!(seen.len() as u64, space.len());
@@ -290,8 +289,15 @@ mod tests {
         let at = |addr: &str, port| space.position(Target { addr: addr.parse().unwrap(), port });
         assert!(at("198.18.0.1", Some(80)).is_some() && at("::ffff:198.18.0.1", Some(80)).is_some());
         for (addr, port) in [
-            ("198.18.0.2", Some(80)), ("198.18.0.4", Some(80)), ("198.17.255.255", Some(80)), ("198.18.0.1", Some(81)),
-            ("198.18.0.1", None), ("2001:db8::2", Some(80)), ("2001:db8::", Some(80)), ("::", Some(80)), ("0.0.0.0", Some(80)),
+            ("198.18.0.2", Some(80)),
+            ("198.18.0.4", Some(80)),
+            ("198.17.255.255", Some(80)),
+            ("198.18.0.1", Some(81)),
+            ("198.18.0.1", None),
+            ("2001:db8::2", Some(80)),
+            ("2001:db8::", Some(80)),
+            ("::", Some(80)),
+            ("0.0.0.0", Some(80)),
         ] {
             assert_eq!(at(addr, port), None, "{addr} {port:?}");
         }

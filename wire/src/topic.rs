@@ -169,8 +169,19 @@ mod tests {
     fn foreign_or_wild_topics_are_not_ours() {
         let prefix = Prefix::default();
         for text in [
-            "", "picket/v1", "picket/v1/", "picket/v10/probe/a/cmd", "picket/v1/probe/+/cmd", "picket/v1/probe/#", "picket/v1/role/root/cmd",
-            "picket/v1/probe/a/cmd/x", "picket/v1/fleet/#", "picket/v1/fleet/a//b", "picket/v1/fleet", "$SYS/broker", "picket/v1/probe/picket-controller-1/evt",
+            "",
+            "picket/v1",
+            "picket/v1/",
+            "picket/v10/probe/a/cmd",
+            "picket/v1/probe/+/cmd",
+            "picket/v1/probe/#",
+            "picket/v1/role/root/cmd",
+            "picket/v1/probe/a/cmd/x",
+            "picket/v1/fleet/#",
+            "picket/v1/fleet/a//b",
+            "picket/v1/fleet",
+            "$SYS/broker",
+            "picket/v1/probe/picket-controller-1/evt",
         ] {
             assert_eq!(Topic::parse(&prefix, text), None, "{text}");
         }

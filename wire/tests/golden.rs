@@ -3,6 +3,8 @@
 //! A failure here means that programs already in the field would not understand this one. Add new variants at the end of
 //! their enum and a new file for them; never change an old file. `UPDATE_GOLDEN=1` writes files that do not exist yet.
 
+#![allow(clippy::unwrap_used, reason = "a test may panic")]
+
 use std::fmt::Debug;
 use std::path::Path;
 use std::time::Duration;
@@ -59,7 +61,10 @@ fn spec() -> JobSpec {
         rate: PacketsPerSecond::new(5000),
         priority: Priority::Interactive,
         deadline: Some(UnixMillis(1_800_000_000_000)),
-        policy: AddressPolicy { allow: vec!["198.18.0.0/15".parse().unwrap(), "2001:db8::/32".parse().unwrap()], deny: vec!["198.18.7.0/24".parse().unwrap()] },
+        policy: AddressPolicy {
+            allow: vec!["198.18.0.0/15".parse().unwrap(), "2001:db8::/32".parse().unwrap()],
+            deny: vec!["198.18.7.0/24".parse().unwrap()],
+        },
     }
 }
 
@@ -69,15 +74,18 @@ fn statuses() -> Vec<LeaseStatus> {
 
 #[test]
 fn commands() {
-    frozen("command-welcome", &Command::Welcome {
-        session: SessionId(1),
-        nonce: 2,
-        now: UnixMillis(1_700_000_000_000),
-        heartbeat: Duration::from_secs(15),
-        roles: vec![Role::Scan, Role::Trace],
-        leases: vec![lease()],
-        stored: 300,
-    });
+    frozen(
+        "command-welcome",
+        &Command::Welcome {
+            session: SessionId(1),
+            nonce: 2,
+            now: UnixMillis(1_700_000_000_000),
+            heartbeat: Duration::from_secs(15),
+            roles: vec![Role::Scan, Role::Trace],
+            leases: vec![lease()],
+            stored: 300,
+        },
+    );
     frozen("command-ack", &Command::Ack { stream: StreamId(9), up_to: 300 });
     frozen("command-heartbeat-ack", &Command::HeartbeatAck { session: SessionId(1), number: 12 });
     frozen("command-job", &Command::Job(spec()));
@@ -88,41 +96,67 @@ fn commands() {
 
 #[test]
 fn events() {
-    frozen("live-birth", &Live::Birth(Birth {
-        session: SessionId(1),
-        nonce: 2,
-        version: "0.1.0".into(),
-        hardware: "Raspberry Pi 4 Model B (aarch64)".into(),
-        uptime: Duration::from_millis(1500),
-        self_test: SelfTest { raw_socket: Check::Works, ipv4: Check::Works, ipv6: Check::Fails("no address on eth0".into()) },
-        stream: StreamId(9),
-        leases: statuses(),
-        interface: InterfaceLimits { name: "eth0".into(), packets: PacketsPerSecond::new(1000).unwrap(), bits: BitsPerSecond::new(10_000_000).unwrap() },
-    }));
+    frozen(
+        "live-birth",
+        &Live::Birth(Birth {
+            session: SessionId(1),
+            nonce: 2,
+            version: "0.1.0".into(),
+            hardware: "Raspberry Pi 4 Model B (aarch64)".into(),
+            uptime: Duration::from_millis(1500),
+            self_test: SelfTest { raw_socket: Check::Works, ipv4: Check::Works, ipv6: Check::Fails("no address on eth0".into()) },
+            stream: StreamId(9),
+            leases: statuses(),
+            interface: InterfaceLimits {
+                name: "eth0".into(),
+                packets: PacketsPerSecond::new(1000).unwrap(),
+                bits: BitsPerSecond::new(10_000_000).unwrap(),
+            },
+        }),
+    );
     frozen("live-death", &Live::Death { session: SessionId(1), orderly: false });
     frozen("event-records", &Event::Records { stream: StreamId(9), after: 299, first: 301, records: vec![vec![1, 2, 3], vec![4]] });
     frozen("event-need-job", &Event::NeedJob { job: lease().job });
-    frozen("event-heartbeat", &Event::Heartbeat(Heartbeat {
-        session: SessionId(1),
-        number: 12,
-        uptime: Duration::from_secs(3600),
-        cpu: Duration::from_millis(900),
-        memory_kib: 8464,
-        load_percent: 42,
-        spool_records: 3,
-        spool_bytes: 4000,
-        lost_records: 0,
-        leases: statuses(),
-        traffic: Traffic { sent_packets: 5200, sent_bytes: 312_000, received_packets: 77, kernel_drops: 0, send_retries: 1, policy_refused: 5, clipped: 1 },
-        refusals: Refusals { unsigned: 1, misaddressed: 2, expired: 3, replayed: 4, malformed: 5 },
-    }));
+    frozen(
+        "event-heartbeat",
+        &Event::Heartbeat(Heartbeat {
+            session: SessionId(1),
+            number: 12,
+            uptime: Duration::from_secs(3600),
+            cpu: Duration::from_millis(900),
+            memory_kib: 8464,
+            load_percent: 42,
+            spool_records: 3,
+            spool_bytes: 4000,
+            lost_records: 0,
+            leases: statuses(),
+            traffic: Traffic {
+                sent_packets: 5200,
+                sent_bytes: 312_000,
+                received_packets: 77,
+                kernel_drops: 0,
+                send_retries: 1,
+                policy_refused: 5,
+                clipped: 1,
+            },
+            refusals: Refusals { unsigned: 1, misaddressed: 2, expired: 3, replayed: 4, malformed: 5 },
+        }),
+    );
 }
 
 #[test]
 fn records() {
     let answer = |offset, state, us| Answer { offset, state, rtt: Duration::from_micros(us), ttl: 57 };
     let batch = ResultBatch::new(
-        BatchHead { lease: lease(), from: 4096, to: 8192, started: UnixMillis(1_700_000_000_000), took: Duration::from_millis(1200), packets: 4200, duplicates: 2 },
+        BatchHead {
+            lease: lease(),
+            from: 4096,
+            to: 8192,
+            started: UnixMillis(1_700_000_000_000),
+            took: Duration::from_millis(1200),
+            packets: 4200,
+            duplicates: 2,
+        },
         vec![
             answer(5, State::Open, 300),
             answer(900, State::Open, 21_000),
@@ -176,7 +210,12 @@ fn damaged_messages_are_refused_and_never_panic() {
                     let _ = batch.check();
                 }
             }
-            let _ = (decode::<Command>(&bytes[..at]), decode::<Event>(&bytes[..at]), decode::<Live>(&bytes[..at]), decode::<Record>(&bytes[..at]));
+            let _ = (
+                decode::<Command>(&bytes[..at]),
+                decode::<Event>(&bytes[..at]),
+                decode::<Live>(&bytes[..at]),
+                decode::<Record>(&bytes[..at]),
+            );
         }
     }
 }
