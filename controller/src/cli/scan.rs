@@ -207,7 +207,7 @@ async fn measure(request: &JobRequest, work: &WorkArgs, output: &OutputArgs, con
     }
     let followed = follow(&client, job.clone(), Progress::new(style, &job), OnInterrupt::Cancel, &mut interrupts, context).await?;
     tokio::select! {
-        printed = report(&client, &followed, &submitted.plan, output, context) => printed?,
+        printed = report(&client, &followed, &submitted.plan, work.rate, output, context) => printed?,
         () = interrupts.next() => {}
     }
     Ok(followed.exit())
@@ -248,7 +248,14 @@ fn announce(job: &JobView, plan: &Plan, context: &mut Context<'_>) {
     }
 }
 
-async fn report(client: &Client, followed: &Followed, plan: &Plan, output: &OutputArgs, context: &mut Context<'_>) -> Result<(), Failure> {
+async fn report(
+    client: &Client,
+    followed: &Followed,
+    plan: &Plan,
+    rate: Option<PacketsPerSecond>,
+    output: &OutputArgs,
+    context: &mut Context<'_>,
+) -> Result<(), Failure> {
     let job = followed.job();
     let query = vec![("job", job.id.to_string())];
     if output.json {
@@ -261,6 +268,7 @@ async fn report(client: &Client, followed: &Followed, plan: &Plan, output: &Outp
     results::print(client, query, output, &shape, context).await?;
     let mut lines = vec![format::coverage(&job.coverage)];
     lines.extend(ending(followed));
+    lines.extend(clipped(rate, job));
     for line in lines {
         match output.output {
             Output::Table => context.line(line)?,
@@ -268,6 +276,18 @@ async fn report(client: &Client, followed: &Followed, plan: &Plan, output: &Outp
         }
     }
     Ok(())
+}
+
+/// Which probes could not go as fast as they were asked to.
+fn clipped(rate: Option<PacketsPerSecond>, job: &JobView) -> Option<String> {
+    let rate = rate?;
+    let slower: Vec<String> = job
+        .probes
+        .iter()
+        .filter(|part| part.limit.parse::<PacketsPerSecond>().is_ok_and(|limit| limit < rate))
+        .map(|part| format!("{} at most {}", part.probe, part.limit))
+        .collect();
+    (!slower.is_empty()).then(|| format!("slower than the {rate} asked for: {}", slower.join(", ")))
 }
 
 /// What is to be said of a job that did not come to its good end.
