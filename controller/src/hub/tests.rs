@@ -1,0 +1,791 @@
+//! The controller against probes that behave as real ones should, without a broker: every message passes by hand, so that
+//! each can be lost, repeated or delayed, and the controller killed between any two.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+use std::time::Duration;
+
+use picket_wire::codec;
+use picket_wire::command::Command;
+use picket_wire::envelope::{self, Serials};
+use picket_wire::event::{Activity, Event, LeaseStatus, Live};
+use picket_wire::ids::{JobId, LeaseId, ProbeId, Role, SessionId, StreamId};
+use picket_wire::job::{JobSpec, Lease};
+use picket_wire::policy::AddressPolicy;
+use picket_wire::result::{Answer, BatchHead, LeaseEnd, Record, ResultBatch, Runs, State};
+use picket_wire::space::{Target, TargetSpace};
+use picket_wire::topic::{Prefix, Topic};
+use picket_wire::units::UnixMillis;
+use tokio::sync::mpsc;
+
+use super::{Inbound, Outgoing};
+use crate::clock::{Clock, date};
+use crate::fleet::registry::tests::{beat, birth, record};
+use crate::pki::{Names, Pki};
+use crate::service::{ResultQuery, Service, ServiceConfig, Timing};
+use crate::store::sqlite::SqliteStore;
+use crate::store::{ProbeRecord, Store};
+use crate::view::{JobRequest, JobState, JobView, ProbeState, ResultRow};
+
+/// A probe with a spool that survives everything.
+struct Probe {
+    id: ProbeId,
+    session: u64,
+    connected: bool,
+    welcomed: bool,
+    beats: u64,
+    stream: StreamId,
+    /// Records by number, acknowledged ones removed.
+    spool: BTreeMap<u64, Vec<u8>>,
+    last: u64,
+    published: u64,
+    leases: BTreeMap<LeaseId, (Lease, u64)>,
+    /// Leases that ended here: a grant that comes again is not taken again.
+    over: BTreeSet<LeaseId>,
+    jobs: BTreeMap<JobId, (JobSpec, TargetSpace)>,
+    serials: Serials,
+    /// Every position that it has asked, by job.
+    asked: Vec<(JobId, u64)>,
+}
+
+impl Probe {
+    fn new(id: &str, stream: u64) -> Self {
+        Self {
+            id: id.parse().unwrap(),
+            session: 0,
+            connected: false,
+            welcomed: false,
+            beats: 0,
+            stream: StreamId(stream),
+            spool: BTreeMap::new(),
+            last: 0,
+            published: 0,
+            leases: BTreeMap::new(),
+            over: BTreeSet::new(),
+            jobs: BTreeMap::new(),
+            serials: Serials::default(),
+            asked: Vec::new(),
+        }
+    }
+
+    fn append(&mut self, record: &Record) {
+        self.last += 1;
+        self.spool.insert(self.last, codec::encode(record));
+    }
+
+    fn statuses(&self) -> Vec<LeaseStatus> {
+        let status = |(lease, position): &(Lease, u64)| LeaseStatus {
+            lease: lease.id,
+            position: *position,
+            sent: *position,
+            activity: Activity::Running,
+            packets: 0,
+            answers: 0,
+        };
+        self.leases.values().map(status).collect()
+    }
+
+    /// What is not yet published, as one message.
+    fn records(&mut self) -> Option<Event> {
+        let first = self.published + 1;
+        let records: Vec<Vec<u8>> = self.spool.range(first..).map(|(_, bytes)| bytes.clone()).collect();
+        if records.is_empty() {
+            return None;
+        }
+        self.published = self.last;
+        Some(Event::Records { stream: self.stream, after: first - 1, first, records })
+    }
+
+    /// What the net answers: fixed by the target alone.
+    fn state(target: Target) -> Option<State> {
+        let port = target.port.unwrap_or(0);
+        match (u32::from(port) + u32::from(target.addr.to_string().bytes().last().unwrap_or(0))) % 4 {
+            0 => Some(State::Open),
+            1 => Some(State::Closed),
+            2 => Some(State::Filtered { icmp_type: 3, icmp_code: 13 }),
+            _ => None,
+        }
+    }
+
+    /// Asks the next positions of its first lease and spools the outcome.
+    fn work(&mut self, amount: u64, now: UnixMillis) {
+        let Some((id, (lease, position))) = self.leases.iter().find(|(id, _)| self.jobs.contains_key(&id.job)).map(|(id, held)| (*id, held.clone())) else {
+            return;
+        };
+        let to = (position + amount).min(lease.to);
+        let batch = self.batch(id, position, to, now);
+        self.append(&Record::Batch(batch));
+        self.asked.extend((position..to).map(|position| (id.job, position)));
+        if to == lease.to {
+            self.end(id, to, LeaseEnd::Done);
+        } else {
+            self.leases.insert(id, (lease, to));
+        }
+    }
+
+    fn batch(&self, lease: LeaseId, from: u64, to: u64, now: UnixMillis) -> ResultBatch {
+        let space = &self.jobs[&lease.job].1;
+        let answer = |position: u64| {
+            let state = Self::state(space.target(position)?)?;
+            Some(Answer { offset: position - from, state, rtt: Duration::from_micros(200), ttl: 60 })
+        };
+        let head = BatchHead { lease, from, to, started: now, took: Duration::ZERO, packets: to - from, duplicates: 0 };
+        ResultBatch::new(head, (from..to).filter_map(answer).collect(), Runs::default(), vec![])
+    }
+
+    fn end(&mut self, lease: LeaseId, position: u64, end: LeaseEnd) {
+        self.leases.remove(&lease);
+        self.over.insert(lease);
+        self.append(&Record::LeaseEnded { lease, position, end });
+    }
+
+    fn obey(&mut self, command: Command) -> Vec<Event> {
+        match command {
+            Command::Welcome { session, nonce, leases, stored, .. } => {
+                assert_eq!((session, nonce), (SessionId(self.session), birth(self.session).nonce));
+                self.welcomed = true;
+                self.leases.retain(|id, _| leases.contains(id));
+                self.spool = self.spool.split_off(&(stored + 1));
+                self.published = stored.min(self.last);
+            }
+            Command::Ack { stream, up_to } => {
+                assert_eq!(stream, self.stream);
+                self.spool = self.spool.split_off(&(up_to + 1));
+            }
+            Command::HeartbeatAck { .. } => {}
+            Command::Job(spec) => {
+                let space = TargetSpace::new(&spec.targets).unwrap();
+                self.jobs.insert(spec.id, (spec, space));
+            }
+            Command::Grant(lease) => {
+                if !self.over.contains(&lease.id) && !self.leases.contains_key(&lease.id) {
+                    let (job, from) = (lease.id.job, lease.from);
+                    self.leases.insert(lease.id, (lease, from));
+                    if !self.jobs.contains_key(&job) {
+                        return vec![Event::NeedJob { job }];
+                    }
+                }
+            }
+            Command::Revoke { lease } => {
+                if let Some((_, position)) = self.leases.get(&lease).cloned() {
+                    self.end(lease, position, LeaseEnd::Revoked);
+                }
+            }
+            Command::Cancel { job } => {
+                let held: Vec<(LeaseId, u64)> = self.leases.iter().filter(|(id, _)| id.job == job).map(|(id, held)| (*id, held.1)).collect();
+                for (lease, position) in held {
+                    self.end(lease, position, LeaseEnd::Cancelled);
+                }
+            }
+        }
+        Vec::new()
+    }
+}
+
+/// A controller and its probes.
+struct Field {
+    dir: tempfile::TempDir,
+    clock: Clock,
+    service: Service,
+    outbox: mpsc::UnboundedReceiver<Outgoing>,
+    probes: Vec<Probe>,
+    fleet: BTreeMap<String, serde_json::Value>,
+    /// Messages on their way to the controller.
+    up: Vec<Inbound>,
+}
+
+async fn open(dir: &tempfile::TempDir, clock: &Clock) -> (Service, mpsc::UnboundedReceiver<Outgoing>) {
+    let pki = Pki::open(&dir.path().join("data"), &Names::default(), date(clock.now().wall)).unwrap();
+    let config = ServiceConfig {
+        data_dir: dir.path().join("data"),
+        database: dir.path().join("data/picket.db"),
+        prefix: Prefix::default(),
+        api_urls: vec!["https://127.0.0.1:8443".into()],
+        brokers: vec!["127.0.0.1:8883".into()],
+        policy: AddressPolicy { allow: vec!["198.18.0.0/15".parse().unwrap(), "2001:db8::/32".parse().unwrap()], deny: vec![] },
+        timing: Timing::default(),
+    };
+    let service = Service::open(config, Arc::new(pki), clock.clone()).await.unwrap();
+    let outbox = service.take_outbox().unwrap();
+    (service, outbox)
+}
+
+impl Field {
+    async fn new(probes: &[&str]) -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        let clock = Clock::manual(UnixMillis(1_790_000_000_000));
+        std::fs::create_dir(dir.path().join("data")).unwrap();
+        std::fs::set_permissions(dir.path().join("data"), std::os::unix::fs::PermissionsExt::from_mode(0o700)).unwrap();
+        let store = SqliteStore::open(&dir.path().join("data/picket.db")).await.unwrap();
+        for id in probes {
+            store.put_probe(&ProbeRecord { key: 0, site: id.parse().unwrap(), ..record(id) }).await.unwrap();
+        }
+        drop(store);
+        let (service, outbox) = open(&dir, &clock).await;
+        let probes = probes.iter().zip(1..).map(|(id, stream)| Probe::new(id, stream * 1000)).collect();
+        let mut field = Self { dir, clock, service, outbox, probes, fleet: BTreeMap::new(), up: Vec::new() };
+        for index in 0..field.probes.len() {
+            field.connect(index).await;
+        }
+        field
+    }
+
+    /// The controller dies, and another begins with the same database. All connections break.
+    async fn restart(&mut self) {
+        self.up.clear();
+        let (service, outbox) = open(&self.dir, &self.clock).await;
+        (self.service, self.outbox) = (service, outbox);
+        for index in 0..self.probes.len() {
+            if self.probes[index].connected {
+                self.connect(index).await;
+            }
+        }
+    }
+
+    fn event(&mut self, index: usize, event: &Event) {
+        let topic = Topic::ProbeEvt(self.probes[index].id.clone()).format(&Prefix::default());
+        self.up.push(Inbound { topic, payload: codec::encode(event).into() });
+    }
+
+    fn live(&mut self, index: usize, live: &Live) {
+        let topic = Topic::ProbeLive(self.probes[index].id.clone()).format(&Prefix::default());
+        self.up.push(Inbound { topic, payload: codec::encode(live).into() });
+    }
+
+    async fn connect(&mut self, index: usize) {
+        let probe = &mut self.probes[index];
+        probe.session += 1;
+        (probe.connected, probe.welcomed, probe.beats, probe.published) = (true, false, 0, 0);
+        probe.published = probe.spool.keys().next().map_or(probe.last, |first| first - 1);
+        let mut birth = birth(probe.session);
+        (birth.stream, birth.leases) = (probe.stream, probe.statuses());
+        self.live(index, &Live::Birth(birth));
+        self.quiet().await;
+        assert!(self.probes[index].welcomed);
+    }
+
+    async fn lose(&mut self, index: usize) {
+        self.probes[index].connected = false;
+        let session = SessionId(self.probes[index].session);
+        self.live(index, &Live::Death { session, orderly: false });
+        self.quiet().await;
+    }
+
+    /// Passes messages both ways until there are none.
+    async fn quiet(&mut self) {
+        loop {
+            for index in 0..self.probes.len() {
+                if self.probes[index].connected && self.probes[index].welcomed
+                    && let Some(event) = self.probes[index].records()
+                {
+                    self.event(index, &event);
+                }
+            }
+            let up = std::mem::take(&mut self.up);
+            if !up.is_empty() {
+                self.service.handle(&up).await.unwrap();
+            }
+            let mut moved = !up.is_empty();
+            while let Ok(message) = self.outbox.try_recv() {
+                moved = true;
+                self.down(message);
+            }
+            if !moved {
+                return;
+            }
+        }
+    }
+
+    fn down(&mut self, message: Outgoing) {
+        let topic = Topic::parse(&Prefix::default(), &message.topic).unwrap();
+        let hears: Vec<usize> = match &topic {
+            Topic::Fleet(path) => {
+                assert!(message.retain);
+                self.fleet.insert(path.clone(), serde_json::from_slice(&message.payload).unwrap());
+                return;
+            }
+            Topic::RoleCmd(Role::Scan) => (0..self.probes.len()).collect(),
+            Topic::ProbeCmd(id) => (0..self.probes.len()).filter(|index| self.probes[*index].id == *id).collect(),
+            _ => panic!("the controller wrote to {}", message.topic),
+        };
+        assert!(!message.retain);
+        let key = self.service.pki().signing_key().verifying_key();
+        let contents = envelope::open(&message.payload, &[key]).unwrap();
+        let now = self.clock.now().wall;
+        for index in hears {
+            let probe = &mut self.probes[index];
+            if !probe.connected {
+                continue;
+            }
+            probe.serials.judge(&contents, &probe.id, &[Role::Scan], now).unwrap();
+            probe.serials.accept(&contents);
+            let id = probe.id.clone();
+            for event in probe.obey(contents.command.clone()) {
+                let topic = Topic::ProbeEvt(id.clone()).format(&Prefix::default());
+                self.up.push(Inbound { topic, payload: codec::encode(&event).into() });
+            }
+        }
+    }
+
+    /// Time passes for everybody; connected probes send a heartbeat.
+    async fn wait(&mut self, span: Duration) {
+        self.clock.advance(span);
+        for index in 0..self.probes.len() {
+            let probe = &mut self.probes[index];
+            if probe.connected {
+                probe.beats += 1;
+                let mut beat = beat(probe.session, probe.beats);
+                (beat.leases, beat.spool_records) = (probe.statuses(), probe.spool.len() as u64);
+                self.event(index, &Event::Heartbeat(beat));
+            }
+        }
+        self.quiet().await;
+        self.service.tick().await.unwrap();
+        self.quiet().await;
+    }
+
+    async fn work(&mut self, index: usize, amount: u64) {
+        let now = self.clock.now().wall;
+        self.probes[index].work(amount, now);
+        self.quiet().await;
+    }
+
+    async fn submit(&mut self, request: serde_json::Value) -> JobView {
+        let request: JobRequest = serde_json::from_value(request).unwrap();
+        let submitted = self.service.submit(request, "admin").await.unwrap();
+        self.quiet().await;
+        submitted.job.unwrap()
+    }
+
+    /// Everybody works in turn until the job is over.
+    async fn finish(&mut self, id: JobId) -> JobView {
+        for _ in 0..400 {
+            let view = self.service.job(id).await.unwrap();
+            if view.state.is_final() {
+                return view;
+            }
+            for index in 0..self.probes.len() {
+                if self.probes[index].connected {
+                    self.work(index, 300).await;
+                }
+            }
+            self.wait(Duration::from_secs(2)).await;
+        }
+        panic!("it does not end: {:?}", self.service.job(id).await.unwrap());
+    }
+
+    async fn rows(&self, query: ResultQuery) -> Vec<ResultRow> {
+        let (mut rows, mut cursor) = (Vec::new(), None);
+        loop {
+            let page = self.service.results(&ResultQuery { cursor: cursor.clone(), limit: 700, ..query.clone() }).await.unwrap();
+            rows.extend(page.items);
+            match page.next {
+                Some(next) => cursor = Some(next),
+                None => return rows,
+            }
+        }
+    }
+
+    async fn of_job(&self, job: JobId) -> Vec<ResultRow> {
+        self.rows(ResultQuery { job: Some(job), ..ResultQuery::default() }).await
+    }
+}
+
+fn split() -> serde_json::Value {
+    serde_json::json!({ "targets": ["198.18.0.0/24"], "ports": "1-10", "technique": "syn" })
+}
+
+/// What the net answers to all of `split()`.
+fn truth() -> Vec<(String, u16, &'static str)> {
+    let mut all = Vec::new();
+    for host in 0..=255u8 {
+        for port in 1..=10u16 {
+            let addr: std::net::IpAddr = [198, 18, 0, host].into();
+            if let Some(state) = Probe::state(Target { addr, port: Some(port) }) {
+                all.push((addr.to_string(), port, state.as_str()));
+            }
+        }
+    }
+    all
+}
+
+fn found(rows: &[ResultRow]) -> Vec<(String, u16, String)> {
+    rows.iter().map(|row| (row.addr.to_string(), row.port.unwrap(), row.state.clone())).collect()
+}
+
+fn assert_truth(rows: &[ResultRow]) {
+    let truth: Vec<(String, u16, String)> = truth().into_iter().map(|(addr, port, state)| (addr, port, state.to_owned())).collect();
+    assert_eq!(found(rows), truth);
+}
+
+#[tokio::test]
+async fn two_probes_share_a_job_from_submit_to_last_row() {
+    let mut field = Field::new(&["attic", "cellar"]).await;
+    let job = field.submit(split()).await;
+    assert_eq!((job.state, job.total), (JobState::Running, 2560));
+    assert_eq!(field.probes.iter().map(|probe| probe.leases.len()).collect::<Vec<_>>(), [1, 1], "both have their half");
+    let waiting = field.service.wait_job(job.id, job.version, Duration::from_secs(5));
+    let service = field.service.clone();
+    let waiter = tokio::spawn(async move {
+        let view = service.job(job.id).await.unwrap();
+        service.wait_job(job.id, view.version, Duration::from_secs(60)).await.unwrap().version > view.version
+    });
+    drop(waiting);
+    tokio::task::yield_now().await;
+    field.wait(Duration::from_secs(1)).await;
+    let done = field.finish(job.id).await;
+    assert!(waiter.await.unwrap());
+    assert_eq!(done.state, JobState::Done);
+    assert!(done.coverage.adds_up() && done.coverage.asked == 2560);
+    assert_eq!((done.asked_so_far, done.coverage.answered()), (2560, truth().len() as u64));
+    assert_eq!(done.probes.iter().map(|part| part.coverage.asked).sum::<u64>(), 2560);
+    assert!(done.probes.iter().all(|part| part.limit == "5kpps" && part.coverage.asked > 1000));
+    assert_truth(&field.of_job(job.id).await);
+    assert!(field.probes.iter().all(|probe| probe.spool.is_empty()), "everything is acknowledged");
+}
+
+#[tokio::test]
+async fn results_can_be_narrowed() {
+    let mut field = Field::new(&["attic", "cellar"]).await;
+    let job = field.submit(split()).await;
+    field.finish(job.id).await;
+    let all = truth();
+    let count = |keep: &dyn Fn(&(String, u16, &str)) -> bool| all.iter().filter(|row| keep(row)).count();
+    let query = ResultQuery { job: Some(job.id), ..ResultQuery::default() };
+    let net = ResultQuery { net: Some("198.18.0.128/25".parse().unwrap()), ..query.clone() };
+    let upper = |row: &(String, u16, &str)| row.0.rsplit('.').next().unwrap().parse::<u8>().unwrap() >= 128;
+    assert_eq!(field.rows(net).await.len(), count(&upper));
+    let open = ResultQuery { state: Some("open".into()), ports: Some("3,7-9".parse().unwrap()), ..query.clone() };
+    assert_eq!(field.rows(open).await.len(), count(&|row| row.2 == "open" && [3, 7, 8, 9].contains(&row.1)));
+    let attic = field.rows(ResultQuery { probe: Some("attic".parse().unwrap()), ..query.clone() }).await;
+    let cellar = field.rows(ResultQuery { site: Some("cellar".parse().unwrap()), ..query }).await;
+    assert_eq!(attic.len() + cellar.len(), all.len());
+    // Without a job: the same by site and address.
+    let latest = field.rows(ResultQuery { net: Some("198.18.0.128/25".parse().unwrap()), ..ResultQuery::default() }).await;
+    assert_eq!(latest.len(), count(&upper));
+    for (field_name, query) in [
+        ("state", ResultQuery { state: Some("ajar".into()), ..ResultQuery::default() }),
+        ("cursor", ResultQuery { cursor: Some("x".into()), ..ResultQuery::default() }),
+        ("limit", ResultQuery { limit: 1_000_000, ..ResultQuery::default() }),
+    ] {
+        let error = field.service.results(&query).await.unwrap_err();
+        assert!(matches!(error, crate::service::ServiceError::InvalidInput { field, .. } if field == field_name), "{error}");
+    }
+}
+
+#[tokio::test]
+async fn each_probe_gives_its_own_view() {
+    let mut field = Field::new(&["attic", "cellar"]).await;
+    let mut request = split();
+    request["mode"] = "each".into();
+    let job = field.submit(request).await;
+    let done = field.finish(job.id).await;
+    assert_eq!((done.state, done.total, done.coverage.asked), (JobState::Done, 5120, 5120));
+    let rows = field.of_job(job.id).await;
+    assert_eq!(rows.len(), 2 * truth().len());
+    let attic: Vec<ResultRow> = rows.into_iter().filter(|row| row.probe.as_str() == "attic").collect();
+    assert_truth(&attic);
+}
+
+#[tokio::test]
+async fn killed_at_every_step_the_controller_ends_with_the_same_results() {
+    for kill in 0..9 {
+        let mut field = Field::new(&["attic", "cellar"]).await;
+        let job = field.submit(split()).await;
+        for step in 0..8 {
+            if step == kill {
+                field.restart().await;
+            }
+            let (probe, amount) = (step % 2, 100 + 37 * step as u64);
+            let now = field.clock.now().wall;
+            field.probes[probe].work(amount, now);
+            // Every third time the controller dies with the message on its way, every other time right after it took it.
+            if step + 1 == kill && kill % 3 == 0 {
+                field.restart().await;
+            }
+            field.quiet().await;
+            field.wait(Duration::from_secs(3)).await;
+        }
+        if kill == 8 {
+            field.restart().await;
+        }
+        let done = field.finish(job.id).await;
+        assert_eq!((done.state, done.coverage.asked), (JobState::Done, 2560), "killed at {kill}");
+        assert!(done.coverage.adds_up());
+        assert_truth(&field.of_job(job.id).await);
+        let mut asked: Vec<_> = field.probes.iter().flat_map(|probe| probe.asked.clone()).collect();
+        let count = asked.len();
+        asked.sort_unstable();
+        asked.dedup();
+        assert_eq!((asked.len(), count), (2560, 2560), "nothing is asked twice, killed at {kill}");
+    }
+}
+
+#[tokio::test]
+async fn repeated_and_torn_messages_count_once() {
+    let mut field = Field::new(&["attic"]).await;
+    let job = field.submit(split()).await;
+    let now = field.clock.now().wall;
+    for _ in 0..4 {
+        field.probes[0].work(50, now);
+    }
+    let Some(Event::Records { stream, records, .. }) = field.probes[0].records() else { panic!("nothing to send") };
+    let send = |field: &mut Field, first: u64, count: usize| {
+        let from = first as usize - 1;
+        let event = Event::Records { stream, after: first - 1, first, records: records[from..from + count].to_vec() };
+        field.event(0, &event);
+    };
+    // What comes after a gap is not taken, and nothing past it is acknowledged.
+    send(&mut field, 3, 2);
+    field.quiet().await;
+    assert_eq!((field.service.job(job.id).await.unwrap().coverage.asked, field.probes[0].spool.len()), (0, 4));
+    // Overlapping, repeated, all of it again.
+    for (first, count) in [(1, 2), (2, 2), (1, 4), (1, 4)] {
+        send(&mut field, first, count);
+    }
+    field.quiet().await;
+    assert_eq!((field.service.job(job.id).await.unwrap().coverage.asked, field.probes[0].spool.len()), (200, 0));
+    assert_truth(&{
+        field.finish(job.id).await;
+        field.of_job(job.id).await
+    });
+}
+
+#[tokio::test]
+async fn holes_in_a_spools_numbering_hold_nothing_up() {
+    let mut field = Field::new(&["attic"]).await;
+    let job = field.submit(split()).await;
+    let now = field.clock.now().wall;
+    field.probes[0].work(50, now);
+    field.quiet().await;
+    let batch = codec::encode(&Record::Batch({
+        let (id, (_, position)) = field.probes[0].leases.iter().next().map(|(id, held)| (*id, held.clone())).unwrap();
+        field.probes[0].batch(id, position, position + 10, now)
+    }));
+    // The disk lost numbers 2 to 9.
+    let stream = field.probes[0].stream;
+    field.event(0, &Event::Records { stream, after: 1, first: 10, records: vec![batch] });
+    field.quiet().await;
+    assert_eq!(field.service.job(job.id).await.unwrap().coverage.asked, 60);
+}
+
+#[tokio::test]
+async fn what_is_not_believed_is_kept_and_acknowledged() {
+    let mut field = Field::new(&["attic", "cellar"]).await;
+    let job = field.submit(split()).await;
+    let now = field.clock.now().wall;
+    let (foreign, (lease, _)) = field.probes[1].leases.iter().next().map(|(id, held)| (*id, held.clone())).unwrap();
+    let mine = *field.probes[0].leases.keys().next().unwrap();
+    let outside = field.probes[0].leases[&mine].0.to;
+    let stolen = field.probes[0].batch(foreign, lease.from, lease.from + 10, now);
+    let beyond = field.probes[0].batch(mine, outside - 5, outside + 5, now);
+    field.probes[0].append(&Record::Batch(stolen));
+    field.probes[0].append(&Record::Batch(beyond));
+    field.probes[0].append(&Record::JobRefused { job: JobId(1), reason: "which job?".into() });
+    field.probes[0].last += 1;
+    let last = field.probes[0].last;
+    field.probes[0].spool.insert(last, vec![1, 0xff, 0xff]);
+    field.quiet().await;
+    assert!(field.probes[0].spool.is_empty(), "they block nothing");
+    assert_eq!(field.service.job(job.id).await.unwrap().coverage.asked, 0);
+    let counts = field.service.rebuild().await.unwrap();
+    assert_eq!((counts.records, counts.batches), (4, 0));
+    field.finish(job.id).await;
+    assert_truth(&field.of_job(job.id).await);
+}
+
+#[tokio::test]
+async fn a_dead_probes_work_goes_to_another_and_its_late_results_count_once() {
+    let mut field = Field::new(&["attic", "cellar"]).await;
+    let job = field.submit(split()).await;
+    field.work(0, 200).await;
+    // It works on without a connection, and is not heard for longer than its lease.
+    field.lose(0).await;
+    let now = field.clock.now().wall;
+    field.probes[0].work(300, now);
+    for _ in 0..60 {
+        field.work(1, 200).await;
+        field.wait(Duration::from_secs(3)).await;
+    }
+    let done = field.service.job(job.id).await.unwrap();
+    assert_eq!((done.state, done.coverage.asked), (JobState::Done, 2560));
+    let before = field.of_job(job.id).await;
+    assert_truth(&before);
+    // What it found meanwhile comes late: kept as evidence, counted once.
+    field.connect(0).await;
+    assert!(field.probes[0].spool.is_empty() && field.probes[0].leases.is_empty());
+    assert_eq!(field.of_job(job.id).await, before);
+    assert_eq!(field.service.job(job.id).await.unwrap().coverage, done.coverage);
+    assert_eq!(field.service.rebuild().await.unwrap().rejected, 0);
+    assert_eq!(field.of_job(job.id).await, before);
+}
+
+#[tokio::test]
+async fn a_probe_that_comes_back_in_time_goes_on_where_it_was() {
+    let mut field = Field::new(&["attic"]).await;
+    let job = field.submit(split()).await;
+    field.work(0, 200).await;
+    field.lose(0).await;
+    // Nobody else could do it: even long after its lease the work waits for it.
+    for _ in 0..10 {
+        field.wait(Duration::from_secs(60)).await;
+    }
+    let now = field.clock.now().wall;
+    field.probes[0].work(100, now);
+    field.connect(0).await;
+    let done = field.finish(job.id).await;
+    assert_eq!(done.state, JobState::Done);
+    assert_eq!(field.probes[0].asked.len(), 2560, "nothing is asked twice");
+    assert_truth(&field.of_job(job.id).await);
+}
+
+#[tokio::test]
+async fn a_cancelled_job_keeps_what_was_done_and_says_what_was_not() {
+    let mut field = Field::new(&["attic", "cellar"]).await;
+    let job = field.submit(split()).await;
+    field.work(0, 200).await;
+    let view = field.service.cancel(job.id, "admin").await.unwrap();
+    assert_eq!(view.state, JobState::Cancelling);
+    field.service.cancel(job.id, "admin").await.unwrap();
+    field.quiet().await;
+    let over = field.service.job(job.id).await.unwrap();
+    assert_eq!((over.state, over.reason.as_deref()), (JobState::Cancelled, Some("cancelled by admin")));
+    assert_eq!((over.coverage.asked, over.coverage.not_reached), (2560, 2360));
+    assert!(over.coverage.adds_up());
+    assert!(field.probes.iter().all(|probe| probe.leases.is_empty()));
+    let error = field.service.cancel(job.id, "admin").await.unwrap_err();
+    assert!(error.to_string().contains("is over already"), "{error}");
+    // The same after a restart.
+    field.restart().await;
+    let again = field.service.job(job.id).await.unwrap();
+    assert_eq!((again.state, again.coverage), (over.state, over.coverage));
+}
+
+#[tokio::test]
+async fn a_lost_grant_is_sent_again() {
+    let mut field = Field::new(&["attic"]).await;
+    let request: JobRequest = serde_json::from_value(split()).unwrap();
+    let job = field.service.submit(request, "admin").await.unwrap().job.unwrap();
+    while field.outbox.try_recv().is_ok() {}
+    field.quiet().await;
+    assert!(field.probes[0].leases.is_empty());
+    for _ in 0..8 {
+        field.wait(Duration::from_secs(2)).await;
+    }
+    assert!(!field.probes[0].leases.is_empty());
+    let done = field.finish(job.id).await;
+    assert_eq!(done.state, JobState::Done);
+}
+
+#[tokio::test]
+async fn a_deadline_stops_a_job() {
+    let mut field = Field::new(&["attic"]).await;
+    let mut request = split();
+    request["deadline_seconds"] = 60.into();
+    let job = field.submit(request).await;
+    field.work(0, 200).await;
+    for _ in 0..40 {
+        field.wait(Duration::from_secs(3)).await;
+    }
+    let over = field.service.job(job.id).await.unwrap();
+    assert_eq!((over.state, over.reason.as_deref()), (JobState::Failed, Some("its deadline passed before the end")));
+    assert_eq!((over.coverage.asked, over.coverage.not_reached), (2560, 2360));
+}
+
+#[tokio::test]
+async fn a_job_waits_for_a_probe_that_can_do_it_and_says_what_is_missing() {
+    let mut field = Field::new(&["attic"]).await;
+    field.lose(0).await;
+    let job = field.submit(split()).await;
+    assert_eq!((job.state, job.reason.as_deref()), (JobState::Pending, Some("no probe can work on it now (attic: it is offline)")));
+    field.connect(0).await;
+    assert_eq!(field.service.job(job.id).await.unwrap().state, JobState::Running);
+    assert_eq!(field.finish(job.id).await.state, JobState::Done);
+}
+
+#[tokio::test]
+async fn a_refused_job_ends_with_the_reason() {
+    let mut field = Field::new(&["attic"]).await;
+    let job = field.submit(split()).await;
+    field.probes[0].leases.clear();
+    field.probes[0].append(&Record::JobRefused { job: job.id, reason: "the site's policy forbids scans".into() });
+    field.quiet().await;
+    let over = field.service.job(job.id).await.unwrap();
+    assert_eq!(over.state, JobState::Failed);
+    assert!(over.reason.as_ref().unwrap().contains("the site's policy forbids scans"), "{:?}", over.reason);
+    assert_eq!((over.coverage.asked, over.coverage.not_reached), (2560, 2560));
+}
+
+#[tokio::test]
+async fn a_rebuild_changes_nothing() {
+    let mut field = Field::new(&["attic", "cellar"]).await;
+    let first = field.submit(split()).await;
+    field.work(0, 200).await;
+    let second = field.submit(serde_json::json!({ "targets": ["198.18.0.0/26"], "ports": "5-20", "technique": "connect" })).await;
+    field.finish(first.id).await;
+    field.finish(second.id).await;
+    let everything = async |field: &Field| {
+        let ledger = field.rows(ResultQuery::default()).await;
+        let views = [field.service.job(first.id).await.unwrap(), field.service.job(second.id).await.unwrap()];
+        (ledger, field.of_job(first.id).await, field.of_job(second.id).await, views.map(|view| (view.coverage, view.probes)))
+    };
+    let before = everything(&field).await;
+    let counts = field.service.rebuild().await.unwrap();
+    assert_eq!((counts.rejected, counts.ports as usize), (0, before.0.len()));
+    assert_eq!(everything(&field).await, before);
+    assert_eq!(field.service.rebuild().await.unwrap(), counts);
+    field.restart().await;
+    assert_eq!(everything(&field).await, before);
+}
+
+#[tokio::test]
+async fn the_status_tree_follows_the_fleet() {
+    let mut field = Field::new(&["attic", "cellar"]).await;
+    field.wait(Duration::from_secs(1)).await;
+    assert_eq!((field.fleet["summary"]["online"].as_u64(), field.fleet["probe/attic"]["state"].as_str()), (Some(2), Some("online")));
+    let job = field.submit(split()).await;
+    field.work(0, 200).await;
+    field.wait(Duration::from_secs(1)).await;
+    assert_eq!((field.fleet["summary"]["busy"].as_u64(), field.fleet["summary"]["jobs_running"].as_u64()), (Some(2), Some(1)));
+    assert_eq!(field.fleet["probe/attic"]["jobs"].as_str(), Some(job.id.to_string().as_str()));
+    field.lose(0).await;
+    field.wait(Duration::from_millis(500)).await;
+    let attic = &field.fleet["probe/attic"];
+    assert_eq!((attic["state"].as_str(), attic["reason"].as_str()), (Some("offline"), Some("its connection broke")));
+    assert_eq!(attic["online"].as_bool(), Some(false));
+    // An old will cannot mark the new session dead.
+    field.connect(0).await;
+    field.live(0, &Live::Death { session: SessionId(1), orderly: false });
+    field.wait(Duration::from_secs(1)).await;
+    assert_eq!(field.service.probe(&"attic".parse().unwrap()).await.unwrap().state, ProbeState::Busy);
+    assert_eq!(field.fleet["controller"]["state"].as_str(), Some("online"));
+}
+
+#[tokio::test]
+async fn a_revoked_probe_is_forgotten_by_the_plan() {
+    let mut field = Field::new(&["attic", "cellar"]).await;
+    let job = field.submit(split()).await;
+    field.work(0, 200).await;
+    let revoked = field.service.probe_revoke(&"attic".parse().unwrap(), "stolen").await.unwrap();
+    assert_eq!((revoked.state, revoked.reason.as_str()), (ProbeState::Revoked, "revoked: stolen"));
+    assert_eq!(field.service.probe_roles(&"attic".parse().unwrap()), None);
+    field.probes[0].connected = false;
+    let done = field.finish(job.id).await;
+    assert_eq!((done.state, done.coverage.asked), (JobState::Done, 2560));
+    assert_truth(&field.of_job(job.id).await);
+}
+
+#[tokio::test]
+async fn serials_rise_across_restarts_and_clock_steps() {
+    let mut field = Field::new(&["attic"]).await;
+    let before = field.probes[0].serials.own;
+    // The same wall-clock time, a fresh start: `down` judges every serial.
+    for _ in 0..3 {
+        field.restart().await;
+    }
+    assert!(field.probes[0].serials.own > before);
+    // The clock goes back by a year.
+    field.clock = Clock::manual(UnixMillis(1_758_000_000_000));
+    field.restart().await;
+    assert!(field.probes[0].welcomed);
+}

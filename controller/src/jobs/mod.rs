@@ -7,3 +7,5 @@ pub mod book;
 pub mod plan;
 pub mod ranges;
 pub mod submit;
+#[cfg(test)]
+mod tests;

@@ -930,3 +930,31 @@ impl Store for SqliteStore {
     }
 }
 
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn sqlite_keeps_the_contract() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("picket.db");
+        super::super::contract::suite(Arc::new(SqliteStore::open(&path).await.unwrap())).await;
+        let again = SqliteStore::open(&path).await.unwrap();
+        assert_eq!(again.probes().await.unwrap().len(), 2);
+    }
+
+    #[tokio::test]
+    async fn commits_are_on_the_disk_and_keys_are_checked() {
+        let dir = tempfile::tempdir().unwrap();
+        let store = SqliteStore::open(&dir.path().join("picket.db")).await.unwrap();
+        for (pragma, value) in [("synchronous", 2), ("foreign_keys", 1)] {
+            let row = sqlx::query(&format!("PRAGMA {pragma}")).fetch_one(&store.writer).await.unwrap();
+            assert_eq!(row.get::<i64, _>(0), value, "{pragma}");
+        }
+        let row = sqlx::query("PRAGMA journal_mode").fetch_one(&store.writer).await.unwrap();
+        assert_eq!(row.get::<String, _>(0), "wal");
+    }
+}

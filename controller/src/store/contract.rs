@@ -1,0 +1,242 @@
+//! What every database must do: one suite, run on each of them.
+
+use std::sync::Arc;
+
+use picket_wire::addr::parse_set;
+use picket_wire::ids::{JobId, LeaseId, ProbeId, StreamId};
+use picket_wire::job::{JobKind, JobSpec, Mode, Priority, ScanOptions, Technique};
+use picket_wire::policy::AddressPolicy;
+use picket_wire::result::{Coverage, State};
+use picket_wire::space::{Target, TargetSpace, TargetSpec};
+use picket_wire::units::UnixMillis;
+
+use super::*;
+use crate::fleet::registry::tests::{birth, record};
+
+fn job(number: u64) -> JobRecord {
+    let targets = TargetSpec { include: parse_set("198.18.0.0/28,2001:db8::/126").unwrap(), exclude: Default::default(), ports: Some("22,80,443".parse().unwrap()), seed: number };
+    JobRecord {
+        spec: JobSpec {
+            id: JobId(number),
+            kind: JobKind::Scan(ScanOptions { technique: Technique::Syn, attempts: 2 }),
+            targets,
+            mode: Mode::Split,
+            rate: None,
+            priority: Priority::Bulk,
+            deadline: Some(UnixMillis(99)),
+            policy: AddressPolicy::default(),
+        },
+        request: serde_json::from_value(serde_json::json!({ "targets": ["198.18.0.0/28"], "ports": "22", "technique": "syn" })).unwrap(),
+        summary: "198.18.0.0/28 ports 22".into(),
+        actor: "admin".into(),
+        whole: false,
+        state: JobState::Running,
+        reason: Some("why not".into()),
+        outcome: Some(Outcome::Cancelled("cancelled by admin".into())),
+        created: UnixMillis(1),
+        started: Some(UnixMillis(2)),
+        ended: None,
+        last_grant: 1,
+    }
+}
+
+fn lease() -> LeaseRecord {
+    LeaseRecord { number: 1, part: 0, probe: "attic".parse().unwrap(), span: Span { from: 0, to: 20 }, attempt: 0, expires: true, granted: UnixMillis(2), ended: None }
+}
+
+fn coverage(asked: u64) -> Coverage {
+    Coverage { asked, open: asked, packets: asked * 2, ..Coverage::default() }
+}
+
+fn raw(stream: i64, sequence: u64) -> RawRecord {
+    RawRecord { stream, sequence, received: UnixMillis(5), fate: Fate::Counted, reason: None, bytes: vec![1, 2, sequence as u8] }
+}
+
+/// Answers for the first `count` natural ranks, all of one state.
+fn projection(job: &JobRecord, probe: i64, stream: i64, first: u64, count: u64, state: State, seen: u64) -> Projection {
+    let space = TargetSpace::new(&job.spec.targets).unwrap();
+    let mut out = Projection::default();
+    for rank in first..first + count {
+        let Target { addr, port } = space.natural(rank).unwrap();
+        let answer = Observation { job: job.spec.id, rank, probe, state, rtt_us: 100 + rank, ttl: 60, seen: UnixMillis(seen) };
+        out.observations.push(answer);
+        out.ports.push(PortRow { site: "hq".parse().unwrap(), addr, port, answer });
+    }
+    out.batches.push(BatchRow {
+        lease: LeaseId { job: job.spec.id, grant: 1 },
+        part: 0,
+        span: Span { from: first, to: first + count },
+        probe,
+        stream,
+        sequence: 1,
+        started: UnixMillis(4),
+        took_ms: 1,
+        duplicates: 0,
+        coverage: coverage(count),
+    });
+    out
+}
+
+/// All that a database must do.
+pub(crate) async fn suite(store: Arc<dyn Store>) {
+    let store = store.as_ref();
+    numbers(store).await;
+    probes(store).await;
+    tokens_and_users(store).await;
+    jobs(store).await;
+    ingest(store).await;
+    pages(store).await;
+}
+
+async fn numbers(store: &dyn Store) {
+    assert_eq!(store.number("a").await.unwrap(), 0);
+    for (value, kept) in [(5, 5), (3, 5), (9, 9)] {
+        store.raise_number("a", value).await.unwrap();
+        assert_eq!(store.number("a").await.unwrap(), kept);
+    }
+    store.ping().await.unwrap();
+}
+
+async fn probes(store: &dyn Store) {
+    let now = UnixMillis(1000);
+    let mut probe = ProbeRecord { key: 0, standing: Standing::Invited, labels: vec!["roof".parse().unwrap()], ..record("attic") };
+    let token = EnrolToken { hash: [7; 32], expires: UnixMillis(2000), used: None };
+    probe.key = store.invite(&probe, &token).await.unwrap();
+    assert_eq!(store.enrol_token(probe.key).await.unwrap(), Some(token));
+    assert_eq!(store.probes().await.unwrap(), [probe.clone()]);
+
+    // Used up once, by the right hash, in time; and nothing of the rest happens otherwise.
+    let certificate = CertificateRecord { serial: "7f01".parse().unwrap(), not_after: UnixMillis(9000) };
+    probe.standing = Standing::Enrolled;
+    assert!(!store.enrol(&probe, &[8; 32], &certificate, now).await.unwrap());
+    assert!(!store.enrol(&probe, &[7; 32], &certificate, UnixMillis(2001)).await.unwrap());
+    assert_eq!(store.probes().await.unwrap()[0].standing, Standing::Invited);
+    assert!(store.enrol(&probe, &[7; 32], &certificate, now).await.unwrap());
+    assert!(!store.enrol(&probe, &[7; 32], &certificate, now).await.unwrap());
+    assert_eq!(store.enrol_token(probe.key).await.unwrap().unwrap().used, Some(now));
+    probe.certificate_expires = Some(UnixMillis(9000));
+    (probe.birth, probe.last_seen) = (Some(birth(3)), Some(UnixMillis(77)));
+    assert_eq!(store.put_probe(&probe).await.unwrap(), probe.key);
+    assert_eq!(store.probes().await.unwrap(), [probe.clone()]);
+
+    let gone = ProbeRecord { key: 0, ..record("cellar") };
+    let gone = ProbeRecord { key: store.invite(&gone, &token).await.unwrap(), ..gone };
+    let certificate = CertificateRecord { serial: "7f02".parse().unwrap(), not_after: UnixMillis(9000) };
+    assert!(store.enrol(&gone, &[7; 32], &certificate, now).await.unwrap());
+    assert!(store.revoked(now).await.unwrap().is_empty());
+    store.revoke(&ProbeRecord { standing: Standing::Revoked, reason: Some("stolen".into()), ..gone.clone() }).await.unwrap();
+    assert_eq!(store.revoked(now).await.unwrap(), ["7f02".parse().unwrap()]);
+    assert!(store.revoked(UnixMillis(9001)).await.unwrap().is_empty(), "an ended certificate needs no revocation");
+    assert_eq!(store.enrol_token(gone.key).await.unwrap(), None);
+}
+
+async fn tokens_and_users(store: &dyn Store) {
+    let token = ApiToken { name: "ci".into(), hash: [1; 32], scope: Scope::Operate, created: UnixMillis(1), expires: Some(UnixMillis(2)) };
+    assert!(store.add_api_token(&token).await.unwrap());
+    assert!(!store.add_api_token(&ApiToken { hash: [2; 32], ..token.clone() }).await.unwrap());
+    assert_eq!(store.api_tokens().await.unwrap(), [token]);
+    assert!(store.remove_api_token("ci").await.unwrap() && !store.remove_api_token("ci").await.unwrap());
+
+    let user = UserRecord { name: "wall".into(), hash: [1; 32], created: UnixMillis(1) };
+    store.put_user(&user).await.unwrap();
+    store.put_user(&UserRecord { hash: [2; 32], ..user.clone() }).await.unwrap();
+    assert_eq!(store.users().await.unwrap(), [UserRecord { hash: [2; 32], ..user }]);
+    assert!(store.remove_user("wall").await.unwrap() && !store.remove_user("wall").await.unwrap());
+}
+
+async fn jobs(store: &dyn Store) {
+    let attic: ProbeId = "attic".parse().unwrap();
+    let part = PartRecord { number: 0, probe: None, abandoned: None };
+    let changes = [
+        Change::Job(Box::new(job(10))),
+        Change::Part(JobId(10), part.clone()),
+        Change::Lease(JobId(10), lease()),
+        Change::Exclude(JobId(10), attic.clone(), "it refuses".into()),
+        Change::Job(Box::new(JobRecord { state: JobState::Done, ended: Some(UnixMillis(5)), outcome: None, ..job(11) })),
+    ];
+    store.apply(&changes).await.unwrap();
+    let stored = store.job(JobId(10)).await.unwrap().unwrap();
+    assert_eq!((stored.job, stored.parts, stored.leases), (job(10), vec![part.clone()], vec![lease()]));
+    assert_eq!(stored.exclusions, [(attic, "it refuses".to_owned())]);
+    assert_eq!(store.job(JobId(12)).await.unwrap(), None);
+    assert_eq!(store.active_jobs().await.unwrap().iter().map(|stored| stored.job.spec.id).collect::<Vec<_>>(), [JobId(10)]);
+
+    let ended = LeaseRecord { ended: Some(LeaseEnding { at: UnixMillis(6), how: "failed".into(), reason: Some("cut".into()) }), ..lease() };
+    store.apply(&[Change::Lease(JobId(10), ended.clone()), Change::Part(JobId(10), PartRecord { abandoned: Some("gone".into()), ..part })]).await.unwrap();
+    let stored = store.job(JobId(10)).await.unwrap().unwrap();
+    assert_eq!((stored.leases, stored.parts[0].abandoned.as_deref()), (vec![ended], Some("gone")));
+
+    let ids = async |states: &[JobState], before, limit| store.job_ids(states, before, limit).await.unwrap();
+    assert_eq!(ids(&[], None, 10).await, [JobId(11), JobId(10)]);
+    assert_eq!(ids(&[], Some(JobId(11)), 10).await, [JobId(10)]);
+    assert_eq!(ids(&[JobState::Done, JobState::Failed], None, 10).await, [JobId(11)]);
+    assert_eq!(ids(&[], None, 1).await, [JobId(11)]);
+    assert!(store.apply(&[Change::Lease(JobId(999), lease())]).await.is_err(), "a lease of no job");
+}
+
+async fn ingest(store: &dyn Store) {
+    let probe = store.probes().await.unwrap()[0].clone();
+    let stream = store.stream(probe.key, StreamId(u64::MAX - 3)).await.unwrap();
+    assert_eq!(stream.stored, 0);
+    assert_eq!(store.stream(probe.key, StreamId(u64::MAX - 3)).await.unwrap(), stream);
+    let first = Ingest {
+        records: vec![raw(stream.key, 1), raw(stream.key, 2)],
+        stored: vec![(stream.key, 2)],
+        losses: vec![(stream.key, 4, 400)],
+        projection: projection(&job(10), probe.key, stream.key, 0, 20, State::Open, 100),
+        changes: vec![Change::Job(Box::new(JobRecord { reason: Some("so".into()), ..job(10) }))],
+    };
+    store.ingest(&first).await.unwrap();
+    assert_eq!(store.stream(probe.key, StreamId(u64::MAX - 3)).await.unwrap().stored, 2);
+    let stored = store.job(JobId(10)).await.unwrap().unwrap();
+    assert_eq!(stored.covered, [(0, Span { from: 0, to: 20 })]);
+    assert_eq!((stored.coverage, stored.job.reason.as_deref()), (vec![(probe.id.clone(), coverage(20))], Some("so")));
+
+    // A name that is there already: nothing of the message is stored.
+    let again = Ingest {
+        records: vec![raw(stream.key, 3), raw(stream.key, 2)],
+        stored: vec![(stream.key, 3)],
+        projection: projection(&job(10), probe.key, stream.key, 20, 10, State::Open, 100),
+        ..Ingest::default()
+    };
+    assert!(store.ingest(&again).await.is_err());
+    assert_eq!(store.stream(probe.key, StreamId(u64::MAX - 3)).await.unwrap().stored, 2);
+    assert_eq!(store.job(JobId(10)).await.unwrap().unwrap().covered.len(), 1);
+}
+
+async fn pages(store: &dyn Store) {
+    let probe = store.probes().await.unwrap()[0].clone();
+    let all = ObservationQuery { job: JobId(10), ranks: None, columns: None, site: None, probe: None, state: None, after: None, limit: 100 };
+    let ranks = async |query: &ObservationQuery| store.observations(query).await.unwrap().iter().map(|found| found.answer.rank).collect::<Vec<_>>();
+    assert_eq!(ranks(&all).await, (0..20).collect::<Vec<_>>());
+    let found = &store.observations(&all).await.unwrap()[7];
+    assert_eq!((found.answer.rtt_us, found.answer.ttl, found.answer.state, &found.probe), (107, 60, State::Open, &probe.id));
+    assert_eq!(ranks(&ObservationQuery { after: Some((4, probe.key)), limit: 3, ..all.clone() }).await, [5, 6, 7]);
+    assert_eq!(ranks(&ObservationQuery { ranks: Some(vec![(2, 3), (18, 30)]), ..all.clone() }).await, [2, 3, 18, 19]);
+    assert_eq!(ranks(&ObservationQuery { columns: Some((3, vec![(1, 1)])), ..all.clone() }).await, [1, 4, 7, 10, 13, 16, 19]);
+    assert_eq!(ranks(&ObservationQuery { ranks: Some(vec![]), ..all.clone() }).await, [] as [u64; 0]);
+    assert_eq!(ranks(&ObservationQuery { state: Some(3), ..all.clone() }).await, [] as [u64; 0]);
+    assert_eq!(ranks(&ObservationQuery { site: Some("elsewhere".parse().unwrap()), ..all.clone() }).await, [] as [u64; 0]);
+    assert_eq!(ranks(&ObservationQuery { probe: Some(probe.id.clone()), limit: 1, ..all }).await, [0]);
+
+    let query = PortQuery { limit: 100, ..PortQuery::default() };
+    let ports = store.ports(&query).await.unwrap();
+    assert_eq!((ports.len(), ports[4].technique), (20, Technique::Syn));
+    let (addr, port) = (ports[4].row.addr, ports[4].row.port);
+    assert_eq!((addr.to_string().as_str(), port), ("198.18.0.1", Some(80)));
+    let after = PortQuery { after: Some(("hq".parse().unwrap(), addr, port)), limit: 1, ..query.clone() };
+    assert_eq!(store.ports(&after).await.unwrap(), [ports[5].clone()]);
+    let one = PortQuery { addrs: Some((addr, addr)), ports: Some(vec![(443, 443), (1, 22)]), ..query.clone() };
+    assert_eq!(store.ports(&one).await.unwrap().iter().map(|found| found.row.port).collect::<Vec<_>>(), [Some(22), Some(443)]);
+
+    // What was seen later wins, whatever comes first; of one moment, what comes last.
+    for (number, seen, state, wins) in [(20, 90, State::Closed, State::Open), (21, 100, State::Closed, State::Closed), (22, 110, State::Open, State::Open)] {
+        let later = job(number);
+        store.apply(&[Change::Job(Box::new(later.clone()))]).await.unwrap();
+        let projection = projection(&later, probe.key, 1, 0, 20, state, seen);
+        store.ingest(&Ingest { projection, ..Ingest::default() }).await.unwrap();
+        let ports = store.ports(&query).await.unwrap();
+        assert_eq!(ports.len(), 20);
+        assert!(ports.iter().all(|found| found.row.answer.state == wins), "{number}");
+    }
+}
