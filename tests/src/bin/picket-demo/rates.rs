@@ -1,5 +1,10 @@
 //! What each probe really sent, from captures made at the router, against what its interface may send.
+//!
+//! Counted against the limit is all that measuring costs: questions (SYNs and echo requests), the probe's searches for neighbours,
+//! and the resets by which its kernel answers open ports. Not counted is what the kernel sends on its own link to find out where
+//! its resets go; it is told beside.
 
+use std::collections::BTreeSet;
 use std::net::IpAddr;
 use std::time::Duration;
 
@@ -24,10 +29,14 @@ pub(crate) struct Sent {
     pub(crate) plan: ProbePlan,
     /// Questions: SYNs and echo requests.
     pub(crate) questions: u64,
-    /// When questions and the searches for neighbours passed, which are paced alike.
+    /// The probe's searches for neighbours: those before the first question to them.
+    searches: u64,
+    /// Whatever else went to the targets: the kernel's resets of half-open connections.
+    resets: u64,
+    /// When all of these passed.
     paced: Timing,
-    /// What else went to the targets: the kernel's resets of half-open connections.
-    others: u64,
+    /// The kernel's own searches for neighbours: those after a question to them.
+    kernel_searches: u64,
     /// Frames to what policy forbids.
     pub(crate) forbidden: u64,
     /// Questions to addresses that are no targets at all.
@@ -63,22 +72,35 @@ fn about(frame: &Frame<'_>, packet: Option<&Packet>) -> Option<IpAddr> {
 
 impl Sent {
     fn new(plan: ProbePlan, capture: &Capture, networks: &[Network], forbidden: Network) -> Self {
-        let mut sent = Self { plan, questions: 0, paced: Timing::default(), others: 0, forbidden: 0, astray: 0 };
+        let mut sent =
+            Self { plan, questions: 0, searches: 0, resets: 0, paced: Timing::default(), kernel_searches: 0, forbidden: 0, astray: 0 };
+        let mut asked = BTreeSet::new();
         let mut paced = Vec::new();
         for frame in capture.frames() {
             let packet = frame.packet();
             let Some(address) = about(&frame, packet.as_ref()) else { continue };
-            let question = packet.is_some_and(|packet| packet.is_syn() || packet.is_echo_request());
             let target = networks.iter().any(|network| network.contains(address));
             sent.forbidden += u64::from(forbidden.contains(address));
-            sent.questions += u64::from(question);
-            sent.astray += u64::from(question && !target);
+            let question = packet.is_some_and(|packet| packet.is_syn() || packet.is_echo_request());
             let search = packet.is_none_or(|packet| matches!(packet.content, Content::Icmp { kind: 135, .. }));
-            if question || (search && target) {
-                paced.push((frame.at, frame.length));
-            } else {
-                sent.others += u64::from(target);
+            sent.astray += u64::from(question && !target);
+            // The rest is its talk with its router.
+            if !question && !target {
+                continue;
             }
+            match (question, search) {
+                (true, _) => {
+                    asked.insert(address);
+                    sent.questions += 1;
+                }
+                (false, true) if asked.contains(&address) => {
+                    sent.kernel_searches += 1;
+                    continue;
+                }
+                (false, true) => sent.searches += 1,
+                (false, false) => sent.resets += 1,
+            }
+            paced.push((frame.at, frame.length));
         }
         sent.paced = Timing::new(paced);
         sent
@@ -100,26 +122,24 @@ impl Sent {
 
 /// A table for people.
 pub(crate) fn table(all: &[Sent]) -> Vec<String> {
-    let mut lines = vec![format!(
-        "{:<7} {:>8} {:>10} {:>10} {:>18} {:>18}",
-        "PROBE", "LIMIT", "QUESTIONS", "NEIGHBOURS", "MOST IN 100 ms", "MOST IN 1 s"
-    )];
+    let row = |cells: [&str; 7]| {
+        let [probe, limit, questions, searches, resets, tenth, second] = cells;
+        format!("{probe:<6} {limit:>7} {questions:>10} {searches:>9} {resets:>7} {tenth:>15} {second:>14}")
+    };
+    let mut lines = vec![row(["PROBE", "LIMIT", "QUESTIONS", "SEARCHES", "RESETS", "MOST IN 100 ms", "MOST IN 1 s"])];
     for sent in all {
-        let most = WINDOWS.map(|window| format!("{} of {}", count(sent.paced.peak(window).packets), count(sent.permitted(window))));
-        lines.push(format!(
-            "{:<7} {:>8} {:>10} {:>10} {:>18} {:>18}",
-            sent.plan.name,
-            format!("{}pps", sent.plan.limit),
-            count(sent.questions),
-            count(sent.paced.packets().saturating_sub(sent.questions)),
-            most[0],
-            most[1],
-        ));
+        let [tenth, second] =
+            WINDOWS.map(|window| format!("{} of {}", count(sent.paced.peak(window).packets), count(sent.permitted(window))));
+        let limit = format!("{}pps", sent.plan.limit);
+        let [questions, searches, resets] = [sent.questions, sent.searches, sent.resets].map(count);
+        lines.push(row([sent.plan.name, &limit, &questions, &searches, &resets, &tenth, &second]));
     }
-    let others: u64 = all.iter().map(|sent| sent.others).sum();
-    if others > 0 {
-        lines
-            .push(format!("beside these the probes' own kernels sent {} frames, resets of half-open connections above all", count(others)));
+    for sent in all.iter().filter(|sent| sent.kernel_searches > 0) {
+        lines.push(format!(
+            "({} more frames of {}'s kernel searched for neighbours to reset)",
+            count(sent.kernel_searches),
+            sent.plan.name
+        ));
     }
     lines
 }
@@ -160,7 +180,7 @@ mod tests {
     fn frames_are_told_apart_and_counted_against_the_limit() {
         let networks = ["198.18.10.0/26".parse().unwrap()];
         let forbidden = "198.18.10.60/30".parse().unwrap();
-        let plan = ProbePlan { name: "north", place: "", limit: 10 };
+        let plan = ProbePlan { name: "north", place: "", limit: 20 };
         let ms = 1_000_000;
         let mut frames = vec![
             (0, tcp([198, 18, 10, 1], 2)),
@@ -169,13 +189,16 @@ mod tests {
             (3 * ms, arp([198, 19, 1, 1])),
         ];
         let sent = Sent::new(plan, &capture(&frames), &networks, forbidden);
-        assert_eq!((sent.questions, sent.paced.packets(), sent.others, sent.forbidden, sent.astray), (1, 2, 1, 0, 0));
+        assert_eq!((sent.questions, sent.searches, sent.resets, sent.kernel_searches), (1, 1, 1, 0));
+        assert_eq!((sent.paced.packets(), sent.forbidden, sent.astray), (3, 0, 0));
         assert!(sent.faults().is_empty(), "{:?}", sent.faults());
         frames.push((4 * ms, tcp([198, 18, 10, 61], 2)));
         frames.push((5 * ms, tcp([198, 18, 11, 1], 2)));
         let sent = Sent::new(plan, &capture(&frames), &networks, forbidden);
         assert_eq!((sent.forbidden, sent.astray), (1, 1));
-        assert_eq!(sent.permitted(Duration::from_millis(100)), 2);
-        assert_eq!(sent.faults(), ["north sent 4 frames within 100ms, permitted are 2"]);
+        assert_eq!(sent.permitted(Duration::from_millis(100)), 3);
+        assert_eq!(sent.faults(), ["north sent 5 frames within 100ms, permitted are 3"]);
+        frames.push((6 * ms, arp([198, 18, 10, 1])));
+        assert_eq!(Sent::new(plan, &capture(&frames), &networks, forbidden).kernel_searches, 1);
     }
 }

@@ -41,7 +41,7 @@ impl Say {
 
     /// A line that a program printed.
     pub(crate) fn output(&self, text: &str) {
-        self.line(&format!("     {text}"));
+        self.line(format!("     {text}").trim_end());
     }
 
     /// A line that came by itself, beside the step: from the fleet's topics.

@@ -158,7 +158,8 @@ impl Stage {
         stop::check()?;
         say.command(place, command);
         let mut proc = self.place(place)?.spawn(&self.shell("demo", command))?;
-        let mut said = [Tail::new(proc.stdout_file()), Tail::new(proc.stderr_file())];
+        // What it says of its progress before what it prints at its end.
+        let mut said = [Tail::new(proc.stderr_file()), Tail::new(proc.stdout_file())];
         let start = Instant::now();
         loop {
             let ended = proc.try_wait()?;

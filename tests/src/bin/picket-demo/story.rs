@@ -207,7 +207,7 @@ impl Show<'_> {
     }
 
     fn discovery(&mut self) -> Result<()> {
-        self.say.step("Which hosts are there? A search by ICMP echo, shared between the probes");
+        self.say.step("Which hosts are there? A search by ICMP echo");
         let command = format!("picket discover {} --progress --limit {ROWS}", NETWORKS.join(" "));
         self.job(&command, "discovery", &[], false)
     }
@@ -220,7 +220,7 @@ impl Show<'_> {
 
     fn each_scan(&mut self) -> Result<()> {
         self.say.step("What does it look like from everywhere? A scan by each probe");
-        let command = format!("picket scan {} -p {} --mode each --progress --limit {ROWS}", NETWORKS.join(" "), join(&EACH_PORTS));
+        let command = format!("picket scan {} -p {} --mode each --progress --limit 5", NETWORKS.join(" "), join(&EACH_PORTS));
         self.job(&command, "scan from each vantage point", &EACH_PORTS, true)
     }
 
