@@ -115,7 +115,9 @@ impl FromStr for Listen {
             return Ok(Listen::At(address));
         }
         let port = text.strip_prefix(':').or(text.strip_prefix("*:")).unwrap_or(text);
-        if port.bytes().all(|b| b.is_ascii_digit()) && let Ok(port) = port.parse() {
+        if port.bytes().all(|b| b.is_ascii_digit())
+            && let Ok(port) = port.parse()
+        {
             return Ok(Listen::Everywhere(port));
         }
         Err(format!("`{text}` is not an address to listen on: use for example 198.18.0.1:8443, [2001:db8::1]:8443 or :8443"))
@@ -246,7 +248,11 @@ pub struct ServeArgs {
 impl Config {
     /// Reads all layers of the running process.
     pub fn load(args: &ServeArgs) -> Result<Self, ConfigError> {
-        Self::from_layers(args, Path::new(DEFAULT_FILE), std::env::vars_os().filter_map(|(k, v)| Some((k.into_string().ok()?, v.into_string().ok()?))))
+        Self::from_layers(
+            args,
+            Path::new(DEFAULT_FILE),
+            std::env::vars_os().filter_map(|(k, v)| Some((k.into_string().ok()?, v.into_string().ok()?))),
+        )
     }
 
     /// Reads all layers, with the default file and the environment given.
@@ -430,7 +436,9 @@ pub fn parse_duration(text: &str) -> Result<Duration, String> {
     };
     let number = number.parse::<u64>().ok();
     let total = milliseconds.zip(number).and_then(|(unit, number)| number.checked_mul(unit));
-    total.map(Duration::from_millis).ok_or_else(|| format!("`{text}` is not a duration: write a whole number with its unit, such as 30s, 5m or 2h"))
+    total
+        .map(Duration::from_millis)
+        .ok_or_else(|| format!("`{text}` is not a duration: write a whole number with its unit, such as 30s, 5m or 2h"))
 }
 
 fn within(text: &str, least: u64, most: u64) -> Result<Duration, String> {
@@ -537,7 +545,10 @@ mod tests {
     fn defaults_are_usable() {
         let config = load("", &[], &ServeArgs::default()).unwrap();
         assert_eq!(config.data, Path::new(DEFAULT_DATA));
-        assert_eq!((config.mqtt, config.api, config.dashboard), (Listen::Everywhere(8883), Listen::Everywhere(8443), Listen::Everywhere(8884)));
+        assert_eq!(
+            (config.mqtt, config.api, config.dashboard),
+            (Listen::Everywhere(8883), Listen::Everywhere(8443), Listen::Everywhere(8884))
+        );
         assert_eq!(config.policy, AddressPolicy::default());
         assert!(config.names.iter().next().is_some());
     }
@@ -545,7 +556,8 @@ mod tests {
     #[test]
     fn later_layers_win() {
         let file = "names = ['a.example']\n[api]\nlisten = '198.18.0.1:1'\n[mqtt]\nlisten = ':2'\n[policy]\nallow = ['198.18.0.0/15']\ndeny = '198.18.7.0/24'\n";
-        let environment = [("PICKET_API__LISTEN", "198.18.0.1:3"), ("PICKET_MQTT__LISTEN", ":4"), ("PICKET_TOKEN", "not for the service"), ("HOME", "/")];
+        let environment =
+            [("PICKET_API__LISTEN", "198.18.0.1:3"), ("PICKET_MQTT__LISTEN", ":4"), ("PICKET_TOKEN", "not for the service"), ("HOME", "/")];
         let args = ServeArgs { listen_api: Some("198.18.0.1:5".into()), ..ServeArgs::default() };
         let config = load(file, &environment, &args).unwrap();
         assert_eq!(config.api, "198.18.0.1:5".parse().unwrap());
@@ -557,14 +569,20 @@ mod tests {
 
     #[test]
     fn lists_in_the_environment_are_separated_by_commas() {
-        let config = load("", &[("PICKET_NAMES", "a.example, 198.18.0.1"), ("PICKET_POLICY__ALLOW", "198.18.0.0/15,2001:db8::/32")], &ServeArgs::default()).unwrap();
+        let config = load(
+            "",
+            &[("PICKET_NAMES", "a.example, 198.18.0.1"), ("PICKET_POLICY__ALLOW", "198.18.0.0/15,2001:db8::/32")],
+            &ServeArgs::default(),
+        )
+        .unwrap();
         assert_eq!(config.names.with_port(8443), ["a.example:8443", "198.18.0.1:8443"]);
         assert_eq!(config.policy.allow.len(), 2);
     }
 
     #[test]
     fn names_follow_the_listeners() {
-        let args = ServeArgs { listen_api: Some("198.18.0.1:1".into()), listen_mqtt: Some("[2001:db8::1]:2".into()), ..ServeArgs::default() };
+        let args =
+            ServeArgs { listen_api: Some("198.18.0.1:1".into()), listen_mqtt: Some("[2001:db8::1]:2".into()), ..ServeArgs::default() };
         let config = load("", &[], &args).unwrap();
         assert_eq!(config.names.with_port(9), ["198.18.0.1:9", "[2001:db8::1]:9"]);
     }

@@ -195,7 +195,10 @@ impl Controller {
         let lock = lock(&data)?;
         let now = OffsetDateTime::now_utc();
         let mut names = config.names.certificate();
-        [config.api, config.mqtt, config.dashboard].iter().filter_map(|listen| listen.address()).for_each(|address| names.add_address(address));
+        [config.api, config.mqtt, config.dashboard]
+            .iter()
+            .filter_map(|listen| listen.address())
+            .for_each(|address| names.add_address(address));
         let pki = Arc::new(Pki::open(&data, &names, now)?);
 
         let hooks = Arc::new(BrokerHooks::default());
@@ -206,18 +209,23 @@ impl Controller {
             limits: broker::Limits::default(),
         };
         // Nobody is admitted before the service is there, so an empty revocation list is good enough until then.
-        let broker = EmbeddedBroker::start(broker_config, &pki.server_tls(), &pki.crl(&[], now)?, Arc::clone(&hooks) as Arc<dyn Hooks>).await?;
+        let broker =
+            EmbeddedBroker::start(broker_config, &pki.server_tls(), &pki.crl(&[], now)?, Arc::clone(&hooks) as Arc<dyn Hooks>).await?;
         let broker = Arc::new(broker);
         let api_listener = config.api.bind().map_err(|source| ServeError::Listen { what: "the HTTPS API", listen: config.api, source })?;
-        let api_address = api_listener.local_addr().map_err(|source| ServeError::Listen { what: "the HTTPS API", listen: config.api, source })?;
+        let api_address =
+            api_listener.local_addr().map_err(|source| ServeError::Listen { what: "the HTTPS API", listen: config.api, source })?;
 
-        let service = Service::open(service_config(&config, api_address.port(), broker.fleet_addr().port()), Arc::clone(&pki), Clock::system()).await?;
+        let service =
+            Service::open(service_config(&config, api_address.port(), broker.fleet_addr().port()), Arc::clone(&pki), Clock::system())
+                .await?;
         let admin_token = service.ensure_admin_token().await?;
         hooks.connect(&service);
         let crl = current_crl(&pki, &service)?;
         broker.update_crl(&crl)?;
-        let api = api::Server::start(api_listener, pki.server_tls().api_server(&crl)?, api::router(service.clone()), api::Limits::default())
-            .map_err(|source| ServeError::Listen { what: "the HTTPS API", listen: config.api, source })?;
+        let api =
+            api::Server::start(api_listener, pki.server_tls().api_server(&crl)?, api::router(service.clone()), api::Limits::default())
+                .map_err(|source| ServeError::Listen { what: "the HTTPS API", listen: config.api, source })?;
         let api = Arc::new(api);
         let client = broker.client_addr();
         let hub_config = HubConfig { host: client.ip().to_string(), port: client.port(), keep_alive: HUB_KEEP_ALIVE };
@@ -236,7 +244,12 @@ impl Controller {
         };
         let controller = Self { data, admin_token, endpoints, service, broker, api, hub, care, _lock: lock };
         controller.write_endpoints(&controller.data.join(ENDPOINTS_FILE))?;
-        log::info!("ready: API {}, probes on port {}, dashboards on port {}", controller.endpoints.api, controller.endpoints.mqtt_port, controller.endpoints.dashboard_port);
+        log::info!(
+            "ready: API {}, probes on port {}, dashboards on port {}",
+            controller.endpoints.api,
+            controller.endpoints.mqtt_port,
+            controller.endpoints.dashboard_port
+        );
         Ok(controller)
     }
 
@@ -263,7 +276,8 @@ impl Controller {
     /// What an operator needs to go on.
     fn ready_block(&self) -> String {
         let public = self.endpoints.public.first().map(String::as_str).unwrap_or_default();
-        let connection = if self.data == Path::new(crate::config::DEFAULT_DATA) { String::new() } else { format!(" --data {}", self.data.display()) };
+        let connection =
+            if self.data == Path::new(crate::config::DEFAULT_DATA) { String::new() } else { format!(" --data {}", self.data.display()) };
         format!(
             "picket {} is ready\n\
              \x20 API         {public} (here {})\n\
@@ -307,7 +321,11 @@ async fn hub_connected(service: &Service) {
 
 /// Makes the data directory, for its owner alone.
 fn prepare(data: &Path) -> Result<(), ServeError> {
-    DirBuilder::new().recursive(true).mode(0o700).create(data).map_err(|source| ServeError::File { action: "make directory", path: data.to_owned(), source })
+    DirBuilder::new().recursive(true).mode(0o700).create(data).map_err(|source| ServeError::File {
+        action: "make directory",
+        path: data.to_owned(),
+        source,
+    })
 }
 
 /// Locks the data directory for as long as the file is open.
@@ -452,8 +470,12 @@ impl Hooks for BrokerHooks {
     fn event(&self, event: Event) {
         match event {
             Event::Connected { who, peer, .. } => log::info!("{who} connected from {peer}"),
-            Event::Disconnected { session } => log::info!("{session:?} ended"),
-            Event::TakenOver { old, peer, .. } => log::warn!("a second connection with one identity, from {peer}, took over {old:?}"),
+            Event::Disconnected { session } => {
+                log::info!("{} from {} is gone after {} s", session.principal, session.peer, session.age.as_secs())
+            }
+            Event::TakenOver { old, peer, .. } => {
+                log::warn!("{} came again from {peer}: the older connection, from {}, was cut", old.principal, old.peer);
+            }
             Event::Refused { peer, who, why } => match who {
                 Some(who) => log::warn!("refused {who} from {peer}: {why:?}"),
                 None => log::info!("refused a connection from {peer}: {why:?}"),

@@ -1,5 +1,7 @@
 //! The real programs: `picket serve` on free ports, and `picket` as its client, as an operator would use them on one machine.
 
+#![expect(clippy::unwrap_used, reason = "these are tests, their helpers included")]
+
 use std::io::{BufRead, BufReader};
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
@@ -26,7 +28,17 @@ fn picket() -> Command {
 
 fn serve(data: &Path) -> Command {
     let mut command = picket();
-    command.args(["serve", "--listen-mqtt", "127.0.0.1:0", "--listen-api", "127.0.0.1:0", "--listen-dashboard", "127.0.0.1:0", "--log-level", "warn"]);
+    command.args([
+        "serve",
+        "--listen-mqtt",
+        "127.0.0.1:0",
+        "--listen-api",
+        "127.0.0.1:0",
+        "--listen-dashboard",
+        "127.0.0.1:0",
+        "--log-level",
+        "warn",
+    ]);
     command.env("PICKET_POLICY__ALLOW", "198.18.0.0/15").arg("--data").arg(data);
     command
 }
@@ -217,9 +229,15 @@ fn a_wrong_start_says_what_is_wrong() {
     let taken = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
     let address = taken.local_addr().unwrap().to_string();
     let mut command = picket();
-    command.args(["serve", "--listen-mqtt", "127.0.0.1:0", "--listen-dashboard", "127.0.0.1:0", "--listen-api", &address]).arg("--data").arg(dir.path().join("picket"));
+    command
+        .args(["serve", "--listen-mqtt", "127.0.0.1:0", "--listen-dashboard", "127.0.0.1:0", "--listen-api", &address])
+        .arg("--data")
+        .arg(dir.path().join("picket"));
     let output = failed(&command.output().unwrap());
-    assert!(output.0 == 1 && output.1.contains(&format!("listen on {address} for the HTTPS API")) && output.1.contains("hint: "), "{output:?}");
+    assert!(
+        output.0 == 1 && output.1.contains(&format!("listen on {address} for the HTTPS API")) && output.1.contains("hint: "),
+        "{output:?}"
+    );
     let file = dir.path().join("controller.toml");
     std::fs::write(&file, "[api]\nlissen = ':1'\n").unwrap();
     let output = failed(&picket().arg("serve").arg("--config").arg(&file).output().unwrap());

@@ -45,7 +45,11 @@ pub(super) async fn tokens(State(api): State<Api>) -> Result<Json<Page<TokenView
     Ok(Json(Page { items: api.service.tokens().await?, next: None }))
 }
 
-pub(super) async fn token_revoke(State(api): State<Api>, Extension(bearer): Extension<Bearer>, Name(name): Name) -> Result<StatusCode, ApiError> {
+pub(super) async fn token_revoke(
+    State(api): State<Api>,
+    Extension(bearer): Extension<Bearer>,
+    Name(name): Name,
+) -> Result<StatusCode, ApiError> {
     api.service.token_revoke(&name).await?;
     log::info!("{} revoked token {name:?}", bearer.name);
     Ok(StatusCode::NO_CONTENT)
@@ -65,7 +69,11 @@ pub(super) async fn users(State(api): State<Api>) -> Result<Json<Page<DashboardU
     Ok(Json(Page { items: api.service.dashboard_users().await?, next: None }))
 }
 
-pub(super) async fn user_remove(State(api): State<Api>, Extension(bearer): Extension<Bearer>, Name(name): Name) -> Result<StatusCode, ApiError> {
+pub(super) async fn user_remove(
+    State(api): State<Api>,
+    Extension(bearer): Extension<Bearer>,
+    Name(name): Name,
+) -> Result<StatusCode, ApiError> {
     api.service.dashboard_user_remove(&name).await?;
     log::info!("{} removed dashboard user {name:?}", bearer.name);
     Ok(StatusCode::NO_CONTENT)

@@ -38,7 +38,9 @@ async fn bearer(api: &Api, headers: &HeaderMap, needed: Scope) -> Result<Bearer,
     let bearer = match api.service.token_verify(token).await {
         Ok(bearer) => bearer,
         Err(ServiceError::Forbidden(_) | ServiceError::NotFound { .. } | ServiceError::InvalidInput { .. }) => {
-            return Err(ApiError::unauthenticated("the token is not known here: it is mistyped, revoked, expired or of another controller"));
+            return Err(ApiError::unauthenticated(
+                "the token is not known here: it is mistyped, revoked, expired or of another controller",
+            ));
         }
         Err(error) => return Err(error.into()),
     };

@@ -62,5 +62,6 @@ impl Replays {
 pub(super) fn key(headers: &HeaderMap) -> Result<Option<String>, ApiError> {
     let Some(value) = headers.get(HEADER) else { return Ok(None) };
     let text = value.to_str().ok().filter(|text| !text.is_empty() && text.len() <= KEY_MAX && text.bytes().all(|b| b.is_ascii_graphic()));
-    text.map(|text| Some(text.to_owned())).ok_or_else(|| ApiError::input(HEADER, format!("1 to {KEY_MAX} visible ASCII characters are expected")))
+    text.map(|text| Some(text.to_owned()))
+        .ok_or_else(|| ApiError::input(HEADER, format!("1 to {KEY_MAX} visible ASCII characters are expected")))
 }

@@ -107,7 +107,8 @@ pub(super) struct ShowQuery {
 
 pub(super) async fn show(State(api): State<Api>, name: Name, Parameters(query): Parameters<ShowQuery>) -> Result<Json<JobView>, ApiError> {
     let id: JobId = name.parse()?;
-    let since = query.since.as_deref().map(|text| text.parse::<u64>().map_err(|_| ApiError::input("since", format!("`{text}` is not a version"))));
+    let since =
+        query.since.as_deref().map(|text| text.parse::<u64>().map_err(|_| ApiError::input("since", format!("`{text}` is not a version"))));
     let wait = query.wait.as_deref().map(|text| parse_duration(text).map_err(|reason| ApiError::input("wait", reason))).transpose()?;
     let job = match since.transpose()? {
         Some(since) => api.service.wait_job(id, since, wait.unwrap_or_default().min(WAIT_MAX)).await?,

@@ -33,7 +33,11 @@ pub(super) struct ResultsQuery {
     limit: Option<String>,
 }
 
-pub(super) async fn list(State(api): State<Api>, headers: HeaderMap, Parameters(query): Parameters<ResultsQuery>) -> Result<Response, ApiError> {
+pub(super) async fn list(
+    State(api): State<Api>,
+    headers: HeaderMap,
+    Parameters(query): Parameters<ResultsQuery>,
+) -> Result<Response, ApiError> {
     let selected = Selected::new(&query)?;
     if wants_lines(&headers) {
         return lines(api, selected).await;
@@ -97,7 +101,9 @@ impl Selected {
 
 fn wants_lines(headers: &HeaderMap) -> bool {
     let accepted = headers.get_all(header::ACCEPT).iter().filter_map(|value| value.to_str().ok());
-    accepted.flat_map(|value| value.split(',')).any(|kind| kind.split(';').next().is_some_and(|kind| kind.trim().eq_ignore_ascii_case(NDJSON)))
+    accepted
+        .flat_map(|value| value.split(','))
+        .any(|kind| kind.split(';').next().is_some_and(|kind| kind.trim().eq_ignore_ascii_case(NDJSON)))
 }
 
 /// All rows from the cursor on. The first page is read before the answer begins, so that a wrong query is still an error; a

@@ -29,7 +29,7 @@ pub struct Limits {
     pub handshake_timeout: Duration,
     /// Time for the head of a request, and between two of them. Default 60 s.
     pub head_timeout: Duration,
-    /// How long requests may go on after the end was asked for. Default 5 s.
+    /// How long requests may go on after the end was asked for. Default 2 s.
     pub shutdown: Duration,
 }
 
@@ -40,7 +40,7 @@ impl Default for Limits {
             connections_per_address: 256,
             handshake_timeout: Duration::from_secs(10),
             head_timeout: Duration::from_secs(60),
-            shutdown: Duration::from_secs(5),
+            shutdown: Duration::from_secs(2),
         }
     }
 }

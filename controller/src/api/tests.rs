@@ -133,10 +133,13 @@ const RULES: [(&str, &str, &str); 19] = [
 #[tokio::test]
 async fn every_route_asks_for_its_scope() {
     let lab = Lab::new().await;
-    let mut listed: BTreeMap<(String, &str), &str> = RULES.iter().map(|(method, path, rule)| ((method.to_string(), *path), *rule)).collect();
+    let mut listed: BTreeMap<(String, &str), &str> =
+        RULES.iter().map(|(method, path, rule)| ((method.to_string(), *path), *rule)).collect();
     let ranks = ["read", "operate", "admin"];
     for route in routes() {
-        let rule = listed.remove(&(route.method.to_string(), route.path)).unwrap_or_else(|| panic!("{} {} is in no rule", route.method, route.path));
+        let rule = listed
+            .remove(&(route.method.to_string(), route.path))
+            .unwrap_or_else(|| panic!("{} {} is in no rule", route.method, route.path));
         let path = route.path.replace("{id}", "no-such-thing").replace("{name}", "no-such-thing");
         let answer = lab.send(lab.request(&route.method, &path, None).body(Body::empty()).unwrap()).await;
         if rule == "anybody" {
@@ -153,7 +156,12 @@ async fn every_route_asks_for_its_scope() {
             let may = ranks.iter().position(|s| *s == scope) >= ranks.iter().position(|s| *s == rule);
             assert_eq!(answer.status != 403, may, "{} {path} with scope {scope}: {}", route.method, answer.status);
             assert_ne!(answer.status, 401, "{} {path} with scope {scope}", route.method);
-            assert!(answer.status != 404 || answer.problem().detail.contains("no-such-thing"), "{} {path}: {}", route.method, answer.status);
+            assert!(
+                answer.status != 404 || answer.problem().detail.contains("no-such-thing"),
+                "{} {path}: {}",
+                route.method,
+                answer.status
+            );
         }
     }
     assert!(listed.is_empty(), "rules without a route: {listed:?}");
@@ -191,8 +199,14 @@ async fn every_error_is_a_problem_that_names_the_input() {
     note("job: wrong port", lab.post("/v1/jobs", "{\"targets\":[\"198.18.0.1\"],\"ports\":\"0-99999\",\"technique\":\"syn\"}").await);
     note("job: no ports", lab.post("/v1/jobs", "{\"targets\":[\"198.18.0.1\"],\"technique\":\"syn\"}").await);
     note("job: ports for echo", lab.post("/v1/jobs", "{\"targets\":[\"198.18.0.1\"],\"ports\":\"80\",\"technique\":\"echo\"}").await);
-    note("job: wrong rate", lab.post("/v1/jobs", "{\"targets\":[\"198.18.0.1\"],\"ports\":\"80\",\"technique\":\"syn\",\"rate\":\"500\"}").await);
-    note("job: attempts", lab.post("/v1/jobs", "{\"targets\":[\"198.18.0.1\"],\"ports\":\"80\",\"technique\":\"syn\",\"attempts\":11}").await);
+    note(
+        "job: wrong rate",
+        lab.post("/v1/jobs", "{\"targets\":[\"198.18.0.1\"],\"ports\":\"80\",\"technique\":\"syn\",\"rate\":\"500\"}").await,
+    );
+    note(
+        "job: attempts",
+        lab.post("/v1/jobs", "{\"targets\":[\"198.18.0.1\"],\"ports\":\"80\",\"technique\":\"syn\",\"attempts\":11}").await,
+    );
     note("wrong job id", lab.get("/v1/jobs/7").await);
     note("unknown job", lab.get("/v1/jobs/0000000000000007").await);
     note("wait without since", lab.get("/v1/jobs/0000000000000007?wait=1s").await);
@@ -234,7 +248,10 @@ async fn answers_carry_the_headers_that_browsers_need() {
 async fn a_submission_under_one_key_makes_one_job() {
     let lab = Lab::new().await;
     let submit = |key: &'static str, body: &'static str| {
-        let request = lab.request(&Method::POST, "/v1/jobs", lab.token("operate")).header("content-type", "application/json").header("idempotency-key", key);
+        let request = lab
+            .request(&Method::POST, "/v1/jobs", lab.token("operate"))
+            .header("content-type", "application/json")
+            .header("idempotency-key", key);
         lab.send(request.body(body.into()).unwrap())
     };
     let first = submit("k1", JOB).await;
@@ -281,7 +298,8 @@ async fn results_come_as_pages_and_as_lines() {
     let lab = Lab::new().await;
     let page: Page<crate::view::ResultRow> = lab.get("/v1/results?state=open,up&limit=10").await.json();
     assert!(page.items.is_empty() && page.next.is_none());
-    let request = lab.request(&Method::GET, "/v1/results", lab.token("read")).header(header::ACCEPT, "text/html, application/x-ndjson;q=0.9");
+    let request =
+        lab.request(&Method::GET, "/v1/results", lab.token("read")).header(header::ACCEPT, "text/html, application/x-ndjson;q=0.9");
     let lines = lab.send(request.body(Body::empty()).unwrap()).await;
     assert_eq!(lines.headers.get(header::CONTENT_TYPE).unwrap(), "application/x-ndjson");
     assert!(lines.body.is_empty());
@@ -299,9 +317,64 @@ async fn probes_users_and_tokens_come_and_go() {
     assert_eq!(lab.post("/v1/dashboard-users", r#"{"name":"grafana"}"#).await.status, 201);
     let users: Page<crate::service::DashboardUser> = lab.get("/v1/dashboard-users").await.json();
     assert_eq!(users.items.iter().map(|user| user.name.as_str()).collect::<Vec<_>>(), ["grafana"]);
-    let removed = lab.send(lab.request(&Method::DELETE, "/v1/dashboard-users/grafana", lab.token("admin")).body(Body::empty()).unwrap()).await;
+    let removed =
+        lab.send(lab.request(&Method::DELETE, "/v1/dashboard-users/grafana", lab.token("admin")).body(Body::empty()).unwrap()).await;
     assert_eq!(removed.status, 204);
     let tokens: Page<crate::service::TokenView> = lab.get("/v1/tokens").await.json();
     assert!(tokens.items.len() >= 3);
     assert!(lab.service.health().await.database.is_none());
+}
+
+/// The listener with bounds of its own, over a router that answers nothing but errors.
+fn server(limits: Limits) -> (tempfile::TempDir, Server) {
+    let dir = tempfile::tempdir().unwrap();
+    let now = OffsetDateTime::now_utc();
+    let pki = Pki::open(dir.path(), &Names::default(), now).unwrap();
+    let tls = pki.server_tls().api_server(&pki.crl(&[], now).unwrap()).unwrap();
+    let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    listener.set_nonblocking(true).unwrap();
+    let server = Server::start(listener, tls, Router::new(), limits).unwrap();
+    (dir, server)
+}
+
+/// Waits until the other side has hung up, whatever it says before.
+async fn hung_up(stream: &mut tokio::net::TcpStream) {
+    use tokio::io::AsyncReadExt;
+    let mut buffer = [0; 256];
+    while let Ok(1..) = stream.read(&mut buffer).await {}
+}
+
+#[tokio::test]
+async fn who_says_nothing_or_no_tls_is_hung_up_on() {
+    use tokio::io::AsyncWriteExt;
+    let (_dir, server) = server(Limits { handshake_timeout: std::time::Duration::from_millis(50), ..Limits::default() });
+    let mut silent = tokio::net::TcpStream::connect(server.address()).await.unwrap();
+    hung_up(&mut silent).await;
+    let mut plain = tokio::net::TcpStream::connect(server.address()).await.unwrap();
+    plain.write_all(b"GET /v1/health HTTP/1.1\r\n\r\n").await.unwrap();
+    hung_up(&mut plain).await;
+}
+
+#[tokio::test]
+async fn one_address_cannot_take_every_place() {
+    let (_dir, server) = server(Limits { connections_per_address: 2, ..Limits::default() });
+    let connect = || tokio::net::TcpStream::connect(server.address());
+    let (first, _second) = (connect().await.unwrap(), connect().await.unwrap());
+    hung_up(&mut connect().await.unwrap()).await;
+    // A place that is given back can be taken again; when that is seen is up to the server.
+    drop(first);
+    loop {
+        let mut again = connect().await.unwrap();
+        if tokio::time::timeout(std::time::Duration::from_millis(100), hung_up(&mut again)).await.is_err() {
+            break;
+        }
+    }
+}
+
+#[tokio::test]
+async fn the_end_does_not_wait_for_those_who_never_come_to_one() {
+    let (_dir, server) = server(Limits { shutdown: std::time::Duration::from_millis(50), ..Limits::default() });
+    let _idle = tokio::net::TcpStream::connect(server.address()).await.unwrap();
+    server.shutdown().await;
+    assert!(tokio::net::TcpStream::connect(server.address()).await.is_err());
 }

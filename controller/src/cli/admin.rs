@@ -73,7 +73,9 @@ pub(super) struct NameArgs {
 #[derive(Debug, clap::Subcommand)]
 pub(super) enum DashboardUserCommand {
     /// Make a user of the read-only MQTT listener, or a new password for one
-    #[command(after_help = "Example:\n  picket dashboard-user add grafana\n  mosquitto_sub -h CONTROLLER -p 8884 --cafile ca.pem -u grafana -P PASSWORD -v -t 'picket/v1/fleet/#'")]
+    #[command(
+        after_help = "Example:\n  picket dashboard-user add grafana\n  mosquitto_sub -h CONTROLLER -p 8884 --cafile ca.pem -u grafana -P PASSWORD -v -t 'picket/v1/fleet/#'"
+    )]
     Add(UserAddArgs),
     /// List the users
     #[command(after_help = "Example:\n  picket dashboard-user list")]
@@ -109,7 +111,11 @@ pub(super) async fn token(command: TokenCommand, context: &mut Context<'_>) -> R
                 context.json(&made)?;
             } else {
                 let until = made.view.expires.as_deref().map(|end| format!(" until {} UTC", format::moment(end))).unwrap_or_default();
-                context.note(format!("token {}, good for {}{until}; it is shown this once:", format::clean(&made.view.name), made.view.scope.as_str()));
+                context.note(format!(
+                    "token {}, good for {}{until}; it is shown this once:",
+                    format::clean(&made.view.name),
+                    made.view.scope.as_str()
+                ));
                 context.line(&made.token)?;
             }
         }

@@ -108,7 +108,8 @@ impl Client {
         let response = self.send(request).await?;
         let body = response.bytes().await.map_err(|error| self.unreachable(&error))?;
         serde_json::from_slice(&body).map_err(|error| {
-            Failure::new(Exit::Failure, format!("the answer of {} cannot be read: {error}", self.base)).hint("is its version the same as this program's?")
+            Failure::new(Exit::Failure, format!("the answer of {} cannot be read: {error}", self.base))
+                .hint("is its version the same as this program's?")
         })
     }
 
@@ -131,14 +132,19 @@ impl Client {
         }
         match serde_json::from_slice::<Problem>(&body) {
             Ok(problem) => Failure::problem(&problem),
-            Err(_) => Failure::new(Exit::Failure, format!("{} answered {status}", self.base)).hint("is this the API of a Picket controller?"),
+            Err(_) => {
+                Failure::new(Exit::Failure, format!("{} answered {status}", self.base)).hint("is this the API of a Picket controller?")
+            }
         }
     }
 
     fn unreachable(&self, error: &reqwest::Error) -> Failure {
         let cause = chain(error);
         let host = self.base.host_str().unwrap_or_default();
-        let failure = Failure::new(Exit::Unreachable, format!("cannot reach the controller at {}: {cause}", self.base.as_str().trim_end_matches('/')));
+        let failure = Failure::new(
+            Exit::Unreachable,
+            format!("cannot reach the controller at {}: {cause}", self.base.as_str().trim_end_matches('/')),
+        );
         let hint = if cause.contains("not valid for name") || cause.contains("NotValidForName") {
             format!("its certificate does not name `{host}`: use another name, or start it with `picket serve --name {host}`")
         } else if cause.contains("UnknownIssuer") || cause.contains("BadSignature") {
@@ -164,11 +170,9 @@ fn is_loopback(url: &Url) -> bool {
 
 fn tls(connection: &Connection) -> Result<rustls::ClientConfig, Failure> {
     let mut roots = rustls::RootCertStore::empty();
-    for certificate in CertificateDer::pem_slice_iter(&connection.ca_pem) {
+    for certificate in CertificateDer::pem_slice_iter(&connection.ca_pem).flatten() {
         // Whatever cannot be used is missing below.
-        if let Ok(certificate) = certificate {
-            let _ = roots.add(certificate);
-        }
+        let _ = roots.add(certificate);
     }
     if roots.is_empty() {
         return Err(Failure::usage(format!("{} holds no certificate", connection.ca_path.display()))

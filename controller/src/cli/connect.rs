@@ -80,8 +80,9 @@ impl ConnectArgs {
             (None, Some(token), _) => checked_token(&token, "PICKET_TOKEN")?,
             (None, None, Some(data)) => read_token(&data.join(ADMIN_TOKEN_FILE))?,
             (None, None, None) => {
-                return Err(Failure::new(Exit::Unauthorised, "no API token is given")
-                    .hint("use --token-file, PICKET_TOKEN_FILE or PICKET_TOKEN; `picket token add` on the controller's machine makes one"));
+                return Err(Failure::new(Exit::Unauthorised, "no API token is given").hint(
+                    "use --token-file, PICKET_TOKEN_FILE or PICKET_TOKEN; `picket token add` on the controller's machine makes one",
+                ));
             }
         };
         let ca_pem = std::fs::read(&ca).map_err(|error| unreadable("certificate authority", &ca, &error))?;
@@ -106,8 +107,10 @@ fn no_controller() -> Failure {
 fn local_api(data: &Path) -> Result<String, Failure> {
     let path = data.join(ENDPOINTS_FILE);
     let text = std::fs::read_to_string(&path).map_err(|error| match error.kind() {
-        std::io::ErrorKind::NotFound => Failure::new(Exit::Unreachable, format!("no controller has run with the data directory {}", data.display()))
-            .hint(format!("start it with `picket serve --data {}`, or name another one with --server", data.display())),
+        std::io::ErrorKind::NotFound => {
+            Failure::new(Exit::Unreachable, format!("no controller has run with the data directory {}", data.display()))
+                .hint(format!("start it with `picket serve --data {}`, or name another one with --server", data.display()))
+        }
         _ => unreadable("the controller's address", &path, &error),
     })?;
     let endpoints: Endpoints =
@@ -145,6 +148,8 @@ fn parse_server(text: &str) -> Result<reqwest::Url, Failure> {
         return Err(Failure::usage(format!("`{text}` is not encrypted: the API speaks HTTPS only")).hint(example));
     }
     let with_scheme = if text.contains("://") { text.to_owned() } else { format!("https://{text}") };
-    let url = reqwest::Url::parse(&with_scheme).ok().filter(|url| url.scheme() == "https" && url.has_host() && url.path() == "/" && url.query().is_none());
+    let url = reqwest::Url::parse(&with_scheme)
+        .ok()
+        .filter(|url| url.scheme() == "https" && url.has_host() && url.path() == "/" && url.query().is_none());
     url.ok_or_else(|| Failure::usage(format!("`{text}` is not the address of a controller")).hint(example))
 }

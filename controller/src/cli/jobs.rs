@@ -130,7 +130,7 @@ async fn list(args: ListArgs, context: &mut Context<'_>) -> Result<Exit, Failure
     Ok(Exit::Complete)
 }
 
-fn table(jobs: &[JobView]) -> Columns {
+pub(super) fn table(jobs: &[JobView]) -> Columns {
     use Align::{Left, Right};
     let heading = [("JOB", Left), ("STATE", Left), ("DONE", Right), ("FOUND", Right), ("CREATED", Left), ("WHAT", Left), ("NAME", Left)];
     let mut columns = Columns::new(&heading);
@@ -162,7 +162,7 @@ async fn show(args: JobArgs, context: &mut Context<'_>) -> Result<Exit, Failure>
     Ok(Exit::Complete)
 }
 
-fn shown(job: &JobView) -> String {
+pub(super) fn shown(job: &JobView) -> String {
     use Align::{Left, Right};
     let optional = |value: &Option<String>| value.as_deref().map(format::moment).unwrap_or_default();
     let mode = match job.mode {
@@ -182,13 +182,26 @@ fn shown(job: &JobView) -> String {
         ("ended", optional(&job.ended)),
         (
             "progress",
-            format!("{}% of {} targets{}", format::percent(job.coverage.asked, job.total), format::count(job.total), left.unwrap_or_default()),
+            format!(
+                "{}% of {} targets{}",
+                format::percent(job.coverage.asked, job.total),
+                format::count(job.total),
+                left.unwrap_or_default()
+            ),
         ),
         ("packets", format::count(job.coverage.packets)),
         ("coverage", format::coverage(&job.coverage)),
     ]);
     if !job.probes.is_empty() {
-        let heading = [("PROBE", Left), ("ASKED", Right), ("ANSWERED", Right), ("SILENT", Right), ("PACKETS", Right), ("LEASES", Right), ("LIMIT", Left)];
+        let heading = [
+            ("PROBE", Left),
+            ("ASKED", Right),
+            ("ANSWERED", Right),
+            ("SILENT", Right),
+            ("PACKETS", Right),
+            ("LEASES", Right),
+            ("LIMIT", Left),
+        ];
         let mut columns = Columns::new(&heading);
         for part in &job.probes {
             let c = &part.coverage;

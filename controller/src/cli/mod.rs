@@ -61,7 +61,9 @@ enum Command {
     /// on the first start.
     Serve(ServeArgs),
     /// Scan TCP ports
-    #[command(after_help = "Examples:\n  picket scan 198.18.0.0/24 -p 22,80,443\n  picket scan 2001:db8::/120 -p 1-1024 --rate 5kpps --probe attic --probe cellar\n  picket scan printer.example -p- --mode each --output ndjson > printer.ndjson")]
+    #[command(
+        after_help = "Examples:\n  picket scan 198.18.0.0/24 -p 22,80,443\n  picket scan 2001:db8::/120 -p 1-1024 --rate 5kpps --probe attic --probe cellar\n  picket scan printer.example -p- --mode each --output ndjson > printer.ndjson"
+    )]
     Scan(scan::ScanArgs),
     /// Find hosts by ICMP echo
     #[command(after_help = "Examples:\n  picket discover 198.18.0.0/24\n  picket discover 198.18.0.0/16 --exclude 198.18.7.0/24 --site hq")]
@@ -70,7 +72,9 @@ enum Command {
     #[command(subcommand)]
     Job(jobs::JobCommand),
     /// Show what was found
-    #[command(after_help = "Examples:\n  picket results --job 65f0c1d200a4b7e1\n  picket results --addr 198.18.0.0/24 --state open --output csv > open.csv")]
+    #[command(
+        after_help = "Examples:\n  picket results --job 65f0c1d200a4b7e1\n  picket results --addr 198.18.0.0/24 --state open --output csv > open.csv"
+    )]
     Results(results::ResultsArgs),
     /// Add, list, show and revoke probes
     #[command(subcommand)]

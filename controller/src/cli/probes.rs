@@ -14,7 +14,9 @@ use crate::view::{FleetSummary, ProbeInvited, ProbeRequest, ProbeState, ProbeVie
 #[derive(Debug, clap::Subcommand)]
 pub(super) enum ProbeCommand {
     /// Invite a probe: make the one-time token that enrols a box
-    #[command(after_help = "Example:\n  picket probe add attic --site hq --label top-floor\n\nThe token is printed on standard output, everything else on standard error:\n  picket probe add attic > attic.token")]
+    #[command(
+        after_help = "Example:\n  picket probe add attic --site hq --label top-floor\n\nThe token is printed on standard output, everything else on standard error:\n  picket probe add attic > attic.token"
+    )]
     Add(AddArgs),
     /// List the probes
     #[command(after_help = "Example:\n  picket probe list")]

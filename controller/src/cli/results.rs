@@ -149,7 +149,13 @@ pub(super) struct Shape {
 }
 
 /// Prints rows in the form that is wanted.
-pub(super) async fn print(client: &Client, query: Query, args: &OutputArgs, shape: &Shape, context: &mut Context<'_>) -> Result<(), Failure> {
+pub(super) async fn print(
+    client: &Client,
+    query: Query,
+    args: &OutputArgs,
+    shape: &Shape,
+    context: &mut Context<'_>,
+) -> Result<(), Failure> {
     match args.output {
         Output::Table => {
             let (rows, more) = first(client, query, args).await?;
@@ -187,7 +193,12 @@ pub(super) async fn json(client: &Client, query: Query, args: &OutputArgs, conte
 }
 
 /// Calls `take` for each row up to the limit; says whether there are more.
-async fn each(client: &Client, mut query: Query, args: &OutputArgs, take: impl FnMut(ResultRow) -> Result<(), Failure>) -> Result<bool, Failure> {
+async fn each(
+    client: &Client,
+    mut query: Query,
+    args: &OutputArgs,
+    take: impl FnMut(ResultRow) -> Result<(), Failure>,
+) -> Result<bool, Failure> {
     let states = args.states();
     if !states.is_empty() {
         query.push(("state", states.join(",")));
@@ -217,7 +228,12 @@ async fn first(client: &Client, query: Query, args: &OutputArgs) -> Result<(Vec<
     Ok((rows, more))
 }
 
-async fn pages(client: &Client, query: Query, mut left: usize, mut take: impl FnMut(ResultRow) -> Result<(), Failure>) -> Result<bool, Failure> {
+async fn pages(
+    client: &Client,
+    query: Query,
+    mut left: usize,
+    mut take: impl FnMut(ResultRow) -> Result<(), Failure>,
+) -> Result<bool, Failure> {
     let mut cursor: Option<String> = None;
     loop {
         let mut asked = query.clone();
@@ -353,7 +369,8 @@ mod tests {
     fn tables_are_sorted_and_harmless() {
         insta::assert_snapshot!(shown(rows(), true, false));
         insta::assert_snapshot!("table_over_jobs", shown(rows(), false, true));
-        let hosts = rows().into_iter().map(|row| ResultRow { port: None, state: "up".into(), reason: "echo-reply".into(), ..row }).collect();
+        let hosts =
+            rows().into_iter().map(|row| ResultRow { port: None, state: "up".into(), reason: "echo-reply".into(), ..row }).collect();
         insta::assert_snapshot!("table_of_hosts", shown(hosts, false, false));
         insta::assert_snapshot!("table_of_nothing", shown(Vec::new(), false, false));
     }

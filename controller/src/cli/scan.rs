@@ -129,7 +129,9 @@ fn target(text: &str) -> Result<String, String> {
 /// Dots, digits and letters, and the last label is no number, so that a mistyped address is not taken for a name.
 fn is_host_name(text: &str) -> bool {
     let last = text.trim_end_matches('.').rsplit('.').next().unwrap_or_default();
-    text.len() <= 253 && text.bytes().all(|b| b.is_ascii_alphanumeric() || matches!(b, b'-' | b'.' | b'_')) && last.bytes().any(|b| b.is_ascii_alphabetic())
+    text.len() <= 253
+        && text.bytes().all(|b| b.is_ascii_alphanumeric() || matches!(b, b'-' | b'.' | b'_'))
+        && last.bytes().any(|b| b.is_ascii_alphabetic())
 }
 
 fn deadline(text: &str) -> Result<u64, String> {

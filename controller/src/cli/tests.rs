@@ -41,7 +41,8 @@ fn every_example_is_understood() {
     examples(&command(), &mut found);
     assert!(found.len() > 15, "{found:?}");
     for line in found {
-        let line = line.split([';', '>']).next().unwrap_or_default().split("&&").next().unwrap_or_default().replace("'box was stolen'", "stolen");
+        let line =
+            line.split([';', '>']).next().unwrap_or_default().split("&&").next().unwrap_or_default().replace("'box was stolen'", "stolen");
         let args = std::iter::once("picket").chain(line.split_whitespace()).map(OsString::from);
         if let Err(error) = parse(args) {
             panic!("{line}: {error}");
@@ -98,7 +99,12 @@ fn wrong_input_is_refused_in_words() {
 
 #[test]
 fn names_and_addresses_are_told_apart() {
-    for line in ["scan printer.example -p 80", "scan host -p 80", "scan a-b.example. 2001:db8::/64,198.18.0.1-9 -p- --rate 5kpps", "--data /x scan 198.18.0.1 -p 1"] {
+    for line in [
+        "scan printer.example -p 80",
+        "scan host -p 80",
+        "scan a-b.example. 2001:db8::/64,198.18.0.1-9 -p- --rate 5kpps",
+        "--data /x scan 198.18.0.1 -p 1",
+    ] {
         assert!(refused(line).contains("understood"), "{}", refused(line));
     }
 }
@@ -116,7 +122,8 @@ fn connections_come_from_flags_or_from_the_data_directory() {
     let at = |name: &str| dir.path().join(name);
     let data = at("data");
     std::fs::create_dir(&data).unwrap();
-    let endpoints = Endpoints { api: "https://127.0.0.1:8443".into(), public: Vec::new(), mqtt_port: 1, api_port: 2, dashboard_port: 3, pid: 4 };
+    let endpoints =
+        Endpoints { api: "https://127.0.0.1:8443".into(), public: Vec::new(), mqtt_port: 1, api_port: 2, dashboard_port: 3, pid: 4 };
     std::fs::write(data.join(ENDPOINTS_FILE), serde_json::to_vec(&endpoints).unwrap()).unwrap();
     std::fs::write(data.join("admin.token"), "secret\n").unwrap();
     std::fs::write(data.join("ca.pem"), "pem").unwrap();
@@ -135,7 +142,12 @@ fn connections_come_from_flags_or_from_the_data_directory() {
         resolve(&server("ctl.example:8443"), &nowhere, None, dir.path()),
         resolve(&ConnectArgs { data: Some(nowhere.clone()), ..none.clone() }, &nowhere, None, dir.path()),
         resolve(&ConnectArgs { server: Some("https://a.example:8443".into()), ..none.clone() }, &nowhere, None, dir.path()),
-        resolve(&ConnectArgs { server: Some("https://a.example:8443".into()), ca: Some(data.join("ca.pem")), ..none.clone() }, &nowhere, None, dir.path()),
+        resolve(
+            &ConnectArgs { server: Some("https://a.example:8443".into()), ca: Some(data.join("ca.pem")), ..none.clone() },
+            &nowhere,
+            None,
+            dir.path(),
+        ),
         resolve(&ConnectArgs { ca: Some(data.join("ca.pem")), ..none.clone() }, &data, None, dir.path()),
         resolve(&ConnectArgs { ca: Some(at("no-ca.pem")), ..by_data.clone() }, &nowhere, None, dir.path()),
         resolve(&ConnectArgs { token_file: Some(at("empty")), ..by_data.clone() }, &nowhere, None, dir.path()),
@@ -166,6 +178,35 @@ fn numbers_are_for_people() {
     assert_eq!([rate(0.5), rate(4_950.0), rate(123_456.0)], ["0.5/s", "4950/s", "123.5k/s"]);
     assert_eq!([percent(999, 1000), percent(1000, 1000), percent(0, 0)], [99, 100, 100]);
     assert_eq!([moment("2026-11-21T10:00:00.123Z"), moment("2026-11-21T10:00:00Z")], ["2026-11-21 10:00:00", "2026-11-21 10:00:00"]);
-    let coverage_of = picket_wire::result::Coverage { asked: 1000, open: 4, closed: 1, silent: 900, refused: 90, not_reached: 5, ..Default::default() };
+    let coverage_of =
+        picket_wire::result::Coverage { asked: 1000, open: 4, closed: 1, silent: 900, refused: 90, not_reached: 5, ..Default::default() };
     assert_eq!(coverage(&coverage_of), "1,000 asked = 5 answered (4 open, 1 closed) + 900 silent + 90 refused by policy + 5 not reached");
+}
+
+fn job() -> crate::view::JobView {
+    serde_json::from_value(serde_json::json!({
+        "id": "65f0c1d200a4b7e1", "name": "nightly \u{7}", "state": "running", "reason": null, "summary": "198.18.0.0/24 ports 22,80",
+        "technique": "syn", "mode": "split", "created": "2026-11-21T10:00:00.123Z", "started": "2026-11-21T10:00:01Z", "ended": null,
+        "total": 512, "asked_so_far": 300, "rate": 1234.5, "seconds_left": 75, "version": 3,
+        "coverage": { "asked": 256, "up": 0, "open": 3, "closed": 200, "filtered": 1, "silent": 52, "refused": 0, "not_reached": 0, "packets": 310 },
+        "probes": [
+            { "probe": "attic", "leases": 2, "limit": "1kpps",
+              "coverage": { "asked": 256, "up": 0, "open": 3, "closed": 200, "filtered": 1, "silent": 52, "refused": 0, "not_reached": 0, "packets": 310 } },
+            { "probe": "cellar", "leases": 0, "limit": "5kpps",
+              "coverage": { "asked": 0, "up": 0, "open": 0, "closed": 0, "filtered": 0, "silent": 0, "refused": 0, "not_reached": 0, "packets": 0 } }
+        ]
+    }))
+    .unwrap()
+}
+
+#[test]
+fn a_job_as_people_see_it() {
+    let plan: crate::view::Plan = serde_json::from_value(serde_json::json!({
+        "addresses": 256, "targets": 512, "excluded": 4, "refused_by_policy": 2, "refusal_example": "10.1.1.1: denied: no `allow` rule holds it",
+        "packets_at_most": 1024, "seconds_about": 2, "probes": ["attic", "cellar"], "unfit": [{ "probe": "loft", "reason": "no raw socket" }],
+        "names": [{ "name": "printer.example", "addresses": ["198.18.0.9", "2001:db8::9"] }]
+    }))
+    .unwrap();
+    let shown = [jobs::shown(&job()), jobs::table(&[job()]).to_string(), progress::line(&job()), format::plan(&plan).join("\n")];
+    insta::assert_snapshot!(shown.join("\n\n"));
 }
