@@ -1,4 +1,4 @@
-//! Errors for people: the whole chain in one line, once.
+//! Errors for people: the whole chain in one line, once. Libraries that repeat the cause in their own text are not repeated.
 
 use std::error::Error;
 
@@ -7,8 +7,11 @@ pub fn chain(error: &dyn Error) -> String {
     let mut text = error.to_string();
     let mut source = error.source();
     while let Some(inner) = source {
-        text.push_str(": ");
-        text.push_str(&inner.to_string());
+        let cause = inner.to_string();
+        if !text.contains(&cause) {
+            text.push_str(": ");
+            text.push_str(&cause);
+        }
         source = inner.source();
     }
     text
