@@ -5,6 +5,7 @@ use std::fs::File;
 use std::io::{Read, Seek, SeekFrom};
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
+use std::process::ExitStatus;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
@@ -12,7 +13,7 @@ use picket_tests::lab::programs::Programs;
 use picket_tests::lab::site::{Segment, SegmentPlan, Site};
 use picket_tests::lab::target::Service;
 use picket_tests::lab::truth::{Mix, Network, TruthSpec};
-use picket_tests::lab::{Finished, Namespace, Proc, Run};
+use picket_tests::lab::{Namespace, Proc, Run};
 
 use crate::say::Say;
 use crate::stop;
@@ -154,21 +155,21 @@ impl Stage {
     }
 
     /// Prints a command, runs it to its end and prints what it says as it says it; `meanwhile` is called again and again.
-    pub(crate) fn run(&self, say: &Say, place: &str, command: &str, patience: Duration, mut meanwhile: impl FnMut()) -> Result<Finished> {
+    pub(crate) fn run(&self, say: &Say, place: &str, command: &str, patience: Duration, mut meanwhile: impl FnMut()) -> Result<ExitStatus> {
         stop::check()?;
         say.command(place, command);
-        let mut proc = self.place(place)?.spawn(&self.shell("demo", command))?;
-        // What it says of its progress before what it prints at its end.
-        let mut said = [Tail::new(proc.stderr_file()), Tail::new(proc.stdout_file())];
+        // Both outputs in one, in the order in which a terminal would show them.
+        let mut proc = self.place(place)?.spawn(&self.shell("demo", &format!("exec 2>&1; {command}")))?;
+        let mut said = Tail::new(proc.stdout_file());
         let start = Instant::now();
         loop {
             let ended = proc.try_wait()?;
-            for line in said.iter_mut().flat_map(Tail::lines) {
+            for line in said.lines() {
                 say.output(&line);
             }
             meanwhile();
             if let Some(status) = ended {
-                return Ok(Finished { status, stdout: proc.stdout(), stderr: proc.stderr() });
+                return Ok(status);
             }
             stop::check()?;
             if start.elapsed() > patience {

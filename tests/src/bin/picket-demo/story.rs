@@ -378,7 +378,7 @@ impl Show<'_> {
                 fleet.show(say);
             }
         })?;
-        Ok(ended.status.code().unwrap_or(-1))
+        Ok(ended.code().unwrap_or(-1))
     }
 
     /// Asks the controller for something as JSON.
