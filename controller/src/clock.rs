@@ -43,7 +43,10 @@ pub struct Clock(Source);
 enum Source {
     System(Instant),
     /// Milliseconds of Unix time; the monotonic clock counts from the same origin.
-    Manual { start: u64, now: Arc<AtomicU64> },
+    Manual {
+        start: u64,
+        now: Arc<AtomicU64>,
+    },
 }
 
 impl Clock {

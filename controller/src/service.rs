@@ -884,6 +884,11 @@ fn check_name(field: &'static str, name: &str) -> Result<(), ServiceError> {
     let good = |b: u8| b.is_ascii_alphanumeric() || matches!(b, b'-' | b'_' | b'.' | b'@');
     match (1..=64).contains(&name.len()) && name.bytes().all(good) {
         true => Ok(()),
-        false => Err(invalid(field, format!("`{}` is not a name: use 1 to 64 of letters, digits, `-`, `_`, `.` and `@`", name.escape_debug()))),
+        false => {
+            Err(invalid(field, format!("`{}` is not a name: use 1 to 64 of letters, digits, `-`, `_`, `.` and `@`", name.escape_debug())))
+        }
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -11,7 +11,7 @@
 //!
 //! **Invariant:** a document of something that is no longer there is cleared by an empty one.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use picket_wire::ids::ProbeId;
@@ -139,15 +139,16 @@ impl Publisher {
         self.offer("controller".to_owned(), json(&()), json(&controller), all, now, ALL_EVERY, &mut out);
         let timeless = FleetSummary { time: String::new(), ..summary.clone() };
         self.offer("summary".to_owned(), json(&timeless), json(summary), all, now, ALL_EVERY, &mut out);
-        let mut paths = vec!["controller".to_owned(), "summary".to_owned()];
+        let mut paths = BTreeSet::from(["controller".to_owned(), "summary".to_owned()]);
         for view in probes {
             let path = format!("probe/{}", view.id);
             let jobs: Vec<_> = view.jobs.iter().map(|job| job.job).collect();
-            let news = json(&(view.state, &view.reason, &view.since, &view.site, &view.labels, &view.roles, &view.version, jobs, &view.self_test));
+            let news =
+                json(&(view.state, &view.reason, &view.since, &view.site, &view.labels, &view.roles, &view.version, jobs, &view.self_test));
             self.offer(path.clone(), news, json(&probe_document(view)), all, now, NUMBERS_EVERY, &mut out);
-            paths.push(path);
+            paths.insert(path);
         }
-        let gone: Vec<String> = self.documents.keys().filter(|path| !paths.contains(path)).cloned().collect();
+        let gone: Vec<String> = self.documents.keys().filter(|path| !paths.contains(*path)).cloned().collect();
         for path in gone {
             self.documents.remove(&path);
             out.push((path, Vec::new()));
@@ -166,8 +167,18 @@ impl Publisher {
     }
 
     #[expect(clippy::too_many_arguments, reason = "one private call per document, all of them different")]
-    fn offer(&mut self, path: String, news: Vec<u8>, bytes: Vec<u8>, all: bool, now: Mono, numbers: Duration, out: &mut Vec<(String, Vec<u8>)>) {
-        let due = self.documents.get(&path).is_none_or(|last| all || last.news != news || (last.bytes != bytes && now.since(last.at) >= numbers));
+    fn offer(
+        &mut self,
+        path: String,
+        news: Vec<u8>,
+        bytes: Vec<u8>,
+        all: bool,
+        now: Mono,
+        numbers: Duration,
+        out: &mut Vec<(String, Vec<u8>)>,
+    ) {
+        let due =
+            self.documents.get(&path).is_none_or(|last| all || last.news != news || (last.bytes != bytes && now.since(last.at) >= numbers));
         if due {
             out.push((path.clone(), bytes.clone()));
             self.documents.insert(path, Published { news, bytes, at: now });

@@ -9,7 +9,7 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use picket_wire::event::{Birth, Heartbeat};
-use picket_wire::ids::{JobId, ProbeId, SessionId};
+use picket_wire::ids::{ProbeId, SessionId};
 use picket_wire::units::{PacketsPerSecond, UnixMillis};
 
 use crate::clock::{Mono, Now, rfc3339};
@@ -125,7 +125,9 @@ impl Registry {
 
     /// A session ends; `false` where it is not the one that is known.
     pub fn death(&mut self, id: &ProbeId, session: SessionId, orderly: bool, now: Now) -> bool {
-        let Some(current) = self.enrolled(id).and_then(|probe| probe.session.as_mut()).filter(|current| current.id == session) else { return false };
+        let Some(current) = self.enrolled(id).and_then(|probe| probe.session.as_mut()).filter(|current| current.id == session) else {
+            return false;
+        };
         current.ended = Some(orderly);
         self.judge(id, now);
         true
@@ -235,8 +237,12 @@ impl Registry {
 
     /// The fleet in a few numbers.
     pub fn summary(&self, jobs_running: u32, now: Now) -> FleetSummary {
-        let mut summary =
-            FleetSummary { jobs_running, version: env!("CARGO_PKG_VERSION").to_owned(), time: rfc3339(now.wall), ..FleetSummary::default() };
+        let mut summary = FleetSummary {
+            jobs_running,
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+            time: rfc3339(now.wall),
+            ..FleetSummary::default()
+        };
         for probe in self.probes.values() {
             let counter = match probe.state {
                 ProbeState::Online => &mut summary.online,
@@ -266,7 +272,9 @@ fn judge(probe: &Probe, patience: Patience, started: Mono, now: Mono) -> (ProbeS
     let Some(session) = &probe.session else {
         return match probe.record.last_seen {
             None => (ProbeState::Enrolled, "enrolled, never connected".to_owned()),
-            Some(_) if now.since(started) < patience.offline => (ProbeState::Offline, "not heard yet since the controller started".to_owned()),
+            Some(_) if now.since(started) < patience.offline => {
+                (ProbeState::Offline, "not heard yet since the controller started".to_owned())
+            }
             Some(_) => (ProbeState::Offline, "not heard since the controller started".to_owned()),
         };
     };
@@ -298,11 +306,6 @@ impl Probe {
     /// The session that is open.
     pub fn open_session(&self) -> Option<SessionId> {
         self.session.as_ref().filter(|session| session.ended.is_none()).map(|session| session.id)
-    }
-
-    /// Whether it works on a job.
-    pub fn works_on(&self, job: JobId) -> bool {
-        self.jobs.iter().any(|held| held.job == job)
     }
 
     /// It as people see it.

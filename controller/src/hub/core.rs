@@ -10,13 +10,13 @@ use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::sync::Arc;
 use std::time::Duration;
 
+use picket_wire::codec;
 use picket_wire::command::Command;
 use picket_wire::envelope::{self, Audience, Contents};
 use picket_wire::event::{Birth, Event, Heartbeat, LeaseStatus, Live};
 use picket_wire::ids::{JobId, LeaseId, ProbeId, Role, SessionId, StreamId};
 use picket_wire::result::{LeaseEnd, Record, ResultBatch};
 use picket_wire::topic::Topic;
-use picket_wire::codec;
 use tokio::sync::mpsc;
 
 use super::serial::SerialClock;
@@ -231,7 +231,9 @@ impl Core {
                 }
             },
             Topic::ProbeEvt(id) => match codec::decode(&inbound.payload) {
-                Ok(Event::Records { stream, after, first, records }) => Message::Records(Records { probe: id, stream, after, first, records }),
+                Ok(Event::Records { stream, after, first, records }) => {
+                    Message::Records(Records { probe: id, stream, after, first, records })
+                }
                 Ok(Event::Heartbeat(beat)) => Message::Heartbeat(id, beat),
                 Ok(Event::NeedJob { job }) => Message::NeedJob(id, job),
                 Err(error) => {
@@ -284,7 +286,8 @@ impl Core {
                 stored: stream.stored,
             },
         );
-        let stopping: BTreeSet<JobId> = leases.iter().map(|lease| lease.job).filter(|job| self.jobs.get(job).is_some_and(Job::is_stopping)).collect();
+        let stopping: BTreeSet<JobId> =
+            leases.iter().map(|lease| lease.job).filter(|job| self.jobs.get(job).is_some_and(Job::is_stopping)).collect();
         for job in stopping {
             self.cancel_at(id, job, now);
         }
@@ -572,7 +575,8 @@ impl Core {
         let now = self.clock.now().wall;
         let job = self.jobs.get_mut(&lease.job).ok_or_else(unknown)?;
         let held = job.leases.get(&lease.grant).filter(|held| held.probe == *probe).ok_or_else(unknown)?;
-        let covered = job.parts.iter().find(|book| book.record.number == held.part).is_some_and(|book| book.covered.missing(held.span).is_empty());
+        let covered =
+            job.parts.iter().find(|book| book.record.number == held.part).is_some_and(|book| book.covered.missing(held.span).is_empty());
         let (how, reason) = match end {
             LeaseEnd::Done if covered => ("done", None),
             // A probe that is done with less than all of its range would be given the same again and again.
@@ -891,7 +895,11 @@ impl Core {
         for job in self.jobs.values().filter(|job| !job.is_final()) {
             let mut asked: BTreeMap<&ProbeId, (u64, u64)> = BTreeMap::new();
             for lease in job.alive() {
-                let sent = job.notes.get(&lease.number).and_then(|notes| notes.status).map_or(0, |status| status.sent.saturating_sub(lease.span.from));
+                let sent = job
+                    .notes
+                    .get(&lease.number)
+                    .and_then(|notes| notes.status)
+                    .map_or(0, |status| status.sent.saturating_sub(lease.span.from));
                 let sum = asked.entry(&lease.probe).or_default();
                 *sum = (sum.0 + sent.min(lease.span.len()), sum.1 + lease.span.len());
             }

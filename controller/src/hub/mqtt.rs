@@ -10,7 +10,10 @@ use std::time::Duration;
 
 use picket_wire::codec::MESSAGE_MAX;
 use picket_wire::topic::Filter;
-use rumqttc::{AsyncClient, ConnectionError, EventLoop, Event, MqttOptions, Packet, PublishOptions, QoS, SubscribeReasonCode, TlsConfiguration, Transport};
+use rumqttc::{
+    AsyncClient, ConnectionError, Event, EventLoop, MqttOptions, Packet, PublishOptions, QoS, SubscribeReasonCode, TlsConfiguration,
+    Transport,
+};
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinHandle;
 use tokio::time::MissedTickBehavior;

@@ -109,7 +109,9 @@ impl Probe {
 
     /// Asks the next positions of its first lease and spools the outcome.
     fn work(&mut self, amount: u64, now: UnixMillis) {
-        let Some((id, (lease, position))) = self.leases.iter().find(|(id, _)| self.jobs.contains_key(&id.job)).map(|(id, held)| (*id, held.clone())) else {
+        let Some((id, (lease, position))) =
+            self.leases.iter().find(|(id, _)| self.jobs.contains_key(&id.job)).map(|(id, held)| (*id, held.clone()))
+        else {
             return;
         };
         let to = (position + amount).min(lease.to);
@@ -172,7 +174,8 @@ impl Probe {
                 }
             }
             Command::Cancel { job } => {
-                let held: Vec<(LeaseId, u64)> = self.leases.iter().filter(|(id, _)| id.job == job).map(|(id, held)| (*id, held.1)).collect();
+                let held: Vec<(LeaseId, u64)> =
+                    self.leases.iter().filter(|(id, _)| id.job == job).map(|(id, held)| (*id, held.1)).collect();
                 for (lease, position) in held {
                     self.end(lease, position, LeaseEnd::Cancelled);
                 }
@@ -275,7 +278,8 @@ impl Field {
     async fn quiet(&mut self) {
         loop {
             for index in 0..self.probes.len() {
-                if self.probes[index].connected && self.probes[index].welcomed
+                if self.probes[index].connected
+                    && self.probes[index].welcomed
                     && let Some(event) = self.probes[index].records()
                 {
                     self.event(index, &event);

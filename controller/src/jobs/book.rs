@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use picket_wire::event::LeaseStatus;
 use picket_wire::ids::{JobId, LeaseId, ProbeId};
-use picket_wire::job::{JobKind, Lease, Mode, Priority, ScanOptions};
+use picket_wire::job::{JobKind, Lease, Mode, ScanOptions};
 use picket_wire::result::Coverage;
 use picket_wire::space::{SpaceError, TargetSpace};
 use picket_wire::units::{PacketsPerSecond, UnixMillis};
@@ -22,8 +22,6 @@ use crate::view::{JobProbe, JobState, JobView};
 
 /// The rate shown is that of the last so many seconds.
 const RATE_WINDOW: Duration = Duration::from_secs(10);
-/// Leases of one range that may fail without their probe being excluded.
-const ATTEMPT_MAX: u16 = u16::MAX;
 
 /// A part of a job.
 #[derive(Debug, Clone)]
@@ -168,19 +166,11 @@ impl Job {
     /// Enters a lease.
     pub fn grant(&mut self, part: u32, probe: &ProbeId, span: Span, expires: Option<Mono>, now: Now) -> (u32, Vec<Change>) {
         let before = self.leases.values().filter(|lease| lease.part == part && lease.span.overlaps(span));
-        let attempt = before.map(|lease| lease.attempt.saturating_add(1)).max().unwrap_or(0).min(ATTEMPT_MAX);
+        let attempt = before.map(|lease| lease.attempt.saturating_add(1)).max().unwrap_or(0);
         self.record.last_grant += 1;
         let number = self.record.last_grant;
-        let lease = LeaseRecord {
-            number,
-            part,
-            probe: probe.clone(),
-            span,
-            attempt,
-            expires: expires.is_some(),
-            granted: now.wall,
-            ended: None,
-        };
+        let lease =
+            LeaseRecord { number, part, probe: probe.clone(), span, attempt, expires: expires.is_some(), granted: now.wall, ended: None };
         self.leases.insert(number, lease.clone());
         self.notes.insert(number, LeaseNotes { expires, status: None, sent: Some(now.mono) });
         if self.record.started.is_none() {
@@ -387,10 +377,5 @@ impl Job {
             probes: names.into_iter().map(probe).collect(),
             version: self.version,
         }
-    }
-
-    /// Whether somebody waits for it.
-    pub fn is_interactive(&self) -> bool {
-        self.record.spec.priority == Priority::Interactive
     }
 }

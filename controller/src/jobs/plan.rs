@@ -263,7 +263,9 @@ pub fn plan(jobs: &[Work], workers: &[Worker], now: Mono, limits: Limits) -> Vec
     }
     for job in jobs {
         match &job.phase {
-            Phase::Stopping { since, outcome } => stopping(job, workers, now, now.since(*since) >= limits.stop_grace, outcome, &mut actions),
+            Phase::Stopping { since, outcome } => {
+                stopping(job, workers, now, now.since(*since) >= limits.stop_grace, outcome, &mut actions)
+            }
             Phase::Open if job.overdue => {
                 let reason = "its deadline passed before the end".to_owned();
                 actions.push(Action::Stop { job: job.id, outcome: Outcome::Failed(reason) });
@@ -301,7 +303,7 @@ fn stopping(job: &Work, workers: &[Worker], now: Mono, patience_over: bool, outc
     }
 }
 
-fn explain(job: &Work, workers: &[Worker], unfit: &[Unfit]) -> String {
+fn explain(workers: &[Worker], unfit: &[Unfit]) -> String {
     if workers.is_empty() {
         return "there is no probe yet".to_owned();
     }
@@ -313,7 +315,6 @@ fn explain(job: &Work, workers: &[Worker], unfit: &[Unfit]) -> String {
     if unfit.len() > 8 {
         text.push_str(&format!("; and {} more", unfit.len() - 8));
     }
-    debug_assert!(job.leases.is_empty() || !text.is_empty());
     text.push(')');
     text
 }
@@ -325,7 +326,7 @@ fn hopeless(job: &Work, workers: &[Worker]) -> bool {
 }
 
 fn give_up(job: &Work, workers: &[Worker], unfit: &[Unfit], actions: &mut Vec<Action>) {
-    let reason = explain(job, workers, unfit);
+    let reason = explain(workers, unfit);
     match hopeless(job, workers) {
         true => actions.push(Action::Finish { job: job.id, outcome: Outcome::Failed(reason) }),
         false => actions.push(Action::Explain { job: job.id, reason }),

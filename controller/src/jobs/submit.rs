@@ -82,7 +82,9 @@ pub async fn resolve(field: &'static str, names: &[String]) -> Result<Vec<Resolv
         let lookup = tokio::time::timeout(RESOLVE_TIMEOUT, tokio::net::lookup_host((name.as_str(), 0))).await;
         let mut addresses: Vec<IpAddr> = match lookup {
             Ok(Ok(found)) => found.map(|socket| addr::canonical(socket.ip())).collect(),
-            Ok(Err(error)) => return Err(invalid(field, format!("`{name}` is not an address and as a name it cannot be resolved: {error}"))),
+            Ok(Err(error)) => {
+                return Err(invalid(field, format!("`{name}` is not an address and as a name it cannot be resolved: {error}")));
+            }
             Err(_) => return Err(invalid(field, format!("`{name}` could not be resolved within {} s", RESOLVE_TIMEOUT.as_secs()))),
         };
         addresses.sort_unstable();
@@ -138,14 +140,21 @@ fn ports(request: &JobRequest) -> Result<Option<PortSet>, ServiceError> {
     match (&request.ports, request.technique.has_ports()) {
         (Some(text), true) => text.parse().map(Some).map_err(|error| invalid("ports", error)),
         (None, false) => Ok(None),
-        (None, true) => Err(invalid("ports", format!("a {} scan needs ports: name them, for example 22,80,443 or 1-1024", request.technique.as_str()))),
-        (Some(text), false) => Err(invalid("ports", format!("`{text}`: an echo scan asks hosts, not ports; use syn or connect to scan ports"))),
+        (None, true) => {
+            Err(invalid("ports", format!("a {} scan needs ports: name them, for example 22,80,443 or 1-1024", request.technique.as_str())))
+        }
+        (Some(text), false) => {
+            Err(invalid("ports", format!("`{text}`: an echo scan asks hosts, not ports; use syn or connect to scan ports")))
+        }
     }
 }
 
 fn check_fields(request: &JobRequest, workers: &[Worker]) -> Result<(), ServiceError> {
     if let Some(name) = request.name.as_ref().filter(|name| name.chars().count() > NAME_MAX || name.chars().any(char::is_control)) {
-        return Err(invalid("name", format!("`{}` is too long or has control characters: use up to {NAME_MAX} printable ones", name.escape_debug())));
+        return Err(invalid(
+            "name",
+            format!("`{}` is too long or has control characters: use up to {NAME_MAX} printable ones", name.escape_debug()),
+        ));
     }
     if request.select.count == Some(0) {
         return Err(invalid("select.count", "`0` probes cannot do anything: use at least 1"));
@@ -170,7 +179,8 @@ pub fn draft(request: JobRequest, setting: Setting<'_>) -> Result<Draft, Service
     if !(1..=MAX_ATTEMPTS).contains(&attempts) {
         return Err(invalid("attempts", format!("`{attempts}` attempts are not possible: use 1 to {MAX_ATTEMPTS}")));
     }
-    let rate: Option<PacketsPerSecond> = request.rate.as_ref().map(|rate| rate.parse()).transpose().map_err(|error| invalid("rate", error))?;
+    let rate: Option<PacketsPerSecond> =
+        request.rate.as_ref().map(|rate| rate.parse()).transpose().map_err(|error| invalid("rate", error))?;
     if setting.include.is_empty() {
         return Err(invalid("targets", "no target is named: use for example 198.18.0.7, 198.18.0.0/24, 198.18.0.1-50 or a host name"));
     }
@@ -199,7 +209,10 @@ pub fn draft(request: JobRequest, setting: Setting<'_>) -> Result<Draft, Service
     };
     let size = codec::encode(&spec).len();
     if size > SPEC_MAX {
-        return Err(invalid("targets", format!("the targets are in too many pieces ({size} bytes, at most {SPEC_MAX}): name larger networks or several jobs")));
+        return Err(invalid(
+            "targets",
+            format!("the targets are in too many pieces ({size} bytes, at most {SPEC_MAX}): name larger networks or several jobs"),
+        ));
     }
     let summary = summary(&request);
     let whole = mode == Mode::Split && priority == Priority::Interactive && space.addresses() == 1;
@@ -306,7 +319,8 @@ mod tests {
         let include = set(&items("targets", &request.targets)?, &[]);
         let exclude = set(&items("exclude", &request.exclude)?, &[]);
         let now = Clock::manual(UnixMillis(1_790_000_000_000)).now();
-        let setting = Setting { include: &include, exclude: &exclude, names: &[], policy: &policy, workers: &[], actor: "admin", now, seed: 1 };
+        let setting =
+            Setting { include: &include, exclude: &exclude, names: &[], policy: &policy, workers: &[], actor: "admin", now, seed: 1 };
         draft(request, setting)
     }
 
@@ -325,7 +339,8 @@ mod tests {
         assert_eq!((draft.plan.addresses, draft.plan.targets, draft.plan.packets_at_most), (256, 512, 1024));
         assert_eq!((draft.record.spec.priority, draft.record.whole), (Priority::Interactive, false));
         assert_eq!(draft.record.summary, "198.18.0.0/24 ports 22,80");
-        let partly = try_draft(JobRequest { targets: vec!["198.18.0.0/15".into()], exclude: vec!["198.18.0.0/24".into()], ..request() }).unwrap();
+        let partly =
+            try_draft(JobRequest { targets: vec!["198.18.0.0/15".into()], exclude: vec!["198.18.0.0/24".into()], ..request() }).unwrap();
         assert_eq!((partly.plan.refused_by_policy, partly.plan.excluded), (2 * 65_536, 512));
         assert_eq!(partly.plan.refusal_example.unwrap(), "198.19.0.0: denied: no `allow` rule holds it");
         assert!(try_draft(JobRequest { targets: vec!["198.18.0.7".into()], ..request() }).unwrap().record.whole);

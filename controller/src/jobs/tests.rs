@@ -29,7 +29,8 @@ fn request() -> JobRequest {
 }
 
 fn job(mode: Mode, targets: &str, clock: &Clock) -> Job {
-    let targets = TargetSpec { include: parse_set(targets).unwrap(), exclude: Default::default(), ports: Some("1-4".parse().unwrap()), seed: 3 };
+    let targets =
+        TargetSpec { include: parse_set(targets).unwrap(), exclude: Default::default(), ports: Some("1-4".parse().unwrap()), seed: 3 };
     let space = Arc::new(TargetSpace::new(&targets).unwrap());
     let spec = JobSpec {
         id: JobId(1 << 32),
@@ -248,10 +249,11 @@ fn work_is_divided_by_rate() {
     let mut world = World::new(Mode::Split, 3);
     world.workers[2].rate = 200;
     world.plan();
-    let spans: BTreeMap<String, u64> = world.job.alive().map(|lease| (lease.probe.to_string(), lease.span.len())).fold(BTreeMap::new(), |mut sum, (probe, len)| {
-        *sum.entry(probe).or_default() += len;
-        sum
-    });
+    let spans: BTreeMap<String, u64> =
+        world.job.alive().map(|lease| (lease.probe.to_string(), lease.span.len())).fold(BTreeMap::new(), |mut sum, (probe, len)| {
+            *sum.entry(probe).or_default() += len;
+            sum
+        });
     // 4096 targets: a quarter, a quarter, a half, rounded.
     assert_eq!(spans.values().sum::<u64>(), 4096);
     assert!((900..1200).contains(&spans["p0"]) && (900..1200).contains(&spans["p1"]) && (1800..2300).contains(&spans["p2"]), "{spans:?}");
@@ -286,7 +288,9 @@ fn nobody_fit_is_explained_probe_by_probe() {
     world.plan();
     assert_eq!(
         world.job.record.reason.as_deref(),
-        Some("no probe can work on it now (p0: it is offline; p1: it does not hold the role scan; p2: it lacks a raw packet socket: operation not permitted)")
+        Some(
+            "no probe can work on it now (p0: it is offline; p1: it does not hold the role scan; p2: it lacks a raw packet socket: operation not permitted)"
+        )
     );
     assert_eq!(world.job.record.state, JobState::Pending);
 }

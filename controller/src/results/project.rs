@@ -115,7 +115,6 @@ fn clip(batch: &ResultBatch, piece: Span) -> Coverage {
     coverage
 }
 
-
 #[cfg(test)]
 mod tests {
     use std::time::Duration;
@@ -130,14 +129,27 @@ mod tests {
     use super::*;
 
     fn space() -> TargetSpace {
-        let spec = TargetSpec { include: parse_set("198.18.0.0/24").unwrap(), exclude: Default::default(), ports: Some("1-10".parse().unwrap()), seed: 5 };
+        let spec = TargetSpec {
+            include: parse_set("198.18.0.0/24").unwrap(),
+            exclude: Default::default(),
+            ports: Some("1-10".parse().unwrap()),
+            seed: 5,
+        };
         TargetSpace::new(&spec).unwrap()
     }
 
     fn batch(from: u64, to: u64) -> ResultBatch {
         let answer = |offset| Answer { offset, state: State::Open, rtt: Duration::from_micros(80), ttl: 64 };
         let lease = LeaseId { job: JobId(1), grant: 1 };
-        let head = BatchHead { lease, from, to, started: UnixMillis(1000), took: Duration::from_millis(50), packets: 2 * (to - from), duplicates: 1 };
+        let head = BatchHead {
+            lease,
+            from,
+            to,
+            started: UnixMillis(1000),
+            took: Duration::from_millis(50),
+            packets: 2 * (to - from),
+            duplicates: 1,
+        };
         let answers = (0..to - from).filter(|offset| offset % 3 == 0).map(answer).collect();
         let refused = Runs::from_ascending((0..to - from).filter(|offset| offset % 3 == 1 && offset % 2 == 0));
         let lost = Runs::from_ascending((0..to - from).filter(|offset| offset % 9 == 5 && offset % 2 == 1));

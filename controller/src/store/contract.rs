@@ -14,7 +14,12 @@ use super::*;
 use crate::fleet::registry::tests::{birth, record};
 
 fn job(number: u64) -> JobRecord {
-    let targets = TargetSpec { include: parse_set("198.18.0.0/28,2001:db8::/126").unwrap(), exclude: Default::default(), ports: Some("22,80,443".parse().unwrap()), seed: number };
+    let targets = TargetSpec {
+        include: parse_set("198.18.0.0/28,2001:db8::/126").unwrap(),
+        exclude: Default::default(),
+        ports: Some("22,80,443".parse().unwrap()),
+        seed: number,
+    };
     JobRecord {
         spec: JobSpec {
             id: JobId(number),
@@ -41,7 +46,16 @@ fn job(number: u64) -> JobRecord {
 }
 
 fn lease() -> LeaseRecord {
-    LeaseRecord { number: 1, part: 0, probe: "attic".parse().unwrap(), span: Span { from: 0, to: 20 }, attempt: 0, expires: true, granted: UnixMillis(2), ended: None }
+    LeaseRecord {
+        number: 1,
+        part: 0,
+        probe: "attic".parse().unwrap(),
+        span: Span { from: 0, to: 20 },
+        attempt: 0,
+        expires: true,
+        granted: UnixMillis(2),
+        ended: None,
+    }
 }
 
 fn coverage(asked: u64) -> Coverage {
@@ -162,7 +176,10 @@ async fn jobs(store: &dyn Store) {
     assert_eq!(store.active_jobs().await.unwrap().iter().map(|stored| stored.job.spec.id).collect::<Vec<_>>(), [JobId(10)]);
 
     let ended = LeaseRecord { ended: Some(LeaseEnding { at: UnixMillis(6), how: "failed".into(), reason: Some("cut".into()) }), ..lease() };
-    store.apply(&[Change::Lease(JobId(10), ended.clone()), Change::Part(JobId(10), PartRecord { abandoned: Some("gone".into()), ..part })]).await.unwrap();
+    store
+        .apply(&[Change::Lease(JobId(10), ended.clone()), Change::Part(JobId(10), PartRecord { abandoned: Some("gone".into()), ..part })])
+        .await
+        .unwrap();
     let stored = store.job(JobId(10)).await.unwrap().unwrap();
     assert_eq!((stored.leases, stored.parts[0].abandoned.as_deref()), (vec![ended], Some("gone")));
 
@@ -206,8 +223,10 @@ async fn ingest(store: &dyn Store) {
 
 async fn pages(store: &dyn Store) {
     let probe = store.probes().await.unwrap()[0].clone();
-    let all = ObservationQuery { job: JobId(10), ranks: None, columns: None, site: None, probe: None, state: None, after: None, limit: 100 };
-    let ranks = async |query: &ObservationQuery| store.observations(query).await.unwrap().iter().map(|found| found.answer.rank).collect::<Vec<_>>();
+    let all =
+        ObservationQuery { job: JobId(10), ranks: None, columns: None, site: None, probe: None, state: None, after: None, limit: 100 };
+    let ranks =
+        async |query: &ObservationQuery| store.observations(query).await.unwrap().iter().map(|found| found.answer.rank).collect::<Vec<_>>();
     assert_eq!(ranks(&all).await, (0..20).collect::<Vec<_>>());
     let found = &store.observations(&all).await.unwrap()[7];
     assert_eq!((found.answer.rtt_us, found.answer.ttl, found.answer.state, &found.probe), (107, 60, State::Open, &probe.id));
@@ -230,7 +249,9 @@ async fn pages(store: &dyn Store) {
     assert_eq!(store.ports(&one).await.unwrap().iter().map(|found| found.row.port).collect::<Vec<_>>(), [Some(22), Some(443)]);
 
     // What was seen later wins, whatever comes first; of one moment, what comes last.
-    for (number, seen, state, wins) in [(20, 90, State::Closed, State::Open), (21, 100, State::Closed, State::Closed), (22, 110, State::Open, State::Open)] {
+    for (number, seen, state, wins) in
+        [(20, 90, State::Closed, State::Open), (21, 100, State::Closed, State::Closed), (22, 110, State::Open, State::Open)]
+    {
         let later = job(number);
         store.apply(&[Change::Job(Box::new(later.clone()))]).await.unwrap();
         let projection = projection(&later, probe.key, 1, 0, 20, state, seen);

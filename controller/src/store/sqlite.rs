@@ -18,13 +18,15 @@ use picket_wire::units::UnixMillis;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use sqlx::migrate::{Migration, MigrationSource, MigrationType, Migrator};
-use sqlx::sqlite::{SqliteConnectOptions, SqliteConnection, SqliteJournalMode, SqlitePool, SqlitePoolOptions, SqliteRow, SqliteSynchronous};
+use sqlx::sqlite::{
+    SqliteConnectOptions, SqliteConnection, SqliteJournalMode, SqlitePool, SqlitePoolOptions, SqliteRow, SqliteSynchronous,
+};
 use sqlx::{QueryBuilder, Row, Sqlite, Transaction};
 
 use super::{
-    ApiToken, BatchRow, CertificateRecord, Change, EnrolToken, Fate, Found, FoundPort, Ingest, JobRecord, JobStored, LeaseEnding, LeaseRecord,
-    Observation, ObservationQuery, PartRecord, PortQuery, PortRow, ProbeRecord, Projection, Projector, RawRecord, Standing, Store, StoreError,
-    StreamRecord, UserRecord, state_number,
+    ApiToken, BatchRow, CertificateRecord, Change, EnrolToken, Fate, Found, FoundPort, Ingest, JobRecord, JobStored, LeaseEnding,
+    LeaseRecord, Observation, ObservationQuery, PartRecord, PortQuery, PortRow, ProbeRecord, Projection, Projector, RawRecord, Standing,
+    Store, StoreError, StreamRecord, UserRecord, state_number,
 };
 use crate::jobs::ranges::Span;
 use crate::pki::Serial;
@@ -186,7 +188,8 @@ impl SqliteStore {
     }
 
     async fn job_rows(&self, id: JobId) -> Result<Option<JobStored>> {
-        let row = sqlx::query("SELECT * FROM jobs WHERE id = ?").bind(number(id.0)).fetch_optional(&self.readers).await.doing("read a job")?;
+        let row =
+            sqlx::query("SELECT * FROM jobs WHERE id = ?").bind(number(id.0)).fetch_optional(&self.readers).await.doing("read a job")?;
         let Some(row) = row else { return Ok(None) };
         let job = job_record(&row)?;
         let rows = |sql: &'static str| sqlx::query(sql).bind(number(id.0)).fetch_all(&self.readers);
@@ -349,16 +352,16 @@ async fn write_change(connection: &mut SqliteConnection, change: &Change) -> Res
         .doing("store a job's part")
         .map(drop),
         Change::Lease(job, lease) => write_lease(connection, *job, lease).await,
-        Change::Exclude(job, probe, reason) => {
-            sqlx::query("INSERT INTO exclusions (job, probe, reason) VALUES (?, ?, ?) ON CONFLICT (job, probe) DO UPDATE SET reason = excluded.reason")
-                .bind(number(job.0))
-                .bind(probe.as_str())
-                .bind(reason)
-                .execute(connection)
-                .await
-                .doing("store a job's exclusion")
-                .map(drop)
-        }
+        Change::Exclude(job, probe, reason) => sqlx::query(
+            "INSERT INTO exclusions (job, probe, reason) VALUES (?, ?, ?) ON CONFLICT (job, probe) DO UPDATE SET reason = excluded.reason",
+        )
+        .bind(number(job.0))
+        .bind(probe.as_str())
+        .bind(reason)
+        .execute(connection)
+        .await
+        .doing("store a job's exclusion")
+        .map(drop),
     }
 }
 
@@ -583,7 +586,8 @@ impl Store for SqliteStore {
     }
 
     async fn number(&self, name: &str) -> Result<u64> {
-        let row = sqlx::query("SELECT value FROM meta WHERE name = ?").bind(name).fetch_optional(&self.writer).await.doing("read a number")?;
+        let row =
+            sqlx::query("SELECT value FROM meta WHERE name = ?").bind(name).fetch_optional(&self.writer).await.doing("read a number")?;
         Ok(row.map_or(0, |row| unsigned(&row, "value")))
     }
 
@@ -629,8 +633,13 @@ impl Store for SqliteStore {
     }
 
     async fn enrol_token(&self, probe: i64) -> Result<Option<EnrolToken>> {
-        let row = sqlx::query("SELECT * FROM enrol_tokens WHERE probe = ?").bind(probe).fetch_optional(&self.writer).await.doing("read a token")?;
-        row.map(|row| Ok(EnrolToken { hash: hash(&row, "hash")?, expires: moment(&row, "expires"), used: maybe_moment(&row, "used") })).transpose()
+        let row = sqlx::query("SELECT * FROM enrol_tokens WHERE probe = ?")
+            .bind(probe)
+            .fetch_optional(&self.writer)
+            .await
+            .doing("read a token")?;
+        row.map(|row| Ok(EnrolToken { hash: hash(&row, "hash")?, expires: moment(&row, "expires"), used: maybe_moment(&row, "used") }))
+            .transpose()
     }
 
     async fn enrol(&self, probe: &ProbeRecord, hash: &[u8; 32], certificate: &CertificateRecord, now: UnixMillis) -> Result<bool> {
@@ -674,15 +683,16 @@ impl Store for SqliteStore {
     }
 
     async fn add_api_token(&self, token: &ApiToken) -> Result<bool> {
-        let done = sqlx::query("INSERT INTO api_tokens (name, hash, scope, created, expires) VALUES (?, ?, ?, ?, ?) ON CONFLICT DO NOTHING")
-            .bind(&token.name)
-            .bind(token.hash.as_slice())
-            .bind(token.scope.as_str())
-            .bind(number(token.created.0))
-            .bind(token.expires.map(|at| number(at.0)))
-            .execute(&self.writer)
-            .await
-            .doing("store an API token")?;
+        let done =
+            sqlx::query("INSERT INTO api_tokens (name, hash, scope, created, expires) VALUES (?, ?, ?, ?, ?) ON CONFLICT DO NOTHING")
+                .bind(&token.name)
+                .bind(token.hash.as_slice())
+                .bind(token.scope.as_str())
+                .bind(number(token.created.0))
+                .bind(token.expires.map(|at| number(at.0)))
+                .execute(&self.writer)
+                .await
+                .doing("store an API token")?;
         Ok(done.rows_affected() == 1)
     }
 
@@ -701,29 +711,37 @@ impl Store for SqliteStore {
     }
 
     async fn remove_api_token(&self, name: &str) -> Result<bool> {
-        let done = sqlx::query("DELETE FROM api_tokens WHERE name = ?").bind(name).execute(&self.writer).await.doing("remove an API token")?;
+        let done =
+            sqlx::query("DELETE FROM api_tokens WHERE name = ?").bind(name).execute(&self.writer).await.doing("remove an API token")?;
         Ok(done.rows_affected() == 1)
     }
 
     async fn put_user(&self, user: &UserRecord) -> Result<()> {
-        sqlx::query("INSERT INTO dashboard_users (name, hash, created) VALUES (?, ?, ?) ON CONFLICT (name) DO UPDATE SET hash = excluded.hash")
-            .bind(&user.name)
-            .bind(user.hash.as_slice())
-            .bind(number(user.created.0))
-            .execute(&self.writer)
-            .await
-            .doing("store a dashboard user")
-            .map(drop)
+        sqlx::query(
+            "INSERT INTO dashboard_users (name, hash, created) VALUES (?, ?, ?) ON CONFLICT (name) DO UPDATE SET hash = excluded.hash",
+        )
+        .bind(&user.name)
+        .bind(user.hash.as_slice())
+        .bind(number(user.created.0))
+        .execute(&self.writer)
+        .await
+        .doing("store a dashboard user")
+        .map(drop)
     }
 
     async fn users(&self) -> Result<Vec<UserRecord>> {
-        let rows = sqlx::query("SELECT * FROM dashboard_users ORDER BY name").fetch_all(&self.readers).await.doing("read the dashboard users")?;
+        let rows =
+            sqlx::query("SELECT * FROM dashboard_users ORDER BY name").fetch_all(&self.readers).await.doing("read the dashboard users")?;
         let user = |row: &SqliteRow| Ok(UserRecord { name: row.get("name"), hash: hash(row, "hash")?, created: moment(row, "created") });
         rows.iter().map(user).collect()
     }
 
     async fn remove_user(&self, name: &str) -> Result<bool> {
-        let done = sqlx::query("DELETE FROM dashboard_users WHERE name = ?").bind(name).execute(&self.writer).await.doing("remove a dashboard user")?;
+        let done = sqlx::query("DELETE FROM dashboard_users WHERE name = ?")
+            .bind(name)
+            .execute(&self.writer)
+            .await
+            .doing("remove a dashboard user")?;
         Ok(done.rows_affected() == 1)
     }
 
@@ -850,7 +868,9 @@ impl Store for SqliteStore {
     }
 
     async fn observations(&self, query: &ObservationQuery) -> Result<Vec<Found>> {
-        let mut builder = QueryBuilder::new("SELECT o.*, p.id AS probe_id, p.site AS site FROM observations o JOIN probes p ON p.key = o.probe WHERE o.job = ");
+        let mut builder = QueryBuilder::new(
+            "SELECT o.*, p.id AS probe_id, p.site AS site FROM observations o JOIN probes p ON p.key = o.probe WHERE o.job = ",
+        );
         builder.push_bind(number(query.job.0));
         if let Some((rank, probe)) = query.after {
             builder.push(" AND (o.rank, o.probe) > (").push_bind(number(rank)).push(", ").push_bind(probe).push(")");
@@ -913,7 +933,11 @@ impl Store for SqliteStore {
             let technique = match techniques.get(&job) {
                 Some(technique) => *technique,
                 None => {
-                    let row = sqlx::query("SELECT spec FROM jobs WHERE id = ?").bind(number(job.0)).fetch_one(&self.readers).await.doing("read a job")?;
+                    let row = sqlx::query("SELECT spec FROM jobs WHERE id = ?")
+                        .bind(number(job.0))
+                        .fetch_one(&self.readers)
+                        .await
+                        .doing("read a job")?;
                     let spec: JobSpec = codec::decode(&row.get::<Vec<u8>, _>("spec")).map_err(|error| damaged("read a job", error))?;
                     let JobKind::Scan(options) = spec.kind;
                     techniques.insert(job, options.technique);
@@ -929,7 +953,6 @@ impl Store for SqliteStore {
         Ok(found)
     }
 }
-
 
 #[cfg(test)]
 mod tests {
