@@ -40,6 +40,8 @@ const TICK: Duration = Duration::from_millis(500);
 const BACK_OFF_MIN: Duration = Duration::from_millis(200);
 /// And at most this.
 const BACK_OFF_MAX: Duration = Duration::from_secs(10);
+/// How long connecting and subscribing may take.
+const READY: Duration = Duration::from_secs(30);
 /// How long the last words may take.
 const GOOD_BYE: Duration = Duration::from_secs(2);
 
@@ -72,6 +74,8 @@ enum LinkError {
     Connection(Box<ConnectionError>),
     #[error("the broker does not let the controller subscribe to `{0}`")]
     Subscription(String),
+    #[error("it did not let the controller in and subscribe within {} s", READY.as_secs())]
+    Slow,
     #[error("the service has ended")]
     Ended,
 }
@@ -278,6 +282,7 @@ async fn forward(
         () = set(stopped) => return Ok(()),
         () = discard(outbox) => return Ok(()),
         () = set(&mut ready) => {}
+        () = tokio::time::sleep(READY) => return Err(LinkError::Slow),
     }
     let send = async |message: Outgoing| {
         let options = PublishOptions::new(QoS::AtLeastOnce).retain(message.retain);

@@ -54,7 +54,7 @@ pub struct Job {
     pub parts: Vec<PartBook>,
     /// All its leases, by number.
     pub leases: BTreeMap<u32, LeaseRecord>,
-    /// What is known of those that are alive.
+    /// What is known of those that are alive: exactly these have an entry.
     pub notes: BTreeMap<u32, LeaseNotes>,
     /// Probes that it is not offered to again.
     pub excluded: BTreeMap<ProbeId, String>,
@@ -158,9 +158,9 @@ impl Job {
         })
     }
 
-    /// Its leases that are alive.
+    /// Its leases that are alive, by number. There are few of them, whatever the number of those that have ended.
     pub fn alive(&self) -> impl Iterator<Item = &LeaseRecord> + '_ {
-        self.leases.values().filter(|lease| lease.ended.is_none())
+        self.notes.keys().filter_map(|number| self.leases.get(number))
     }
 
     /// Enters a lease.
