@@ -274,15 +274,24 @@ fn outlook(
 
 fn summary(request: &JobRequest) -> String {
     let shown: Vec<&str> = request.targets.iter().take(3).map(String::as_str).collect();
-    let mut text: String = shown.join(" ").chars().take(80).collect();
+    let mut text = cut(&shown.join(" "), ' ', 80);
     if request.targets.len() > 3 {
         text.push_str(&format!(" and {} more", request.targets.len() - 3));
     }
     if let Some(ports) = &request.ports {
-        let ports: String = ports.chars().take(40).collect();
-        text.push_str(&format!(" ports {ports}"));
+        text.push_str(&format!(" ports {}", cut(ports, ',', 40)));
     }
     text
+}
+
+/// At most `most` characters of a list: whole items, and `...` for those left out.
+fn cut(list: &str, separator: char, most: usize) -> String {
+    if list.chars().count() <= most {
+        return list.to_owned();
+    }
+    let head: String = list.chars().take(most - 3).collect();
+    let whole = head.rfind(separator).map_or(head.as_str(), |end| &head[..=end]);
+    format!("{whole}...")
 }
 
 /// The id of a job submitted now; `random` fills its lower half.
@@ -339,6 +348,9 @@ mod tests {
         assert_eq!((draft.plan.addresses, draft.plan.targets, draft.plan.packets_at_most), (256, 512, 1024));
         assert_eq!((draft.record.spec.priority, draft.record.whole), (Priority::Interactive, false));
         assert_eq!(draft.record.summary, "198.18.0.0/24 ports 22,80");
+        assert_eq!(cut("22,80,443", ',', 9), "22,80,443");
+        assert_eq!((cut("22,80,443", ',', 8).as_str(), cut("22,80,4439", ',', 9).as_str()), ("22,...", "22,80,..."));
+        assert_eq!(cut("oneverylongname", ' ', 10), "onevery...");
         let partly =
             try_draft(JobRequest { targets: vec!["198.18.0.0/15".into()], exclude: vec!["198.18.0.0/24".into()], ..request() }).unwrap();
         assert_eq!((partly.plan.refused_by_policy, partly.plan.excluded), (2 * 65_536, 512));
