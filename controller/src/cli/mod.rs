@@ -152,7 +152,8 @@ impl Context<'_> {
 
     /// A line for people, beside the results.
     fn note(&mut self, text: impl core::fmt::Display) {
-        // Nobody is left to tell when standard error is closed.
+        // What was printed before comes first. Nobody is left to tell when standard error is closed.
+        let _ = self.out.flush();
         let _ = writeln!(self.err, "{text}");
     }
 
