@@ -6,6 +6,7 @@ use std::time::Duration;
 use anyhow::{Context, Result, ensure};
 use picket_controller::view::{JobView, ResultRow};
 use picket_tests::lab::Proc;
+use picket_tests::lab::programs::Programs;
 use picket_tests::lab::truth::{HostState, Network, PortTruth};
 
 use crate::check::Question;
@@ -332,23 +333,24 @@ impl Show<'_> {
     fn stay(&mut self) -> Result<()> {
         let dir = self.stage.dir().display().to_string();
         let at = |place: &str| -> Result<String> { Ok(format!("ip netns exec {}", self.stage.place(place)?.name())) };
-        let programs = picket_tests::lab::programs::Programs::locate()?;
+        let router = format!("ip netns exec {}", self.stage.site().router().name());
+        let programs = Programs::locate()?;
         let (picket, probe) = (programs.path("picket")?, programs.path("picket-probe")?);
         let client = format!("{} env PICKET_DATA={dir}/controller {}", at(CONTROLLER)?, picket.display());
         self.say.line(&format!(
             "\nEverything is still running. In another root shell, ready to paste:\n\n  \
              {client} probe list\n  \
-             {client} scan 198.18.10.0/26 -p 1-1024 --rate 200pps\n  \
+             {client} scan 198.18.10.0/26 -p 1-100 --rate 200pps\n  \
              {client} results --state open --addr 2001:db8:20::/121\n  \
              {} {} status --config {dir}/north.toml --data {dir}/north\n\n\
              Shells in which the commands above work as they stand:\n\n  \
              {dir}/enter controller      (or north, south, desk)\n\n\
-             Try pulling a cable and look at `picket probe list`:\n\n  \
-             {} ip link set eth0 down\n\n\
+             Pull the cable of `south`, look at `picket probe list`, and plug it in again (it comes back within half a minute):\n\n  \
+             {router} ip link set p-south down\n  \
+             {router} ip link set p-south up\n\n\
              Logs and data are in {dir}; Ctrl-C ends everything and removes it.",
             at("north")?,
             probe.display(),
-            at("south")?,
         ));
         while !stop::asked() {
             if let Some(at) = self.programs.iter_mut().position(|(_, proc)| !proc.running()) {

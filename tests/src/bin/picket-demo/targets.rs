@@ -63,7 +63,8 @@ impl Plan {
     fn text(&self, config: &Config) -> Result<String> {
         let mut text = String::new();
         let wanted = self.wanted.len().unwrap_or(u128::MAX);
-        writeln!(text, "targets    {}: {} addresses", self.targets.join(" "), count(wanted))?;
+        let plural = if wanted == 1 { "" } else { "es" };
+        writeln!(text, "targets    {}: {} address{plural}", self.targets.join(" "), count(wanted))?;
         let refused = wanted.saturating_sub(self.addresses());
         if refused == 0 {
             writeln!(text, "policy     permits all of them (policy.allow, policy.deny in /etc/picket/probe.toml)")?;
