@@ -264,11 +264,6 @@ impl<J: Journal> Agent<J> {
         self.clock.map(|(told, at)| told.after(now.saturating_since(at)))
     }
 
-    /// The latest moment that is known to be past: what a box without a clock may at least assume.
-    pub fn trusted_floor(&self) -> UnixMillis {
-        self.saved.trusted_time
-    }
-
     /// A transport connected and subscribed. `session` and `nonce` are fresh randomness.
     pub fn on_connected(&mut self, now: Instant, session: SessionId, nonce: u64, uptime: Duration) {
         self.session = Some(Session {
@@ -381,7 +376,10 @@ impl<J: Journal> Agent<J> {
             self.on_message(now, &bytes);
         }
         self.saved.serials.accept(&contents);
-        if !self.journal.save(&self.saved) {
+        // As for acknowledgements: positions must be saved before the batches that prove them are deleted.
+        if self.journal.save(&self.saved) {
+            self.journal.ack(self.journal.stream(), stored);
+        } else {
             log::error!("the welcome's serial and time could not be saved");
         }
         self.schedule(now);
@@ -503,7 +501,12 @@ impl<J: Journal> Agent<J> {
             return;
         }
         if self.held.len() >= LEASES_MAX || lease.from >= lease.to {
-            return log::warn!("lease {id} is not taken: {} leases are held, and it covers {} to {}", self.held.len(), lease.from, lease.to);
+            let reason = format!("{} leases are held, at most {LEASES_MAX} are; this one covers {} to {}", self.held.len(), lease.from, lease.to);
+            log::warn!("lease {id} is not taken: {reason}");
+            // Where the spool has no room either, the next session shows that the lease is not here.
+            let end = LeaseEnd::Failed(reason);
+            let _ = self.journal.append(&encode_record(&Record::LeaseEnded { lease: id, position: lease.from, end }));
+            return;
         }
         let holds_until = lease.ttl.map_or(Instant::FAR_FUTURE, |ttl| now + ttl);
         let progress = TaskProgress { sent: lease.from, ..TaskProgress::default() };

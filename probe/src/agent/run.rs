@@ -14,7 +14,7 @@ use picket_wire::ids::{SessionId, StreamId};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::mpsc;
 
-use super::core::{Action, Agent, Identity as AgentIdentity, Journal, Vitals};
+use super::core::{Action, Agent, Identity as AgentIdentity, Vitals};
 use super::journal::{DiskJournal, spool_time};
 use super::state;
 use super::tasks::{self, ConnectEvent, TaskEvent, Tasks};
@@ -37,8 +37,6 @@ const STATION_RETRY: Duration = Duration::from_secs(10);
 const BUSY_RETRY: Duration = Duration::from_millis(20);
 /// How long running measurements may take to hand over what they finished when the program ends.
 const CLOSE_TIMEOUT: Duration = Duration::from_secs(3);
-/// How often the measurements' progress is read.
-const PROGRESS_EVERY: Duration = Duration::from_millis(500);
 
 /// Why the agent cannot run.
 #[derive(Debug, thiserror::Error)]
@@ -127,7 +125,6 @@ struct Shell<'a> {
     /// The session id of the next connection: its last will must carry it before the connection is there.
     next_session: Arc<Mutex<SessionId>>,
     started: Instant,
-    progress_due: Instant,
     publish_retry: Instant,
     sync_retry: Instant,
     policy_refused: u64,
@@ -179,7 +176,6 @@ impl<'a> Shell<'a> {
             session: None,
             next_session: Arc::new(Mutex::new(SessionId(0))),
             started: now,
-            progress_due: now,
             publish_retry: Instant::FAR_FUTURE,
             sync_retry: Instant::ZERO,
             policy_refused: 0,
@@ -289,8 +285,6 @@ impl<'a> Shell<'a> {
             }
             Action::Cut(lease) => self.tasks.cut(self.station.as_ref(), lease),
             Action::Publish { stored } => {
-                let stream = self.agent.journal().stream();
-                self.agent.journal().ack(stream, stored);
                 self.delivery.acked(spool_time(now), stored);
                 self.delivery.begin(spool_time(now));
             }
@@ -357,15 +351,11 @@ impl<'a> Shell<'a> {
         let agent = self.agent.poll_timeout(now);
         let sync = self.agent.journal().spool.needs_sync(spool_time(now)).map(|due| from_spool_time(due).max(self.sync_retry));
         let stall = self.delivery.poll_timeout().map(from_spool_time);
-        let progress = self.agent.is_measuring().then_some(self.progress_due);
-        [agent, sync, stall, progress].into_iter().flatten().chain([self.station_retry, self.publish_retry]).min().unwrap_or(Instant::FAR_FUTURE)
+        [agent, sync, stall].into_iter().flatten().chain([self.station_retry, self.publish_retry]).min().unwrap_or(Instant::FAR_FUTURE)
     }
 
     fn on_timeout(&mut self) {
         let now = clock::now();
-        if self.agent.is_measuring() && now >= self.progress_due {
-            self.progress_due = now + PROGRESS_EVERY;
-        }
         if now >= self.station_retry {
             self.retry_station(now);
         }
