@@ -2,7 +2,8 @@
 //!
 //! Same schedule, same chunks, same events and the same pacer as the raw engine; only that a probe is a connection attempt.
 //! It cannot see TTLs (reported as 0), its round trips include the scheduler's delay, and it learns of ICMP errors only what
-//! the operating system makes of them.
+//! the operating system makes of them. A neighbour that does not answer the operating system's ARP or neighbour discovery is
+//! silent here: the kernel says so only after three seconds, when the wait is over.
 //!
 //! **What it sends is counted**: a SYN per attempt, an acknowledgement and a reset per open port. An attempt is given up
 //! before the kernel would repeat its SYN by itself ([`KERNEL_REPEATS`]), so nothing leaves unpaced; a host slower than that
