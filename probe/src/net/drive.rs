@@ -30,7 +30,7 @@ use super::route::{NextHop, RouteTable};
 use super::time::Instant;
 use crate::packet::arp::{self, Arp, Operation};
 use crate::packet::eth::{self, Mac};
-use crate::packet::{guard, ndp};
+use crate::packet::{guard, ndp, tcp};
 
 /// Wait for room, in the kernel's queue or at whoever takes the events. No descriptor says when a queue has drained; this is
 /// 300 frames of 84 bytes at 1 Gbit/s, a third of the usual queue.
@@ -252,10 +252,17 @@ impl<L: Link, E, S: EventSink<E>> Drive<L, E, S> {
     /// Returns whether more may be waiting.
     fn receive(&mut self, now: Instant) -> bool {
         let engine_now = self.engine_now(now);
-        let Self { link, tasks, neighbours, routes, stats, .. } = self;
+        let Self { link, tasks, neighbours, routes, stats, pacer, framing, .. } = self;
+        let header = if matches!(framing, Framing::Ethernet { .. }) { eth::HEADER_LEN } else { 0 };
         for _ in 0..RECEIVES_PER_TURN {
+            let (mut resets, mut bytes) = (0, 0);
             let count = link.receive(&mut |received| {
                 stats.received_packets += 1;
+                // The kernel answers what belongs to no socket of its own, and asks no pacer: charged here, paid by waiting.
+                if let Some(len) = tcp::provoked_reset(received.payload) {
+                    resets += 1;
+                    bytes += header + len;
+                }
                 if !learn(now, neighbours, routes, &received) {
                     for task in tasks.iter_mut() {
                         task.engine.on_packet(engine_now, received.payload);
@@ -263,6 +270,9 @@ impl<L: Link, E, S: EventSink<E>> Drive<L, E, S> {
                     }
                 }
             });
+            if resets > 0 {
+                pacer.charge(now, resets, bytes);
+            }
             if count < BATCH {
                 return false;
             }
