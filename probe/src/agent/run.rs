@@ -241,7 +241,7 @@ impl<'a> Shell<'a> {
         match event {
             Some(TaskEvent::Chunk(lease, report)) => {
                 self.policy_refused += report.refused.count();
-                let batch = tasks::batch(lease, report, now, self.agent.trusted_now(now));
+                let batch = tasks::batch(lease, report, self.agent.trusted_now(now));
                 self.agent.on_batch(now, &batch);
             }
             Some(TaskEvent::Ended(lease, failure)) => {

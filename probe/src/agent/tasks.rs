@@ -20,7 +20,6 @@ use crate::net::clock;
 use crate::net::drive::{DriveEvent, Gate, TaskId, TaskSpec, Weight};
 use crate::net::engine::Source;
 use crate::net::pacer::{DEFAULT_BURST, Limits, Pacer};
-use crate::net::time::Instant;
 use crate::scan::connect::{self, ConnectOptions, SharedPacer};
 use crate::scan::engine::ScanEngine;
 use crate::scan::report::{ChunkReport, Event, Progress};
@@ -228,10 +227,43 @@ fn half(limits: Limits) -> Limits {
 }
 
 /// The report as a batch, its start on the clock that the controller told, or on the box's own before that.
-pub fn batch(lease: LeaseId, report: ChunkReport, now: Instant, trusted_now: Option<UnixMillis>) -> ResultBatch {
+///
+/// The start is counted back from now by how long the chunk took, not from the report's own moments: the engines' clock stands
+/// still while the interface is down, and stays behind ever after.
+pub fn batch(lease: LeaseId, report: ChunkReport, trusted_now: Option<UnixMillis>) -> ResultBatch {
     let wall = || clock::wall().duration_since(UNIX_EPOCH).unwrap_or(Duration::ZERO);
     let unix_now = trusted_now.unwrap_or_else(|| UnixMillis(u64::try_from(wall().as_millis()).unwrap_or(u64::MAX)));
-    let ago = now.saturating_since(report.started).as_millis();
-    let started = UnixMillis(unix_now.0.saturating_sub(u64::try_from(ago).unwrap_or(u64::MAX)));
+    let ago = u64::try_from(report.took().as_millis()).unwrap_or(u64::MAX);
+    let started = UnixMillis(unix_now.0.saturating_sub(ago));
     report.into_batch(lease, started)
+}
+
+#[cfg(test)]
+mod tests {
+    use picket_wire::ids::JobId;
+    use picket_wire::result::Runs;
+
+    use super::*;
+    use crate::net::time::Instant;
+
+    #[test]
+    fn time_that_the_link_was_down_moves_no_results_into_the_past() {
+        let started = Instant::ZERO + Duration::from_secs(5);
+        let report = ChunkReport {
+            from: 0,
+            to: 1,
+            started,
+            ended: started + Duration::from_millis(1_250),
+            sent_packets: 1,
+            sent_bytes: 40,
+            answers: Vec::new(),
+            refused: Runs::default(),
+            not_reached: Vec::new(),
+            duplicates: 0,
+            late: 0,
+        };
+        // The box has run for an hour by now, most of it without a link.
+        let batch = batch(LeaseId { job: JobId(1), grant: 1 }, report, Some(UnixMillis(3_600_000)));
+        assert_eq!((batch.started, batch.took), (UnixMillis(3_598_750), Duration::from_millis(1_250)));
+    }
 }
