@@ -38,6 +38,8 @@ pub enum Direction {
 pub struct Watch {
     proc: Proc,
     file: PathBuf,
+    /// Frames that were counted as received and will never be captured: they came while the filter was put in place.
+    strays: u64,
 }
 
 impl Watch {
@@ -67,7 +69,16 @@ impl Watch {
         }
         let mut proc = namespace.spawn(&run.label(format!("watch-{device}")))?;
         proc.wait_for_line("listening on", PATIENCE)?;
-        Ok(Self { proc, file })
+        let mut this = Self { proc, file, strays: u64::MAX };
+        // A frame on its way through the ring makes the difference for a moment only, a stray for ever.
+        for _ in 0..5 {
+            let now = this.counts()?;
+            this.strays = this.strays.min(now.received.saturating_sub(now.captured + now.dropped));
+            if this.strays == 0 {
+                break;
+            }
+        }
+        Ok(this)
     }
 
     /// How many frames have been captured so far.
@@ -88,7 +99,7 @@ impl Watch {
         let passed = self.counts()?;
         let start = Instant::now();
         let mut now = passed;
-        while now.captured + now.dropped < passed.received {
+        while now.captured + now.dropped + self.strays < passed.received {
             ensure!(start.elapsed() < PATIENCE, "tcpdump does not drain its ring: {now:?}");
             std::thread::sleep(Duration::from_millis(5));
             now = self.counts()?;
