@@ -21,7 +21,7 @@ use crate::store::{Change, JobRecord, JobStored, LeaseEnding, LeaseRecord, PartR
 use crate::view::{JobProbe, JobState, JobView};
 
 /// The rate shown is that of the last so many seconds.
-const RATE_WINDOW: Duration = Duration::from_secs(10);
+const RATE_WINDOW: Duration = Duration::from_secs(5);
 
 /// A part of a job.
 #[derive(Debug, Clone)]
