@@ -1,6 +1,6 @@
 //! The controller's ear and mouth: what probes say comes in here, what they are told goes out here.
 //!
-//! [`core`] knows what to do, [`mqtt`] how messages travel; between them are two queues. The one that comes in is bounded:
+//! `core` knows what to do, [`mqtt`] how messages travel; between them are two queues. The one that comes in is bounded:
 //! when the database is slow, the connection is read more slowly, and what waits, waits in the spools of the probes.
 
 pub(crate) mod core;
