@@ -127,6 +127,8 @@ struct Shell<'a> {
     started: Instant,
     publish_retry: Instant,
     sync_retry: Instant,
+    /// Somebody may wait for what is in the spool: it is synced without waiting for the interval.
+    sync_now: bool,
     policy_refused: u64,
     reconnect: bool,
 }
@@ -178,6 +180,7 @@ impl<'a> Shell<'a> {
             started: now,
             publish_retry: Instant::FAR_FUTURE,
             sync_retry: Instant::ZERO,
+            sync_now: false,
             policy_refused: 0,
             reconnect: false,
         })
@@ -248,6 +251,8 @@ impl<'a> Shell<'a> {
                 log::info!("measurement of lease {lease} ended");
                 self.agent.on_task_ended(now, lease, failure);
                 self.agent.heartbeat_soon(now);
+                // The end of a lease comes seldom, and often somebody waits for it.
+                self.sync_now = true;
             }
             Some(TaskEvent::Link(up)) => log::warn!("the measuring interface is {}", if up { "up: measurements go on" } else { "down: measurements wait" }),
             None => {}
@@ -303,7 +308,8 @@ impl<'a> Shell<'a> {
     fn sync(&mut self) {
         let now = clock::now();
         let spool = &mut self.agent.journal().spool;
-        let due = spool.needs_sync(spool_time(now)).is_some_and(|due| due <= spool_time(now));
+        let due = spool.needs_sync(spool_time(now)).is_some_and(|due| self.sync_now || due <= spool_time(now));
+        self.sync_now = false;
         if due && now >= self.sync_retry
             && let Err(error) = spool.sync(spool_time(now))
         {
