@@ -108,11 +108,12 @@ pub(super) fn job_state(state: JobState) -> &'static str {
 
 /// What a job would do, one line each.
 pub(super) fn plan(plan: &Plan) -> Vec<String> {
+    let one_or_many = |number: u64, one: &str, many: &str| format!("{} {}", count(number), if number == 1 { one } else { many });
     let mut lines = vec![format!(
-        "{} targets on {} addresses, at most {} packets{}",
-        count(plan.targets),
-        count(plan.addresses),
-        count(plan.packets_at_most),
+        "{} on {}, at most {}{}",
+        one_or_many(plan.targets, "target", "targets"),
+        one_or_many(plan.addresses, "address", "addresses"),
+        one_or_many(plan.packets_at_most, "packet", "packets"),
         plan.seconds_about.map(|s| format!(", about {}", seconds(s))).unwrap_or_default()
     )];
     if plan.excluded > 0 {
