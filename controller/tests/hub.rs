@@ -73,6 +73,7 @@ impl Probe {
             uptime: Duration::ZERO,
             self_test: SelfTest { raw_socket: Check::Works, ipv4: Check::Works, ipv6: Check::Works },
             stream: StreamId(5),
+            acked: 0,
             leases: vec![],
             interface: InterfaceLimits { name: "eth0".into(), packets: "5kpps".parse().unwrap(), bits: "20Mbit".parse().unwrap() },
         };

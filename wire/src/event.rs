@@ -42,6 +42,9 @@ pub struct Birth {
     pub self_test: SelfTest,
     /// The spool's stream.
     pub stream: StreamId,
+    /// Everything of the stream up to this number was acknowledged and is deleted; a controller that was restored from a
+    /// backup may lack some of it, and must not wait for it.
+    pub acked: u64,
     /// Where each lease stands that it holds.
     pub leases: Vec<LeaseStatus>,
     /// The interface that it measures on, and its limits.

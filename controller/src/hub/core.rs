@@ -269,7 +269,22 @@ impl Core {
         let Some(record) = self.registry.get(id).map(|probe| probe.record.clone()) else { return Ok(()) };
         let stored = self.store.put_probe(&record).await.map(drop);
         self.failed(stored)?;
-        let stream = self.stream(id, birth.stream).await?;
+        let mut stream = self.stream(id, birth.stream).await?;
+        if birth.acked > stream.stored {
+            log::error!(
+                "probe {id} was told that its records up to {} are stored, and only those up to {} are: this database is older than \
+                 that; what is missing is measured again where its job still runs",
+                birth.acked,
+                stream.stored
+            );
+            let skip = Ingest { stored: vec![(stream.key, birth.acked)], ..Ingest::default() };
+            let skipped = self.store.ingest(&skip).await;
+            self.failed(skipped)?;
+            stream.stored = birth.acked;
+            if let Some(known) = self.streams.get_mut(&(id.clone(), birth.stream)) {
+                known.stored = birth.acked;
+            }
+        }
         for status in &birth.leases {
             self.note(id, status, now);
         }

@@ -36,6 +36,8 @@ pub trait Journal {
     fn ack(&mut self, stream: StreamId, up_to: u64);
     /// The spool's stream.
     fn stream(&self) -> StreamId;
+    /// Everything up to this number of the stream is dropped.
+    fn acked(&self) -> u64;
 }
 
 /// What the shell must do, in this order.
@@ -284,6 +286,7 @@ impl<J: Journal> Agent<J> {
             uptime,
             self_test: self.me.self_test.clone(),
             stream: self.journal.stream(),
+            acked: self.journal.acked(),
             leases: self.statuses(now),
             interface: self.me.interface.clone(),
         };

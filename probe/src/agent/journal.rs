@@ -72,4 +72,8 @@ impl Journal for DiskJournal {
     fn stream(&self) -> StreamId {
         self.spool.stream()
     }
+
+    fn acked(&self) -> u64 {
+        self.spool.acked()
+    }
 }

@@ -60,6 +60,9 @@ impl Journal for FakeJournal {
     fn stream(&self) -> StreamId {
         STREAM
     }
+    fn acked(&self) -> u64 {
+        0
+    }
 }
 
 struct World {
