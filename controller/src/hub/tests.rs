@@ -261,7 +261,7 @@ impl Field {
         (probe.connected, probe.welcomed, probe.beats, probe.published) = (true, false, 0, 0);
         probe.published = probe.spool.keys().next().map_or(probe.last, |first| first - 1);
         let mut birth = birth(probe.session);
-        (birth.stream, birth.leases) = (probe.stream, probe.statuses());
+        (birth.stream, birth.acked, birth.leases) = (probe.stream, probe.published, probe.statuses());
         self.live(index, &Live::Birth(birth));
         self.quiet().await;
         assert!(self.probes[index].welcomed);
@@ -571,6 +571,18 @@ async fn holes_in_a_spools_numbering_hold_nothing_up() {
     field.event(0, &Event::Records { stream, after: 1, first: 10, records: vec![batch] });
     field.quiet().await;
     assert_eq!(field.service.job(job.id).await.unwrap().coverage.asked, 60);
+}
+
+#[tokio::test]
+async fn what_a_restored_database_lacks_holds_nothing_up() {
+    let mut field = Field::new(&["attic"]).await;
+    // The probe has deleted 50 records that were acknowledged after this database's backup was made.
+    field.probes[0].last = 50;
+    field.connect(0).await;
+    let job = field.submit(split()).await;
+    let done = field.finish(job.id).await;
+    assert_eq!((done.state, done.coverage.asked), (JobState::Done, 2560));
+    assert!(field.probes[0].spool.is_empty(), "everything is acknowledged");
 }
 
 #[tokio::test]
