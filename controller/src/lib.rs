@@ -3,20 +3,20 @@
 //! Arrows: `serve` starts everything; `api` and `hub` speak to `service` alone; `service` to `jobs`, `fleet`, `results`, `store`
 //! and `pki`; `cli` to nobody but the API, of which it knows the types in `view`.
 
-pub mod broker;
-pub mod pki;
-pub mod view;
-pub mod clock;
-pub mod service;
 pub mod api;
+pub mod broker;
 pub mod cli;
+pub mod clock;
 pub mod config;
-pub mod serve;
-pub mod logging;
 pub mod fleet;
 pub mod hub;
 pub mod jobs;
+pub mod logging;
+pub mod pki;
 pub mod policy;
 pub mod results;
 mod secret;
+pub mod serve;
+pub mod service;
 pub mod store;
+pub mod view;

@@ -98,7 +98,8 @@ pub fn run_enrol(args: EnrolArgs) -> anyhow::Result<ExitCode> {
     let about = About { hardware: crate::health::hardware(), version: env!("CARGO_PKG_VERSION").to_owned() };
     let identity = runtime()?.block_on(enrol(data, &token, about))?;
     if let Some(path) = &args.token_file {
-        std::fs::remove_file(path).with_context(|| format!("the box is enrolled, but its used token {} could not be removed", path.display()))?;
+        std::fs::remove_file(path)
+            .with_context(|| format!("the box is enrolled, but its used token {} could not be removed", path.display()))?;
     }
     println!("This box is now probe `{}`. Start it with: picket-probe run --data {}", identity.probe(), data.display());
     Ok(ExitCode::SUCCESS)

@@ -239,7 +239,16 @@ mod tests {
     #[test]
     fn later_layers_win() {
         let text = "data = '/a'\n[interface]\nname = 'eth0'\npackets = '2kpps'\n[policy]\nallow = ['198.18.0.0/15']";
-        let config = load_text(text, &[("PICKET_INTERFACE__PACKETS", "3kpps"), ("PICKET_POLICY__DENY", "198.18.9.0/24,198.18.8.1"), ("PICKET_SERVER", "x"), ("HOME", "/")]).unwrap();
+        let config = load_text(
+            text,
+            &[
+                ("PICKET_INTERFACE__PACKETS", "3kpps"),
+                ("PICKET_POLICY__DENY", "198.18.9.0/24,198.18.8.1"),
+                ("PICKET_SERVER", "x"),
+                ("HOME", "/"),
+            ],
+        )
+        .unwrap();
         assert_eq!((config.interface.name.as_deref(), config.interface.packets.get()), (Some("eth0"), 3000));
         assert_eq!(config.policy.deny.iter().map(ToString::to_string).collect::<Vec<_>>(), ["198.18.9.0/24", "198.18.8.1"]);
         let flags = Raw { data: Some("/b".into()), ..Raw::default() };

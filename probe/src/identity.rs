@@ -242,8 +242,11 @@ fn prepared_key(data: &Path) -> Result<rcgen::KeyPair, IdentityError> {
     if let Some(key) = left.filter(|key| key.is_compatible(&rcgen::PKCS_ECDSA_P256_SHA256)) {
         return Ok(key);
     }
-    let key = rcgen::KeyPair::generate_for(&rcgen::PKCS_ECDSA_P256_SHA256)
-        .map_err(|e| IdentityError::Io { action: "make a key for", path: path.clone(), source: io::Error::other(e) })?;
+    let key = rcgen::KeyPair::generate_for(&rcgen::PKCS_ECDSA_P256_SHA256).map_err(|e| IdentityError::Io {
+        action: "make a key for",
+        path: path.clone(),
+        source: io::Error::other(e),
+    })?;
     write(&path, key.serialize_pem().as_bytes(), 0o600)?;
     Ok(key)
 }

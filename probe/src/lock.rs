@@ -42,8 +42,7 @@ impl Lock {
     /// Another process has it, or the file cannot be made.
     pub fn acquire(path: &Path) -> Result<Lock, LockError> {
         let io = |source| LockError::Io { path: path.to_owned(), source };
-        let mut file =
-            OpenOptions::new().read(true).write(true).create(true).truncate(false).mode(0o644).open(path).map_err(io)?;
+        let mut file = OpenOptions::new().read(true).write(true).create(true).truncate(false).mode(0o644).open(path).map_err(io)?;
         match file.try_lock() {
             Ok(()) => {}
             Err(TryLockError::WouldBlock) => {
@@ -51,7 +50,10 @@ impl Lock {
                 // Its text is for people only; without it the answer is the same.
                 let _ = (&mut file).take(20).read_to_string(&mut holder);
                 let known = !holder.trim().is_empty();
-                return Err(LockError::Held { path: path.to_owned(), holder: if known { holder.trim().to_owned() } else { "unknown".into() } });
+                return Err(LockError::Held {
+                    path: path.to_owned(),
+                    holder: if known { holder.trim().to_owned() } else { "unknown".into() },
+                });
             }
             Err(TryLockError::Error(source)) => return Err(io(source)),
         }

@@ -29,7 +29,8 @@ impl Log for Journal {
 /// Starts logging. Called once, by `main`.
 pub fn start(level: LevelFilter) {
     if started_by_systemd() {
-        let journal = JournalLog::new().and_then(|journal| log::set_boxed_logger(Box::new(Journal(journal))).map_err(std::io::Error::other));
+        let journal =
+            JournalLog::new().and_then(|journal| log::set_boxed_logger(Box::new(Journal(journal))).map_err(std::io::Error::other));
         match journal {
             Ok(()) => return log::set_max_level(level),
             Err(error) => eprintln!("picket-probe: the journal does not take log lines ({error}); they go to standard error"),

@@ -105,7 +105,8 @@ fn events() {
             hardware: "Raspberry Pi 4 Model B (aarch64)".into(),
             uptime: Duration::from_millis(1500),
             self_test: SelfTest { raw_socket: Check::Works, ipv4: Check::Works, ipv6: Check::Fails("no address on eth0".into()) },
-            stream: StreamId(9), acked: 250,
+            stream: StreamId(9),
+            acked: 250,
             leases: statuses(),
             interface: InterfaceLimits {
                 name: "eth0".into(),

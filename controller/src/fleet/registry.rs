@@ -369,7 +369,8 @@ pub(crate) mod tests {
             hardware: "test box".into(),
             uptime: Duration::from_secs(1),
             self_test: SelfTest { raw_socket: Check::Works, ipv4: Check::Works, ipv6: Check::Works },
-            stream: StreamId(7), acked: 0,
+            stream: StreamId(7),
+            acked: 0,
             leases: vec![],
             interface: InterfaceLimits { name: "eth0".into(), packets: "5kpps".parse().unwrap(), bits: "20Mbit".parse().unwrap() },
         }

@@ -449,7 +449,13 @@ pub trait Store: Send + Sync {
     async fn enrol_token(&self, probe: i64) -> Result<Option<EnrolToken>, StoreError>;
     /// Uses up the token with this hash and stores the probe and its certificate; `false`, and nothing is done, where it
     /// was used before.
-    async fn enrol(&self, probe: &ProbeRecord, hash: &[u8; 32], certificate: &CertificateRecord, now: UnixMillis) -> Result<bool, StoreError>;
+    async fn enrol(
+        &self,
+        probe: &ProbeRecord,
+        hash: &[u8; 32],
+        certificate: &CertificateRecord,
+        now: UnixMillis,
+    ) -> Result<bool, StoreError>;
     /// Stores a probe as revoked, with all its certificates and its token.
     async fn revoke(&self, probe: &ProbeRecord) -> Result<(), StoreError>;
     /// Revoked certificates that have not ended at `now`.

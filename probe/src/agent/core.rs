@@ -7,7 +7,9 @@ use std::time::Duration;
 use ed25519_dalek::VerifyingKey;
 use picket_wire::command::Command;
 use picket_wire::envelope::{self, Audience, Contents, Refusal};
-use picket_wire::event::{Activity, Birth, Event, Heartbeat, InterfaceLimits, LeaseStatus, Live, Refusals, SelfTest, Traffic, encode_record};
+use picket_wire::event::{
+    Activity, Birth, Event, Heartbeat, InterfaceLimits, LeaseStatus, Live, Refusals, SelfTest, Traffic, encode_record,
+};
 use picket_wire::ids::{JobId, LeaseId, ProbeId, Role, SessionId, StreamId};
 use picket_wire::job::{JobKind, JobSpec, Lease, MAX_ATTEMPTS};
 use picket_wire::result::{LeaseEnd, Record, ResultBatch};
@@ -504,7 +506,8 @@ impl<J: Journal> Agent<J> {
             return;
         }
         if self.held.len() >= LEASES_MAX || lease.from >= lease.to {
-            let reason = format!("{} leases are held, at most {LEASES_MAX} are; this one covers {} to {}", self.held.len(), lease.from, lease.to);
+            let reason =
+                format!("{} leases are held, at most {LEASES_MAX} are; this one covers {} to {}", self.held.len(), lease.from, lease.to);
             log::warn!("lease {id} is not taken: {reason}");
             // Where the spool has no room either, the next session shows that the lease is not here.
             let end = LeaseEnd::Failed(reason);
@@ -638,8 +641,10 @@ impl<J: Journal> Agent<J> {
         }
         self.no_room_until = None;
         let trusted = self.trusted_now(now);
-        let mut busy: HashSet<JobId> = self.held.iter().filter(|(_, held)| matches!(held.run, Run::Running | Run::Cutting(_))).map(|(id, _)| id.job).collect();
-        let waiting: Vec<LeaseId> = self.held.iter().filter(|(_, held)| held.run == Run::Waiting && held.holds_until > now).map(|(id, _)| *id).collect();
+        let mut busy: HashSet<JobId> =
+            self.held.iter().filter(|(_, held)| matches!(held.run, Run::Running | Run::Cutting(_))).map(|(id, _)| id.job).collect();
+        let waiting: Vec<LeaseId> =
+            self.held.iter().filter(|(_, held)| held.run == Run::Waiting && held.holds_until > now).map(|(id, _)| *id).collect();
         for id in waiting {
             let Some((spec, space)) = self.specs.get(&id.job).cloned() else { continue };
             let Some(saved) = self.saved.lease(id) else { continue };
@@ -678,7 +683,11 @@ impl<J: Journal> Agent<J> {
 
     /// The next moment at which [`Agent::on_timeout`] must be called.
     pub fn poll_timeout(&self, now: Instant) -> Option<Instant> {
-        let expiries = self.held.values().filter(|held| held.run == Run::Running && held.holds_until < Instant::FAR_FUTURE).map(|held| held.holds_until);
+        let expiries = self
+            .held
+            .values()
+            .filter(|held| held.run == Run::Running && held.holds_until < Instant::FAR_FUTURE)
+            .map(|held| held.holds_until);
         let deadlines = self.running_deadlines(now).map(|(_, at)| at);
         let heartbeat = (self.next_heartbeat < Instant::FAR_FUTURE).then_some(self.next_heartbeat);
         expiries.chain(deadlines).chain(heartbeat).chain(self.no_room_until).min()
@@ -780,7 +789,14 @@ impl<J: Journal> Agent<J> {
                 Run::Waiting | Run::Ended => Activity::Queued,
             };
             let TaskProgress { sent, packets, answers } = held.progress;
-            Some(LeaseStatus { lease: saved.lease.id, position: saved.position, sent: sent.max(saved.position), activity, packets, answers })
+            Some(LeaseStatus {
+                lease: saved.lease.id,
+                position: saved.position,
+                sent: sent.max(saved.position),
+                activity,
+                packets,
+                answers,
+            })
         };
         self.saved.leases.iter().filter_map(status).collect()
     }

@@ -136,7 +136,8 @@ struct Shell<'a> {
 impl<'a> Shell<'a> {
     fn new(config: &'a Config, identity: Identity) -> Result<Self, RunError> {
         let now = clock::now();
-        let spool_config = SpoolConfig { cap_bytes: config.spool.max_bytes, fsync_interval: config.spool.fsync_interval, ..SpoolConfig::default() };
+        let spool_config =
+            SpoolConfig { cap_bytes: config.spool.max_bytes, fsync_interval: config.spool.fsync_interval, ..SpoolConfig::default() };
         let (spool, recovery) = Spool::open(DiskFs, &config.data.join("spool"), spool_config, StreamId(random()?))?;
         log::info!("spool opened: {recovery:?}");
         let state_path = config.data.join("agent.state");
@@ -254,7 +255,9 @@ impl<'a> Shell<'a> {
                 // The end of a lease comes seldom, and often somebody waits for it.
                 self.sync_now = true;
             }
-            Some(TaskEvent::Link(up)) => log::warn!("the measuring interface is {}", if up { "up: measurements go on" } else { "down: measurements wait" }),
+            Some(TaskEvent::Link(up)) => {
+                log::warn!("the measuring interface is {}", if up { "up: measurements go on" } else { "down: measurements wait" })
+            }
             None => {}
         }
     }
@@ -310,7 +313,8 @@ impl<'a> Shell<'a> {
         let spool = &mut self.agent.journal().spool;
         let due = spool.needs_sync(spool_time(now)).is_some_and(|due| self.sync_now || due <= spool_time(now));
         self.sync_now = false;
-        if due && now >= self.sync_retry
+        if due
+            && now >= self.sync_retry
             && let Err(error) = spool.sync(spool_time(now))
         {
             log::error!("{}", chain(&error));

@@ -70,7 +70,15 @@ impl Tasks {
     }
 
     /// Starts to measure positions `from..to`. What cannot be started is said in words.
-    pub fn start(&mut self, station: Option<&Station>, lease: LeaseId, spec: &JobSpec, space: Arc<TargetSpace>, from: u64, to: u64) -> Result<(), String> {
+    pub fn start(
+        &mut self,
+        station: Option<&Station>,
+        lease: LeaseId,
+        spec: &JobSpec,
+        space: Arc<TargetSpace>,
+        from: u64,
+        to: u64,
+    ) -> Result<(), String> {
         let JobKind::Scan(options) = &spec.kind;
         let mut plan = ScanPlan::new(space, from, to, *options).map_err(|error| error.to_string())?;
         plan.chunks.positions = CHUNK_POSITIONS;
@@ -211,7 +219,8 @@ impl Tasks {
 
     /// How each measurement stands.
     pub fn progress(&self) -> Vec<(LeaseId, TaskProgress)> {
-        let read = |progress: &Progress| TaskProgress { sent: progress.next(), packets: progress.sent_packets(), answers: progress.answers() };
+        let read =
+            |progress: &Progress| TaskProgress { sent: progress.next(), packets: progress.sent_packets(), answers: progress.answers() };
         let of = |handle: &Handle| match handle {
             Handle::Raw(_, progress) => read(progress),
             Handle::Connect(_, progress) => read(progress),

@@ -81,7 +81,11 @@ fn identity() -> Identity {
         version: "0".into(),
         hardware: "test".into(),
         self_test: SelfTest { raw_socket: Check::Works, ipv4: Check::Works, ipv6: Check::Fails("no address".into()) },
-        interface: InterfaceLimits { name: "eth0".into(), packets: PacketsPerSecond::new(1000).unwrap(), bits: BitsPerSecond::new(1_000_000).unwrap() },
+        interface: InterfaceLimits {
+            name: "eth0".into(),
+            packets: PacketsPerSecond::new(1000).unwrap(),
+            bits: BitsPerSecond::new(1_000_000).unwrap(),
+        },
     }
 }
 
@@ -114,7 +118,11 @@ fn batch(lease: LeaseId, from: u64, to: u64) -> ResultBatch {
 
 impl World {
     fn new() -> World {
-        let disk = Rc::new(RefCell::new(Disk { room: usize::MAX, saved: Saved { roles: vec![Role::Scan], ..Saved::default() }, ..Disk::default() }));
+        let disk = Rc::new(RefCell::new(Disk {
+            room: usize::MAX,
+            saved: Saved { roles: vec![Role::Scan], ..Saved::default() },
+            ..Disk::default()
+        }));
         let agent = Agent::new(identity(), FakeJournal(disk.clone()), disk.borrow().saved.clone(), vec![]);
         World { disk, agent, now: Instant::from_nanos(1_000_000_000), unix: 1_700_000_000_000, serial: 100, session: 0 }
     }
@@ -286,7 +294,9 @@ fn heartbeats_extend_leases_from_when_they_were_sent() {
 
 #[test]
 fn cancel_and_revoke_report_what_was_done() {
-    for (command, end) in [(Command::Cancel { job: JobId(1) }, LeaseEnd::Cancelled), (Command::Revoke { lease: lease(1, 1, 0, 1).id }, LeaseEnd::Revoked)] {
+    for (command, end) in
+        [(Command::Cancel { job: JobId(1) }, LeaseEnd::Cancelled), (Command::Revoke { lease: lease(1, 1, 0, 1).id }, LeaseEnd::Revoked)]
+    {
         let (mut w, id) = running_world();
         assert_eq!(cuts(&w.tell(command)), [id]);
         w.agent.on_batch(w.now, &batch(id, 0, 40));
@@ -365,7 +375,15 @@ fn commands_wait_for_the_welcome_and_a_foreign_welcome_is_nothing() {
     assert!(matches!(w.actions()[..], [Action::Live(Live::Birth(_))]));
     assert!(w.tell(Command::Job(spec(1, "10.0.0.0/24", None))).is_empty());
     assert!(w.tell(Command::Grant(lease(1, 1, 0, 10))).is_empty());
-    let welcome = |nonce, now| Command::Welcome { session: SessionId(5), nonce, now: UnixMillis(now), heartbeat: Duration::from_secs(15), roles: vec![Role::Scan], leases: vec![], stored: 0 };
+    let welcome = |nonce, now| Command::Welcome {
+        session: SessionId(5),
+        nonce,
+        now: UnixMillis(now),
+        heartbeat: Duration::from_secs(15),
+        roles: vec![Role::Scan],
+        leases: vec![],
+        stored: 0,
+    };
     let now = w.unix;
     assert!(w.tell(welcome(6, now)).is_empty());
     // The two have lower serials than the welcome; they are for the same audience and must not be taken for replays.
@@ -418,7 +436,12 @@ fn a_job_that_the_box_cannot_do_is_refused_with_the_reason() {
     w.connect(&[], 0);
     w.tell(Command::Job(spec(1, "fd00::/120", None)));
     assert!(starts(&w.tell(Command::Grant(lease(1, 1, 0, 10)))).is_empty());
-    let refused = w.disk.borrow().records.iter().find_map(|(_, r)| if let Record::JobRefused { reason, .. } = r { Some(reason.clone()) } else { None });
+    let refused = w
+        .disk
+        .borrow()
+        .records
+        .iter()
+        .find_map(|(_, r)| if let Record::JobRefused { reason, .. } = r { Some(reason.clone()) } else { None });
     assert_eq!(refused.as_deref(), Some("it lacks IPv6: no address"));
 }
 

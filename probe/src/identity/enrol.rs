@@ -166,8 +166,7 @@ fn accept(url: &str, token: &Token, key: &rcgen::KeyPair, answer: EnrolResponse)
     if trust::fingerprint(&authority) != token.ca_sha256 {
         return Err(unusable("its authority is not the one of the token".to_owned()));
     }
-    let enrolment =
-        Enrolment { probe: token.probe.clone(), brokers: answer.brokers, urls: token.urls.clone(), prefix: answer.prefix };
+    let enrolment = Enrolment { probe: token.probe.clone(), brokers: answer.brokers, urls: token.urls.clone(), prefix: answer.prefix };
     let parts =
         Parts { key: key.serialize_pem(), certificate: answer.certificate_pem, authority: answer.ca_pem, signing: answer.signing_key };
     let identity = Identity::check(enrolment, parts).map_err(|(name, reason)| unusable(format!("{name}: {reason}")))?;

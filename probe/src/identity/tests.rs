@@ -68,10 +68,8 @@ impl Fleet {
         let mut params = CertificateParams::default();
         params.distinguished_name.push(DnType::CommonName, name);
         let csr = params.serialize_request(&key).unwrap().pem().unwrap();
-        let enrolment =
-            Enrolment { probe: name.parse().unwrap(), brokers: brokers.to_vec(), urls: vec![], prefix: Prefix::default() };
-        let parts =
-            Parts { key: key.serialize_pem(), certificate: self.sign(&csr), authority: self.pem.clone(), signing: "07".repeat(32) };
+        let enrolment = Enrolment { probe: name.parse().unwrap(), brokers: brokers.to_vec(), urls: vec![], prefix: Prefix::default() };
+        let parts = Parts { key: key.serialize_pem(), certificate: self.sign(&csr), authority: self.pem.clone(), signing: "07".repeat(32) };
         Identity::check(enrolment, parts).unwrap()
     }
 
@@ -207,7 +205,10 @@ async fn what_goes_wrong_is_named() {
 
     let expired = serve_fleet(&fleet, fleet.server_config(&["127.0.0.1"], 2000, 2001, false)).await;
     let text = attempt(fleet.token(expired).to_string()).await;
-    assert!(text.starts_with("the certificate of the controller at https://127.0.0.1: has expired; if that cannot be, set the clock"), "{text}");
+    assert!(
+        text.starts_with("the certificate of the controller at https://127.0.0.1: has expired; if that cannot be, set the clock"),
+        "{text}"
+    );
 
     let misnamed = serve_fleet(&fleet, fleet.server_config(&["192.0.2.1"], 2000, 2100, false)).await;
     assert_eq!(attempt(fleet.token(misnamed).to_string()).await, "TLS with the controller at https://127.0.0.1: failed");

@@ -7,8 +7,8 @@
 pub mod arp;
 pub mod checksum;
 pub mod eth;
+pub mod guard;
 pub mod icmp;
 pub mod ip;
 pub mod ndp;
 pub mod tcp;
-pub mod guard;

@@ -269,8 +269,15 @@ fn survey<S: Filesystem>(
             }
         }
         let prev = head.map_or(survey.last, |h| h.prev);
-        let mut segment =
-            Segment { index, prev, first: head.map_or(prev + 1, |h| h.first), last: survey.last, records: 0, len: 0, damaged: head.is_none() };
+        let mut segment = Segment {
+            index,
+            prev,
+            first: head.map_or(prev + 1, |h| h.first),
+            last: survey.last,
+            records: 0,
+            len: 0,
+            damaged: head.is_none(),
+        };
         survey.confirmed = survey.confirmed.max(head.map_or(0, |h| h.prev));
         let mut at = start;
         while let Some(frame) = record::search(state.stream, &bytes, at, survey.last) {

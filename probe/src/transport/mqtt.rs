@@ -26,8 +26,8 @@ use picket_wire::topic::{Prefix, Topic};
 use rumqttc::mqttbytes::QoS;
 use rumqttc::mqttbytes::v4::{LastWill, SubscribeReasonCode};
 use rumqttc::{
-    AsyncClient, Broker, ConnectionError, EventLoop, Incoming, MqttOptions, NetworkOptions, PublishOptions, SubscribeFilter, TlsConfiguration,
-    Transport, ValidatedTopic,
+    AsyncClient, Broker, ConnectionError, EventLoop, Incoming, MqttOptions, NetworkOptions, PublishOptions, SubscribeFilter,
+    TlsConfiguration, Transport, ValidatedTopic,
 };
 use rustls::ClientConfig;
 use tokio::net::TcpStream;
@@ -360,8 +360,13 @@ impl<B: FnMut() -> Beginning + Send, R: FnMut() -> u64 + Send> Runner<B, R> {
             }
             Err(source) => return LinkError::Connect { broker: broker.to_owned(), source: Box::new(source) },
         }
-        let session =
-            Session { id: beginning.session, broker: broker.into(), client, topics: Arc::clone(&self.topics), events: self.events.downgrade() };
+        let session = Session {
+            id: beginning.session,
+            broker: broker.into(),
+            client,
+            topics: Arc::clone(&self.topics),
+            events: self.events.downgrade(),
+        };
         self.converse(session, eventloop, stopped).await
     }
 

@@ -229,7 +229,10 @@ async fn roles_are_subscribed_on_request_and_a_refusal_is_said() {
     peer.write(&[0x90, 3, packet[0], packet[1], 0x80]).await;
     match events.recv().await {
         Some(LinkEvent::Subscribed(SessionId(1), Err(error))) => {
-            assert!(error.to_string().ends_with("refuses the subscription to picket/v1/role/tool/cmd: this identity may not read it"), "{error}");
+            assert!(
+                error.to_string().ends_with("refuses the subscription to picket/v1/role/tool/cmd: this identity may not read it"),
+                "{error}"
+            );
         }
         other => panic!("{other:?}"),
     }
