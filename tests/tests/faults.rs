@@ -365,3 +365,39 @@ fn a_dead_probes_remainder_goes_to_another() {
     assert_eq!(found(&rig.fleet.results(job.id).unwrap()), found(&rows));
     assert!(watch.stop().unwrap().is_empty(), "its old lease is over");
 }
+
+#[test]
+fn a_revoked_probes_remainder_goes_to_another() {
+    if !require_root() {
+        return;
+    }
+    // Its leases would hold for much longer than the test waits.
+    let mut rig = Rig::new("revoked", Plan::default().lease_ttl(600).heartbeat(1));
+    let observed = rig.begin(false);
+    rig.wait_sent(&observed, rig.packets(false) / 3);
+    rig.fleet.picket(&["probe", "revoke", "a"], PATIENCE).unwrap().ok().unwrap();
+    let job = rig.fleet.wait_done(observed.job, PATIENCE).unwrap();
+    let expected = rig.expected(false);
+    expected.check_coverage(&job.coverage, 1).unwrap();
+    expected.check_rows(&rig.fleet.results(job.id).unwrap()).unwrap();
+    Records::read(rig.fleet.data()).unwrap().reported_once(job.id, 1).unwrap();
+}
+
+#[test]
+fn an_orderly_end_is_no_fault() {
+    if !require_root() {
+        return;
+    }
+    let mut rig = Rig::new("orderly", Plan::default());
+    let mut random = Seeded(17);
+    let observed = rig.begin(false);
+    for moment in random.moments(3, rig.packets(false)) {
+        let probe = PROBES[usize::try_from(random.below(2)).unwrap()];
+        rig.wait_sent(&observed, moment);
+        assert!(rig.fleet.stop_probe(probe).unwrap().success());
+        // What had not had its answers yet is asked again, as after a kill.
+        rig.kills.push((probe, nanos_now()));
+        rig.fleet.start_probe(probe).unwrap();
+    }
+    rig.judge(observed);
+}

@@ -37,12 +37,14 @@ fn three_jobs(mix: Mix) -> (Timing, Vec<Timing>) {
     (all, ports.iter().map(|port| of(port)).collect())
 }
 
-fn judge(timing: &Timing) {
+/// `more` frames may leave before the pacer knows of them.
+fn judge(timing: &Timing, more: f64) {
     eprintln!("{timing}");
+    let stated = BURST + more;
     let burst = timing.burst_packets(LIMIT);
     let peak = timing.peak(Duration::from_millis(100)).packets;
-    assert!(peak as f64 <= LIMIT * 0.1 + BURST, "{peak} packets in 100 ms");
-    assert!(burst <= BURST, "a burst of {burst:.1} packets, {BURST} is stated");
+    assert!(peak as f64 <= LIMIT * 0.1 + stated, "{peak} packets in 100 ms");
+    assert!(burst <= stated, "a burst of {burst:.1} packets, {stated} is stated");
     let mean = timing.mean_packets();
     assert!(mean <= LIMIT * 1.01, "mean {mean:.1}/s");
 }
@@ -59,7 +61,7 @@ fn three_jobs_keep_one_limit() {
     // can show: three times to show it.
     for _ in 0..3 {
         let (all, jobs) = three_jobs(silent);
-        judge(&all);
+        judge(&all, 0.0);
         let targets = (2048 + 512) * 3;
         assert_eq!(all.packets(), targets, "one packet for each target and nothing else");
         assert!(jobs.iter().all(|job| job.packets() == targets / 3));
@@ -79,7 +81,10 @@ fn answers_do_not_make_it_faster() {
     if !require_root() {
         return;
     }
-    // Open ports answer with SYN+ACK, to which somebody on the probe's box may say something: that counts too.
+    // Open ports answer with SYN+ACK, and the kernel of the probe's box answers that with a reset, as it knows of no connection.
+    // It asks nobody first, so one is on the wire before it can be paid for; then it is.
     let (all, _) = three_jobs(Mix { dead: 0, shy: 0, open: 1000, silent: 0 });
-    judge(&all);
+    judge(&all, 1.0);
+    let targets = (2048 + 512) * 3;
+    assert_eq!(all.packets(), 2 * targets, "a SYN and a reset for each target");
 }

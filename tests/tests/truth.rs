@@ -3,12 +3,12 @@
 
 use std::time::{Duration, Instant};
 
-use picket_controller::view::{JobView, Plan as JobPlan, ResultRow};
-use picket_tests::lab::require_root;
+use picket_controller::view::{JobState, JobView, Plan as JobPlan, ResultRow};
 use picket_tests::lab::site::{SegmentPlan, Site};
 use picket_tests::lab::truth::{HostState, PortTruth, Truth, TruthSpec};
 use picket_tests::lab::watch::{Capture, Watch};
-use picket_tests::system::expect::{Expected, Scope, asked};
+use picket_tests::lab::{Signal, require_root, wait_until};
+use picket_tests::system::expect::{Expected, Scope, asked, found};
 use picket_tests::system::{Fleet, Plan, records::Records, towards};
 use serde::Deserialize;
 
@@ -146,6 +146,41 @@ fn who_is_not_on_the_wire_was_not_reached() {
     expected.check_rows(&scanned.results).unwrap();
     expected.check_coverage(&scanned.job.coverage, 1).unwrap();
     expected.check_wire(&captures.iter().collect::<Vec<_>>(), ATTEMPTS).unwrap();
+}
+
+#[test]
+fn an_interrupted_scan_is_accounted_for() {
+    if !require_root() {
+        return;
+    }
+    let spec = TruthSpec::new(12, &["198.18.64.0/22"], &PORTS).unwrap();
+    let site = Site::builder("cancel").probe("a").probe("b").segment(SegmentPlan::new("net", spec)).build().unwrap();
+    let fleet = Fleet::start(site, Plan::default()).unwrap();
+    let expected = Expected::scan(&[truth(&fleet, "net")], &PORTS, &Scope::default());
+    let mut watches = watch(&fleet, &["a", "b"], &["net"]);
+    let mut scan = fleet.picket_spawn(&["scan", "198.18.64.0/22", "-p", "22,80,443,8080", "--json"]).unwrap();
+    wait_until("some packets of the scan", LONG, || Ok((watches[0].seen()? + watches[1].seen()? > 2000).then_some(()))).unwrap();
+    scan.signal(Signal::SIGINT).unwrap();
+    let done = scan.finish(LONG).unwrap();
+    assert_eq!(done.status.code(), Some(3), "{}", done.stderr);
+    eprintln!("it says: {}", done.stderr.trim());
+    let scanned: Scanned = serde_json::from_str(&done.stdout).unwrap();
+    // Everybody has been told and has ended: nothing is sent any more.
+    let captures = stop(watches);
+    let later = stop(watch(&fleet, &["a", "b"], &["net"]));
+    assert!(later.iter().all(Capture::is_empty));
+    assert_eq!(scanned.job.state, JobState::Cancelled);
+    let coverage = scanned.job.coverage;
+    assert!(coverage.adds_up() && coverage.asked == scanned.job.total && scanned.job.total == expected.coverage.asked, "{coverage:?}");
+    assert!(coverage.not_reached > 0 && coverage.silent > 0 && coverage.open > 0, "{coverage:?}");
+    // What is said is true, and nothing is said of what was not asked.
+    let found = found(&scanned.results);
+    assert_eq!(found.len(), scanned.results.len());
+    assert!(found.is_subset(&expected.found));
+    assert_eq!(found.len() as u64, coverage.answered());
+    let asked = asked(&captures.iter().collect::<Vec<_>>());
+    assert!(found.iter().all(|(address, port, _)| asked.contains_key(&(*address, *port))));
+    assert!(coverage.asked - coverage.not_reached <= asked.len() as u64);
 }
 
 #[test]
