@@ -34,6 +34,7 @@ pub struct Endpoints {
 #[derive(Debug, Clone, Default, clap::Args)]
 #[command(next_help_heading = "Connection")]
 pub struct ConnectArgs {
+    #[allow(rustdoc::bare_urls, reason = "this is the help text")]
     /// Address of the controller's API, such as https://picket.example.net:8443
     #[arg(long, global = true, value_name = "URL", env = "PICKET_SERVER")]
     pub server: Option<String>,

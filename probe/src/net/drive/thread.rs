@@ -92,7 +92,7 @@ impl<E> DriveHandle<E> {
         Ok(added)
     }
 
-    /// Ends a task; [`DriveEvent::Ended`] follows its last event.
+    /// Ends a task; [`DriveEvent::Ended`](super::DriveEvent::Ended) follows its last event.
     ///
     /// # Errors
     /// When the loop has ended.
