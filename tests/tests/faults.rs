@@ -5,11 +5,11 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use picket_controller::view::{JobState, ProbeState, ResultRow};
+use picket_controller::view::{JobState, ProbeState, ProbeView, ResultRow};
 use picket_tests::lab::site::{SegmentPlan, Site};
 use picket_tests::lab::truth::TruthSpec;
 use picket_tests::lab::watch::{Capture, Watch};
-use picket_tests::lab::{require_root, wait_until};
+use picket_tests::lab::{Signal, require_root, wait_until};
 use picket_tests::system::expect::{Expected, Found, Scope, asked, found};
 use picket_tests::system::records::Records;
 use picket_tests::system::{Fleet, PATIENCE, Plan, towards};
@@ -95,6 +95,10 @@ impl Rig {
     }
 
     fn begin(&mut self, each: bool) -> Observed {
+        self.begin_with(each, &[])
+    }
+
+    fn begin_with(&mut self, each: bool, more: &[&str]) -> Observed {
         self.kills.clear();
         self.pauses.clear();
         let filter = towards(self.fleet.site(), &["net"]).unwrap();
@@ -104,6 +108,7 @@ impl Rig {
         if each {
             args.extend(["--mode", "each", "--exclude", HALF]);
         }
+        args.extend(more);
         let job = self.fleet.submit_job(&args).unwrap();
         Observed { job, each, watches: watches.into(), counters: counters.into() }
     }
@@ -135,7 +140,7 @@ impl Rig {
         let expected = self.expected(each);
         let job = self.fleet.wait_done(id, LONG).unwrap();
         let rows = self.fleet.results(id).unwrap();
-        let captures: BTreeMap<_, _> = watches.into_iter().map(|(name, watch)| (name, watch.stop().unwrap())).collect();
+        let captures = stop(watches);
         let vantages: u32 = if each { 2 } else { 1 };
         expected.check_coverage(&job.coverage, vantages.into()).unwrap();
         if each {
@@ -214,6 +219,10 @@ impl Rig {
     }
 }
 
+fn stop(watches: BTreeMap<&'static str, Watch>) -> BTreeMap<&'static str, Capture> {
+    watches.into_iter().map(|(name, watch)| (name, watch.stop().unwrap())).collect()
+}
+
 #[derive(Clone, Copy, Debug)]
 enum Victim {
     Probe,
@@ -222,10 +231,13 @@ enum Victim {
 }
 
 /// Kills at five seeded moments of each of two jobs, one shared and one done by each probe, and compares with undisturbed runs.
+/// `PICKET_LAB_SEED` in the environment gives other moments, for whoever searches longer.
 fn killed(name: &str, seed: u64) {
     if !require_root() {
         return;
     }
+    let shift: u64 = std::env::var("PICKET_LAB_SEED").map_or(0, |text| text.parse().expect("PICKET_LAB_SEED is a number"));
+    let seed = seed + 3 * shift;
     let mut rig = Rig::new(name, Plan::default());
     let mut random = Seeded(seed);
     // Ten in seeded order; over the three tests ten of each kind.
@@ -351,8 +363,8 @@ fn a_dead_probes_remainder_goes_to_another() {
     assert!(part("b") > expected.coverage.asked / 2, "{:?}", job.probes);
     assert_eq!(part("a") + part("b"), expected.coverage.asked);
     Records::read(rig.fleet.data()).unwrap().reported_once(job.id, 1).unwrap();
-    let captures: Vec<Capture> = observed.watches.into_values().map(|watch| watch.stop().unwrap()).collect();
-    for (target, count) in asked(&captures.iter().collect::<Vec<_>>()) {
+    let captures = stop(observed.watches);
+    for (target, count) in asked(&captures.values().collect::<Vec<_>>()) {
         assert!(expected.asked.contains_key(&target) && count <= 2 * ATTEMPTS, "{target:?} was asked {count} times");
     }
 
@@ -364,6 +376,81 @@ fn a_dead_probes_remainder_goes_to_another() {
     assert_eq!((again.state, again.coverage), (JobState::Done, job.coverage));
     assert_eq!(found(&rig.fleet.results(job.id).unwrap()), found(&rows));
     assert!(watch.stop().unwrap().is_empty(), "its old lease is over");
+}
+
+/// A shared job that is slow enough for leases to run out in the middle of it.
+fn begin_slowly(rig: &mut Rig) -> Observed {
+    rig.begin_with(false, &["--rate", "400pps"])
+}
+
+/// The job is done by both, right, and counted once; then `a` comes back with what it has, and nothing changes.
+fn given_away(rig: &Rig, observed: &Observed, come_back: impl FnOnce()) {
+    let expected = rig.expected(false);
+    let check = || {
+        let job = rig.fleet.job(observed.job).unwrap();
+        assert_eq!(job.state, JobState::Done);
+        expected.check_coverage(&job.coverage, 1).unwrap();
+        expected.check_rows(&rig.fleet.results(job.id).unwrap()).unwrap();
+        Records::read(rig.fleet.data()).unwrap().counted_once(job.id, 1).unwrap();
+    };
+    rig.fleet.wait_done(observed.job, LONG).unwrap();
+    check();
+    come_back();
+    let idle = |view: &ProbeView| view.state == ProbeState::Online && view.spool_records == Some(0) && view.jobs.is_empty();
+    rig.fleet.wait_probe("a", "back, idle and with an empty spool", LONG, idle).unwrap();
+    check();
+}
+
+#[test]
+fn who_is_cut_off_stops_before_its_work_is_given_away() {
+    if !require_root() {
+        return;
+    }
+    let mut rig = Rig::new("cutoff", Plan::default().lease_ttl(5).heartbeat(1));
+    let observed = begin_slowly(&mut rig);
+    rig.wait_sent(&observed, rig.packets(false) / 8);
+    // Only the way to the controller is cut: what it measures it still reaches.
+    let device = rig.fleet.site().probe("a").unwrap().router_device().to_owned();
+    let router = rig.fleet.site().router().clone();
+    let rule = format!("iifname \"{device}\" tcp dport 8883 drop");
+    let cut = format!("table inet cut {{\n\tchain c {{\n\t\ttype filter hook forward priority filter;\n\t\t{rule}\n\t}}\n}}\n");
+    router.nft(&cut).unwrap();
+    let cut_at = nanos_now();
+    given_away(&rig, &observed, || router.nft("delete table inet cut\n").unwrap());
+    let mut captures = stop(observed.watches);
+    let (a, b) = (captures.remove("a").unwrap(), captures.remove("b").unwrap());
+    let of_a = asked(&[&a]);
+    let last = a.frames().last().unwrap().at;
+    // It went on without a word for what it held, and no longer: 5 s from when its last answered heartbeat was sent.
+    assert!(last > cut_at && last < cut_at + 7_000_000_000, "{} ms after the cut", (last - cut_at.min(last)) / 1_000_000);
+    let again = b.frames().find(|frame| {
+        frame.packet().is_some_and(|packet| of_a.contains_key(&(packet.destination, packet.destination_port())))
+    });
+    let first = again.expect("something that a had begun was done again by b").at;
+    assert!(last < first, "a was still sending {} ms after b had begun with what was a's", (last.saturating_sub(first)) / 1_000_000);
+}
+
+#[test]
+fn who_was_frozen_does_not_go_on() {
+    if !require_root() {
+        return;
+    }
+    let mut rig = Rig::new("frozen", Plan::default().lease_ttl(5).heartbeat(1));
+    let observed = begin_slowly(&mut rig);
+    rig.wait_sent(&observed, rig.packets(false) / 8);
+    rig.fleet.probe_proc("a").unwrap().freeze().unwrap();
+    let pid = nix::unistd::Pid::from_raw(i32::try_from(rig.fleet.probe_proc("a").unwrap().id()).unwrap());
+    let before = rig.sent("a");
+    let thawed = std::cell::Cell::new(0);
+    given_away(&rig, &observed, || {
+        thawed.set(nanos_now());
+        nix::sys::signal::kill(pid, Signal::SIGCONT).unwrap();
+    });
+    assert!(rig.sent("a") > before, "it is back");
+    let a = stop(observed.watches).remove("a").unwrap();
+    // Its packet loop runs before its clocks are looked at: what leaves in that moment is what one turn holds.
+    let late = a.frames().filter(|frame| frame.at > thawed.get()).count();
+    assert!(late <= 40, "{late} packets of a lease that had long been given away, 100 ms worth are forgiven");
 }
 
 #[test]

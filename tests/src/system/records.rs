@@ -99,6 +99,24 @@ impl Records {
         })
     }
 
+    /// Checks that every unit of a job counts exactly once, whatever was reported: what counts is disjoint and complete in each of
+    /// `parts` parts.
+    ///
+    /// # Errors
+    /// When something counts twice or is missing.
+    pub fn counted_once(&self, job: JobId, parts: u32) -> Result<()> {
+        let len = self.space(job)?.len();
+        for part in 0..parts {
+            let mut end = 0;
+            for (_, _, first, past) in self.counted.iter().filter(|(id, number, ..)| *id == job.0 && *number == part) {
+                ensure!(*first == end, "part {part}: {first}..{past} counts, but what is before it reaches to {end}");
+                end = *past;
+            }
+            ensure!(end == len, "what counts of part {part} reaches to {end} of {len}");
+        }
+        Ok(())
+    }
+
     /// Checks that every unit of a job was reported exactly once: the names of the records are unique, no two raw batches of one
     /// part overlap, none was put aside, and what counts covers each of `parts` parts without a gap.
     ///
@@ -108,6 +126,7 @@ impl Records {
         let len = self.space(job)?.len();
         let mut names: Vec<_> = self.raw.iter().map(|raw| (raw.probe.as_str(), raw.stream, raw.sequence)).collect();
         names.sort_unstable();
+        self.counted_once(job, parts)?;
         let unique = names.windows(2).all(|pair| pair[0] != pair[1]);
         ensure!(unique, "two raw records have one name");
         let mut spans: BTreeMap<u32, Vec<(u64, u64, String)>> = BTreeMap::new();
@@ -128,9 +147,6 @@ impl Records {
                 end = to;
             }
             ensure!(end == len, "part {part} was reported up to {end} of {len}");
-            let counted = self.counted.iter().filter(|(id, number, ..)| *id == job.0 && *number == part);
-            let end = counted.fold(0, |end, (_, _, first, past)| if *first == end { *past } else { end });
-            ensure!(end == len, "what counts of part {part} reaches to {end} of {len}");
         }
         Ok(())
     }
