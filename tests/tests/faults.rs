@@ -1,6 +1,8 @@
 //! Killed, unplugged, partitioned: at the end everything is in the database exactly once and is true, and nothing was asked twice
 //! but what lay behind the last checkpoint of a probe that was killed.
 
+#![allow(clippy::unwrap_used, reason = "helpers of tests end a test that cannot go on, as tests themselves do")]
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
@@ -371,7 +373,9 @@ fn a_dead_probes_remainder_goes_to_another() {
     // It comes back with what it had measured and not yet told. That was done again meanwhile: nothing changes, nothing is twice.
     let watch = rig.fleet.site().watch("a", Some(&towards(rig.fleet.site(), &["net"]).unwrap())).unwrap();
     rig.fleet.start_probe("a").unwrap();
-    rig.fleet.wait_probe("a", "back with an empty spool", PATIENCE, |view| view.state == ProbeState::Online && view.spool_records == Some(0)).unwrap();
+    rig.fleet
+        .wait_probe("a", "back with an empty spool", PATIENCE, |view| view.state == ProbeState::Online && view.spool_records == Some(0))
+        .unwrap();
     let again = rig.fleet.job(job.id).unwrap();
     assert_eq!((again.state, again.coverage), (JobState::Done, job.coverage));
     assert_eq!(found(&rig.fleet.results(job.id).unwrap()), found(&rows));
@@ -423,9 +427,8 @@ fn who_is_cut_off_stops_before_its_work_is_given_away() {
     let last = a.frames().last().unwrap().at;
     // It went on without a word for what it held, and no longer: 5 s from when its last answered heartbeat was sent.
     assert!(last > cut_at && last < cut_at + 7_000_000_000, "{} ms after the cut", (last - cut_at.min(last)) / 1_000_000);
-    let again = b.frames().find(|frame| {
-        frame.packet().is_some_and(|packet| of_a.contains_key(&(packet.destination, packet.destination_port())))
-    });
+    let again =
+        b.frames().find(|frame| frame.packet().is_some_and(|packet| of_a.contains_key(&(packet.destination, packet.destination_port()))));
     let first = again.expect("something that a had begun was done again by b").at;
     assert!(last < first, "a was still sending {} ms after b had begun with what was a's", (last.saturating_sub(first)) / 1_000_000);
 }

@@ -1,5 +1,7 @@
 //! The fleet as dashboards see it: retained JSON by mosquitto_sub, true within seconds, read-only.
 
+#![allow(clippy::unwrap_used, reason = "helpers of tests end a test that cannot go on, as tests themselves do")]
+
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
@@ -95,7 +97,9 @@ fn dashboards_see_the_fleet_and_nothing_else() {
     assert_eq!((&summary["probes"], &summary["online"], &summary["offline"]), (&2.into(), &2.into(), &0.into()), "{summary}");
 
     // Nothing else can be read: neither other trees, nor all of it, nor what probes and controller say to each other.
-    for filter in ["#", "picket/#", "picket/v1/#", "picket/v1/probe/attic/cmd", "picket/v1/probe/+/evt", "picket/v1/role/scan/cmd", "$SYS/#"] {
+    for filter in
+        ["#", "picket/#", "picket/v1/#", "picket/v1/probe/attic/cmd", "picket/v1/probe/+/evt", "picket/v1/role/scan/cmd", "$SYS/#"]
+    {
         let mut refused = place.spawn(&board.subscriber(filter)).unwrap();
         // mosquitto_sub ends by itself when every subscription is refused.
         let status = refused.wait(PATIENCE).unwrap();
@@ -103,14 +107,33 @@ fn dashboards_see_the_fleet_and_nothing_else() {
         assert!(!status.success() || refused.stderr().contains("denied"), "{filter}: {status} {}", refused.stderr());
     }
     // A wrong password, no password.
-    let wrong = place.run(&board.client("mosquitto_sub", "wrong").args(["-t", &format!("{ROOT}#"), "-C", "1", "-W", "10"]), PATIENCE).unwrap();
+    let wrong =
+        place.run(&board.client("mosquitto_sub", "wrong").args(["-t", &format!("{ROOT}#"), "-C", "1", "-W", "10"]), PATIENCE).unwrap();
     assert!(!wrong.status.success() && wrong.stdout.is_empty(), "{wrong:?}");
     let port = DASHBOARD_PORT.to_string();
-    let nobody = Run::new("mosquitto_sub").args(["-h", &board.host, "-p", &port, "--cafile", &board.ca, "-t", &format!("{ROOT}#"), "-C", "1", "-W", "10"]);
+    let nobody = Run::new("mosquitto_sub").args([
+        "-h",
+        &board.host,
+        "-p",
+        &port,
+        "--cafile",
+        &board.ca,
+        "-t",
+        &format!("{ROOT}#"),
+        "-C",
+        "1",
+        "-W",
+        "10",
+    ]);
     let nobody = place.run(&nobody, PATIENCE).unwrap();
     assert!(!nobody.status.success() && nobody.stdout.is_empty(), "{nobody:?}");
     // Nothing can be published: no subscriber sees it, and no probe obeys it.
-    for topic in [format!("{ROOT}probe/attic"), format!("{ROOT}forged"), "picket/v1/probe/attic/cmd".to_owned(), "picket/v1/role/scan/cmd".to_owned()] {
+    for topic in [
+        format!("{ROOT}probe/attic"),
+        format!("{ROOT}forged"),
+        "picket/v1/probe/attic/cmd".to_owned(),
+        "picket/v1/role/scan/cmd".to_owned(),
+    ] {
         let message = "{\"state\":\"forged\"}";
         let publisher = board.client("mosquitto_pub", &board.password).args(["-q", "1", "-r", "-t", &topic, "-m", message]);
         // Whether it is told or not: MQTT 3.1.1 has no way to refuse a publication but to end the connection.

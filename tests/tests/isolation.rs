@@ -1,5 +1,7 @@
 //! Nobody in: identities, topics and commands, tried by somebody who speaks MQTT without asking whether he may.
 
+#![allow(clippy::unwrap_used, reason = "helpers of tests end a test that cannot go on, as tests themselves do")]
+
 use std::net::{IpAddr, SocketAddr};
 use std::path::Path;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
@@ -202,10 +204,17 @@ fn certificates_decide() {
     // A probe's certificate makes no other probe of it, nor a controller.
     let (leaf, key) = {
         let data = rig.fleet.probe_data("mole").unwrap().join("identity");
-        (std::fs::read_to_string(data.join("cert.pem")).unwrap(), KeyPair::from_pem(&std::fs::read_to_string(data.join("key.pem")).unwrap()).unwrap())
+        (
+            std::fs::read_to_string(data.join("cert.pem")).unwrap(),
+            KeyPair::from_pem(&std::fs::read_to_string(data.join("key.pem")).unwrap()).unwrap(),
+        )
     };
     let (certificate_pem, key) = certificate(&Issuer::from_ca_cert_pem(&leaf, key).unwrap(), "attic", "probe");
-    refused("somebody whom a probe has certified", &Credentials::pem(&ca, &certificate_pem, &key).unwrap(), &Connect { client_id: "attic", ..Connect::default() });
+    refused(
+        "somebody whom a probe has certified",
+        &Credentials::pem(&ca, &certificate_pem, &key).unwrap(),
+        &Connect { client_id: "attic", ..Connect::default() },
+    );
 
     // Revoked, while it is connected: it is cut within seconds, and does not come back.
     let credentials = rig.mole();
@@ -223,7 +232,11 @@ fn certificates_decide() {
     // A running probe too.
     rig.fleet.json::<serde_json::Value>(&["probe", "revoke", "cellar", "--json"]).unwrap();
     rig.fleet.wait_probe("cellar", "revoked and out", PATIENCE, |view| view.state == ProbeState::Revoked && view.link.is_none()).unwrap();
-    refused("a revoked probe", &Credentials::of_probe(rig.fleet.probe_data("cellar").unwrap()).unwrap(), &Connect { client_id: "cellar", ..Connect::default() });
+    refused(
+        "a revoked probe",
+        &Credentials::of_probe(rig.fleet.probe_data("cellar").unwrap()).unwrap(),
+        &Connect { client_id: "cellar", ..Connect::default() },
+    );
     // Others have not noticed, and it gets no more work.
     assert_eq!(rig.fleet.probe("attic").unwrap().state, ProbeState::Online);
     let job = rig.fleet.submit_job(&["scan", "198.18.0.0/28", "-p", "80"]).unwrap();
@@ -316,12 +329,17 @@ fn forged_commands_are_refused_and_counted() {
     case("garbage", vec![vec![0x55; 100], b"".to_vec(), vec![1; 10], vec![1; 300]], 4);
     case("no signature", forge(1, &|command| picket_wire::codec::encode(&contents(&attic, command))), 2);
     case("another key", forge(2, &|command| seal(&contents(&attic, command), &wrong)), 2);
-    case("a changed byte", forge(3, &|command| {
-        let mut bytes = seal(&contents(&attic, command), &real);
-        *bytes.last_mut().unwrap() ^= 1;
-        bytes
-    }), 2);
-    let shift = |contents: Contents, issued: u64, expires: u64| Contents { issued: UnixMillis(issued), expires: UnixMillis(expires), ..contents };
+    case(
+        "a changed byte",
+        forge(3, &|command| {
+            let mut bytes = seal(&contents(&attic, command), &real);
+            *bytes.last_mut().unwrap() ^= 1;
+            bytes
+        }),
+        2,
+    );
+    let shift =
+        |contents: Contents, issued: u64, expires: u64| Contents { issued: UnixMillis(issued), expires: UnixMillis(expires), ..contents };
     // By more than the probe's clock may be behind: that is the way of the welcome.
     case("expired", forge(4, &|command| seal(&shift(contents(&attic, command), now().0 - 120_000, now().0 - 10_000), &real)), 2);
     case("from the future", forge(5, &|command| seal(&shift(contents(&attic, command), now().0 + 600_000, now().0 + 900_000), &real)), 2);

@@ -1,5 +1,7 @@
 //! Never too fast: what a probe sends is measured from outside, at the other end of its link.
 
+#![allow(clippy::unwrap_used, reason = "helpers of tests end a test that cannot go on, as tests themselves do")]
+
 use std::time::Duration;
 
 use picket_tests::lab::require_root;

@@ -1,6 +1,8 @@
 //! What the fleet says is true: every answer, every silence, every refusal, against a target network whose truth is known, and
 //! against what was seen on the wire from outside.
 
+#![allow(clippy::unwrap_used, reason = "helpers of tests end a test that cannot go on, as tests themselves do")]
+
 use std::time::{Duration, Instant};
 
 use picket_controller::view::{JobState, JobView, Plan as JobPlan, ResultRow};

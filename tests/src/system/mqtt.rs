@@ -239,7 +239,8 @@ impl Mqtt {
             if let Some(packet) = self.parse()? {
                 return Ok(Ok(packet));
             }
-            let left = deadline.checked_sub(start.elapsed()).filter(|left| !left.is_zero()).context("nothing came from the broker in time")?;
+            let left =
+                deadline.checked_sub(start.elapsed()).filter(|left| !left.is_zero()).context("nothing came from the broker in time")?;
             self.stream.sock.set_read_timeout(Some(left))?;
             let mut bytes = [0; 16 * 1024];
             match self.stream.read(&mut bytes) {

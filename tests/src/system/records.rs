@@ -62,7 +62,13 @@ impl Records {
         for row in sqlx::query(sql).fetch_all(&mut db).await? {
             let bytes: Vec<u8> = row.get("bytes");
             let record = codec::decode(&bytes).context("a raw record")?;
-            raw.push(Raw { probe: row.get("probe"), stream: row.get("stream"), sequence: row.get("sequence"), outcome: row.get("outcome"), record });
+            raw.push(Raw {
+                probe: row.get("probe"),
+                stream: row.get("stream"),
+                sequence: row.get("sequence"),
+                outcome: row.get("outcome"),
+                record,
+            });
         }
         let mut leases = BTreeMap::new();
         for row in sqlx::query("SELECT job, number, part, probe FROM leases").fetch_all(&mut db).await? {
@@ -132,9 +138,18 @@ impl Records {
         let mut spans: BTreeMap<u32, Vec<(u64, u64, String)>> = BTreeMap::new();
         for (raw, batch) in self.batches(job) {
             let LeaseId { job, grant } = batch.lease;
-            let (part, holder) = self.leases.get(&(job.0, grant)).with_context(|| format!("a batch of a lease that was never granted: {}", batch.lease))?;
+            let (part, holder) =
+                self.leases.get(&(job.0, grant)).with_context(|| format!("a batch of a lease that was never granted: {}", batch.lease))?;
             ensure!(*holder == raw.probe, "lease {} of {holder} was reported by {}", batch.lease, raw.probe);
-            ensure!(raw.outcome == 0, "the batch {}..{} of {} ({}) has outcome {}", batch.from, batch.to, batch.lease, raw.probe, raw.outcome);
+            ensure!(
+                raw.outcome == 0,
+                "the batch {}..{} of {} ({}) has outcome {}",
+                batch.from,
+                batch.to,
+                batch.lease,
+                raw.probe,
+                raw.outcome
+            );
             let who = format!("{} under {} as record {}", raw.probe, batch.lease, raw.sequence);
             spans.entry(*part).or_default().push((batch.from, batch.to, who));
         }
