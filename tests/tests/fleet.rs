@@ -213,3 +213,28 @@ fn states_are_true_within_seconds() {
     assert!(turns <= 1, "busy until it was idle, once: {states:?}");
     assert_eq!(job.coverage.silent, job.total);
 }
+
+#[test]
+fn the_tree_grows_again_after_the_controller_was_killed() {
+    if !require_root() {
+        return;
+    }
+    let mut fleet = fleet("again", &["attic", "cellar"]);
+    let board = Board::new(&fleet);
+    fleet.stop_probe("cellar").unwrap();
+    fleet.kill_controller().unwrap();
+    fleet.start_controller().unwrap();
+    // The password is still good; who was there comes back, who was not is not said to be.
+    let controller = fleet.site().controller().clone();
+    let mut subscriber = controller.spawn(&board.subscriber(&format!("{ROOT}#"))).unwrap();
+    wait_state(&mut subscriber, "attic", &["online"], PATIENCE);
+    let document = wait_state(&mut subscriber, "cellar", &["offline"], PATIENCE);
+    assert_eq!(document["online"], false);
+    // Revoked for good, said for good.
+    fleet.picket(&["probe", "revoke", "cellar", "--reason", "sold"], PATIENCE).unwrap().ok().unwrap();
+    let document = wait_state(&mut subscriber, "cellar", &["revoked"], Duration::from_secs(5));
+    assert!(document["reason"].as_str().unwrap().contains("sold"), "{document}");
+    let topic = format!("{ROOT}summary");
+    let probes = |stdout: &str, _: &str| documents(stdout).remove(&topic).filter(|summary| summary["probes"] == 1);
+    subscriber.wait_for("a summary of one probe", PATIENCE, probes).unwrap();
+}

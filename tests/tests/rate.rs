@@ -90,3 +90,43 @@ fn answers_do_not_make_it_faster() {
     let targets = (2048 + 512) * 3;
     assert_eq!(all.packets(), 2 * targets, "a SYN and a reset for each target");
 }
+
+/// Everything that a probe sends for one job into silence.
+fn one_job(name: &str, plan: Plan, more: &[&str]) -> Timing {
+    let silent = Mix { dead: 1000, shy: 0, open: 0, silent: 0 };
+    let spec = TruthSpec::new(6, &["198.18.32.0/22"], &[80]).unwrap().mix(silent);
+    let site = Site::builder(name).probe("a").segment(SegmentPlan::new("net", spec)).build().unwrap();
+    let fleet = Fleet::start(site, plan).unwrap();
+    let watch = fleet.site().watch("a", Some(&towards(fleet.site(), &["net"]).unwrap())).unwrap();
+    let job = fleet.submit_job(&[&["scan", "198.18.32.0/22", "-p", "80", "--attempts", "1"], more].concat()).unwrap();
+    fleet.wait_done(job, LONG).unwrap();
+    let timing = watch.stop().unwrap().timing(|_| true);
+    eprintln!("{timing}");
+    assert_eq!(timing.packets(), 1024);
+    timing
+}
+
+#[test]
+fn a_job_keeps_the_rate_that_it_asks_for() {
+    if !require_root() {
+        return;
+    }
+    let timing = one_job("jobrate", Plan::default(), &["--rate", "400pps"]);
+    assert!(timing.mean_packets() <= 400.0 * 1.01, "{timing}");
+    assert!(timing.burst_packets(400.0) <= 400.0 * 0.010 + 1.0, "{timing}");
+    // Who asks for more than the interface may gets what it may.
+    let timing = one_job("clipped", Plan::default().packets("500pps"), &["--rate", "50kpps"]);
+    assert!(timing.mean_packets() <= 500.0 * 1.01, "{timing}");
+    assert!(timing.burst_packets(500.0) <= 500.0 * 0.010 + 1.0, "{timing}");
+}
+
+#[test]
+fn bits_are_limited_too() {
+    if !require_root() {
+        return;
+    }
+    let timing = one_job("bits", Plan::default().packets("100kpps").bits("200kbit"), &[]);
+    let frame = timing.bits() as f64 / timing.packets() as f64;
+    assert!(timing.mean_bits() <= 200_000.0 * 1.01, "{timing}");
+    assert!(timing.burst_bits(200_000.0) <= 200_000.0 * 0.010 + frame, "{timing}");
+}

@@ -44,12 +44,13 @@ pub struct Plan {
     heartbeat: u32,
     lease_ttl: u32,
     packets: String,
+    bits: String,
     only: Option<BTreeSet<String>>,
 }
 
 impl Default for Plan {
     fn default() -> Self {
-        Self { fleet_deny: Vec::new(), site_deny: Vec::new(), heartbeat: 2, lease_ttl: 30, packets: "1kpps".to_owned(), only: None }
+        Self { fleet_deny: Vec::new(), site_deny: Vec::new(), heartbeat: 2, lease_ttl: 30, packets: "1kpps".to_owned(), bits: "100Mbit".to_owned(), only: None }
     }
 }
 
@@ -89,6 +90,13 @@ impl Plan {
         self
     }
 
+    /// The bit limit of every probe's interface.
+    #[must_use]
+    pub fn bits(mut self, limit: &str) -> Self {
+        self.bits = limit.to_owned();
+        self
+    }
+
     /// Enrols and starts only these of the site's probes at first.
     #[must_use]
     pub fn only(mut self, probes: &[&str]) -> Self {
@@ -109,9 +117,10 @@ impl Plan {
 
     fn probe_config(&self) -> String {
         format!(
-            "[interface]\nname = \"{}\"\npackets = \"{}\"\nbits = \"100Mbit\"\n[policy]\nallow = {ALLOWED}\ndeny = {:?}\n",
+            "[interface]\nname = \"{}\"\npackets = \"{}\"\nbits = \"{}\"\n[policy]\nallow = {ALLOWED}\ndeny = {:?}\n",
             crate::lab::site::DEVICE,
             self.packets,
+            self.bits,
             self.site_deny
         )
     }
