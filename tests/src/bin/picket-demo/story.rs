@@ -125,8 +125,8 @@ impl Show<'_> {
             ));
         }
         self.say.note(&format!(
-            "The kernel answers for them and real programs listen. Which port is what is known (the ground truth), so what Picket\n\
-             finds can be checked. {FORBIDDEN} is off limits: the fleet's policy says so.\n\
+            "A kernel answers for these addresses and real programs listen. What each port is, is known (the ground truth), so what\n\
+             Picket finds can be checked. {FORBIDDEN} is off limits: the fleet's policy says so.\n\
              In the commands below `north#` is a shell at that place, and D={}",
             self.stage.dir().display()
         ));
@@ -215,6 +215,10 @@ impl Show<'_> {
 
     fn shared_scan(&mut self) -> Result<()> {
         self.say.step("Which ports are open? A scan split between the probes");
+        self.say.note(
+            "Every target is accounted for: it answered (filtered: a router said that nobody is there), stayed silent, was refused by\n\
+             policy, or was not reached (on the desk's own wire nobody has that address).",
+        );
         let command = format!("picket scan {} -p {} --progress --limit {ROWS}", NETWORKS.join(" "), join(&PORTS));
         self.job(&command, "split scan", &PORTS, false)
     }
