@@ -28,6 +28,12 @@ const HEARTBEATS_MAX: usize = 64;
 /// How often heartbeats go while work runs: people watch the progress.
 const BUSY_HEARTBEAT: Duration = Duration::from_secs(1);
 
+/// When a birth is said again that nobody has answered: the controller may not have listened yet, or its answer was lost. Doubles
+/// each time.
+const BIRTH_AGAIN: Duration = Duration::from_secs(2);
+/// The longest pause between two births of one session.
+const BIRTH_AGAIN_MAX: Duration = Duration::from_secs(60);
+
 /// Durable storage, as the agent sees it.
 pub trait Journal {
     /// Appends a record to the spool; `None` when there is no room, which counts as no loss. The sequence number otherwise.
@@ -132,6 +138,11 @@ struct Session {
     id: SessionId,
     nonce: u64,
     born: Instant,
+    /// How long the program had run then.
+    uptime: Duration,
+    /// How often that was said, and when it is said again as long as nobody answers.
+    births: u32,
+    next_birth: Instant,
     welcomed: bool,
     heartbeats: u64,
     /// Number and time of heartbeats without an answer.
@@ -274,22 +285,34 @@ impl<J: Journal> Agent<J> {
             id: session,
             nonce,
             born: now,
+            uptime,
+            births: 0,
+            next_birth: now,
             welcomed: false,
             heartbeats: 0,
             unanswered: VecDeque::new(),
             held_back: Vec::new(),
         });
         self.next_heartbeat = Instant::FAR_FUTURE;
+        self.say_birth(now);
+    }
+
+    /// Says the session's birth when it is time to, for the first time or again. The nonce stays: each answer to any of them is fresh.
+    fn say_birth(&mut self, now: Instant) {
+        let leases = self.statuses(now);
+        let Some(session) = self.session.as_mut().filter(|session| !session.welcomed && now >= session.next_birth) else { return };
+        session.next_birth = now + BIRTH_AGAIN.saturating_mul(1 << session.births.min(10)).min(BIRTH_AGAIN_MAX);
+        session.births += 1;
         let birth = Birth {
-            session,
-            nonce,
+            session: session.id,
+            nonce: session.nonce,
             version: self.me.version.clone(),
             hardware: self.me.hardware.clone(),
-            uptime,
+            uptime: session.uptime + now.saturating_since(session.born),
             self_test: self.me.self_test.clone(),
             stream: self.journal.stream(),
             acked: self.journal.acked(),
-            leases: self.statuses(now),
+            leases,
             interface: self.me.interface.clone(),
         };
         self.actions.push_back(Action::Live(Live::Birth(birth)));
@@ -350,7 +373,12 @@ impl<J: Journal> Agent<J> {
             let refusal = Refusal::Misaddressed(contents.audience);
             return self.refuse("welcome", &refusal);
         }
-        if session.id != id || session.nonce != nonce || session.welcomed {
+        let is_ours = session.id == id && session.nonce == nonce;
+        if is_ours && session.welcomed && session.births > 1 {
+            // Each of several births is answered; the first answer was enough.
+            return;
+        }
+        if !is_ours || session.welcomed {
             let refusal = Refusal::Replayed { serial: contents.serial, last: self.saved.serials.own };
             return self.refuse("welcome", &refusal);
         }
@@ -690,7 +718,8 @@ impl<J: Journal> Agent<J> {
             .map(|held| held.holds_until);
         let deadlines = self.running_deadlines(now).map(|(_, at)| at);
         let heartbeat = (self.next_heartbeat < Instant::FAR_FUTURE).then_some(self.next_heartbeat);
-        expiries.chain(deadlines).chain(heartbeat).chain(self.no_room_until).min()
+        let birth = self.session.as_ref().filter(|session| !session.welcomed).map(|session| session.next_birth);
+        expiries.chain(deadlines).chain(heartbeat).chain(birth).chain(self.no_room_until).min()
     }
 
     fn running_deadlines(&self, now: Instant) -> impl Iterator<Item = (LeaseId, Instant)> + '_ {
@@ -715,6 +744,7 @@ impl<J: Journal> Agent<J> {
                 self.actions.push_back(Action::Cut(*id));
             }
         }
+        self.say_birth(now);
         if now >= self.next_heartbeat {
             self.heartbeat(now, vitals());
         }

@@ -393,6 +393,41 @@ fn commands_wait_for_the_welcome_and_a_foreign_welcome_is_nothing() {
 }
 
 #[test]
+fn a_birth_that_nobody_answers_is_said_again() {
+    let mut w = World::new();
+    w.agent.on_connected(w.now, SessionId(5), 5, Duration::from_secs(1));
+    let births = |actions: &[Action]| {
+        let uptime = |action: &Action| match action {
+            Action::Live(Live::Birth(birth)) => Some((birth.session, birth.nonce, birth.uptime.as_secs())),
+            _ => None,
+        };
+        actions.iter().filter_map(uptime).collect::<Vec<_>>()
+    };
+    assert_eq!(births(&w.actions()), [(SessionId(5), 5, 1)]);
+    assert_eq!(w.agent.poll_timeout(w.now), Some(w.now + Duration::from_secs(2)));
+    assert!(w.pass(Duration::from_millis(1_999)).is_empty());
+    assert_eq!(births(&w.pass(Duration::from_millis(1))), [(SessionId(5), 5, 3)]);
+    assert!(w.pass(Duration::from_secs(3)).is_empty(), "less and less often");
+    assert_eq!(births(&w.pass(Duration::from_secs(1))).len(), 1);
+    // Each birth may be answered in the end. The first answer counts, the others are no attack.
+    let welcome = Command::Welcome {
+        session: SessionId(5),
+        nonce: 5,
+        now: UnixMillis(w.unix),
+        heartbeat: Duration::from_secs(15),
+        roles: vec![Role::Scan],
+        leases: vec![],
+        stored: 0,
+    };
+    assert!(w.tell(welcome.clone()).contains(&Action::Publish { stored: 0 }));
+    w.tell(Command::Job(spec(1, "10.0.0.0/24", None)));
+    assert_eq!(starts(&w.tell(Command::Grant(lease(1, 1, 0, 10)))).len(), 1);
+    assert!(w.tell(welcome).is_empty());
+    assert_eq!(w.agent.refusals().total(), 0);
+    assert!(births(&w.pass(Duration::from_secs(300))).is_empty());
+}
+
+#[test]
 fn time_never_goes_back_behind_what_was_trusted() {
     let mut w = World::new();
     w.connect(&[], 0);
