@@ -1,6 +1,6 @@
 //! The agent as a state machine. See the module above for its invariants.
 
-use std::collections::{BTreeMap, HashSet, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, HashSet, VecDeque};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -778,6 +778,14 @@ impl<J: Journal> Agent<J> {
         };
         self.next_heartbeat = now + if busy { self.heartbeat_every.min(BUSY_HEARTBEAT) } else { self.heartbeat_every };
         self.actions.push_back(Action::Event(Event::Heartbeat(heartbeat)));
+        // The question for a spec, or its answer, may have been lost with a connection: it is asked for until it is here.
+        let lacking: BTreeSet<JobId> = self
+            .held
+            .iter()
+            .filter(|(id, held)| held.run == Run::Waiting && !self.specs.contains_key(&id.job))
+            .map(|(id, _)| id.job)
+            .collect();
+        self.actions.extend(lacking.into_iter().map(|job| Action::Event(Event::NeedJob { job })));
     }
 
     /// The program is ending: running measurements are cut, so that what they finished is in the spool; nothing new starts.

@@ -219,6 +219,22 @@ fn a_grant_before_its_job_asks_for_the_job() {
 }
 
 #[test]
+fn a_spec_that_got_lost_is_asked_for_again() {
+    let mut w = World::new();
+    w.connect(&[], 0);
+    let lease = lease(1, 1, 0, 10);
+    w.tell(Command::Grant(lease.clone()));
+    // The controller ends before it answers; the lease is in its database, and the probe says that it has it.
+    w.agent.on_disconnected();
+    w.connect(&[lease.id], 0);
+    let asks = |actions: &[Action]| actions.contains(&Action::Event(Event::NeedJob { job: JobId(1) }));
+    assert!(asks(&w.pass(Duration::ZERO)), "with the first heartbeat");
+    assert!(asks(&w.pass(Duration::from_secs(15))), "and with each until it is here");
+    assert_eq!(starts(&w.tell(Command::Job(spec(1, "10.0.0.0/24", None)))).len(), 1);
+    assert!(!asks(&w.pass(Duration::from_secs(15))));
+}
+
+#[test]
 fn after_power_loss_it_goes_on_behind_the_last_batch_in_the_spool() {
     let (mut w, id) = running_world();
     w.agent.on_batch(w.now, &batch(id, 0, 300));
