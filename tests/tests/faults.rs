@@ -209,6 +209,15 @@ impl Rig {
         }
     }
 
+    /// Everything that was made of the raw records is made again, and is the same.
+    fn rebuilt(&self, job: JobId) {
+        let state =
+            || (self.fleet.job(job).unwrap().coverage, self.fleet.results(job).unwrap(), Records::read(self.fleet.data()).unwrap().counted);
+        let before = state();
+        self.fleet.picket(&["db", "rebuild"], PATIENCE).unwrap().ok().unwrap();
+        assert!(state() == before, "a rebuild changes nothing");
+    }
+
     /// Ends both probes in order and starts them again, so that what they learnt about their controller's absence is forgotten.
     fn fresh_probes(&mut self) {
         for name in PROBES {
@@ -279,7 +288,9 @@ fn killed(name: &str, seed: u64) {
                 }
             }
         }
+        let job = observed.job;
         let (disturbed, _) = rig.judge(observed);
+        rig.rebuilt(job);
         assert_eq!(disturbed, undisturbed, "the database equals that of an undisturbed run");
         rig.fresh_probes();
     }
@@ -403,6 +414,7 @@ fn given_away(rig: &Rig, observed: &Observed, come_back: impl FnOnce()) {
     let idle = |view: &ProbeView| view.state == ProbeState::Online && view.spool_records == Some(0) && view.jobs.is_empty();
     rig.fleet.wait_probe("a", "back, idle and with an empty spool", LONG, idle).unwrap();
     check();
+    rig.rebuilt(observed.job);
 }
 
 #[test]

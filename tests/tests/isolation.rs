@@ -11,13 +11,17 @@ use picket_controller::view::ProbeState;
 use picket_tests::lab::site::{SegmentPlan, Site};
 use picket_tests::lab::truth::TruthSpec;
 use picket_tests::lab::{Namespace, require_root, wait_until};
+use picket_tests::system::expect::{Expected, Scope};
 use picket_tests::system::mqtt::{Closed, Connect, Credentials, Mqtt, Packet};
+use picket_tests::system::records::Records;
 use picket_tests::system::{DASHBOARD_PORT, Fleet, MQTT_PORT, PATIENCE, Plan, towards};
 use picket_wire::command::Command;
 use picket_wire::envelope::{Audience, Contents, seal};
-use picket_wire::ids::{JobId, LeaseId, Role};
+use picket_wire::event::{Activity, Birth, Check, Event, InterfaceLimits, LeaseStatus, Live, SelfTest, encode_record};
+use picket_wire::ids::{JobId, LeaseId, Role, SessionId, StreamId};
 use picket_wire::job::{JobKind, JobSpec, Lease, Mode, Priority, ScanOptions, Technique};
 use picket_wire::policy::AddressPolicy;
+use picket_wire::result::{Answer, BatchHead, LeaseEnd, Record, ResultBatch, Runs, State};
 use picket_wire::space::TargetSpec;
 use picket_wire::units::UnixMillis;
 use rcgen::{CertificateParams, DistinguishedName, DnType, ExtendedKeyUsagePurpose, Issuer, KeyPair};
@@ -368,6 +372,66 @@ fn forged_commands_are_refused_and_counted() {
     wait_until("packets of work that is signed", PATIENCE, || Ok((watch.seen()? >= 16).then_some(()))).unwrap();
     after_beat();
     assert_eq!(after_beat().refused_commands, Some(expected));
+}
+
+#[test]
+fn a_probe_cannot_speak_of_anothers_work() {
+    if !require_root() {
+        return;
+    }
+    let mut rig = Rig::new("lies", 1);
+    let job =
+        rig.fleet.submit_job(&["scan", "198.18.0.0/28", "-p", "80-99", "--probe", "attic", "--rate", "50pps", "--attempts", "1"]).unwrap();
+    rig.fleet.wait_job(job, "running", PATIENCE, |job| job.asked_so_far > 0).unwrap();
+    // The mole has an identity and knows everything: the job, the lease, the form. It says what attic has found before attic does,
+    // that attic's lease is over, and that nobody can do the job.
+    let (session, stream) = (SessionId(7), StreamId(7));
+    let lease = LeaseId { job, grant: 1 };
+    let head = BatchHead { lease, from: 0, to: 320, started: UnixMillis(1), took: Duration::from_secs(1), packets: 320, duplicates: 0 };
+    let answers = (0..320).map(|offset| Answer { offset, state: State::Open, rtt: Duration::from_millis(1), ttl: 64 }).collect();
+    let lies = [
+        Record::Batch(ResultBatch::new(head, answers, Runs::default(), Vec::new())),
+        Record::LeaseEnded { lease, position: 320, end: LeaseEnd::Done },
+        Record::JobRefused { job, reason: "never".to_owned() },
+    ];
+    let status = LeaseStatus { lease, position: 320, sent: 320, activity: Activity::Running, packets: 1, answers: 0 };
+    let works = || Check::Works;
+    let birth = Birth {
+        session,
+        nonce: 1,
+        version: "0".to_owned(),
+        hardware: "a mole".to_owned(),
+        uptime: Duration::ZERO,
+        self_test: SelfTest { raw_socket: works(), ipv4: works(), ipv6: works() },
+        stream,
+        acked: 0,
+        leases: vec![status],
+        interface: InterfaceLimits { name: "x".to_owned(), packets: "1pps".parse().unwrap(), bits: "1kbit".parse().unwrap() },
+    };
+    let records = Event::Records { stream, after: 0, first: 1, records: lies.iter().map(encode_record).collect() };
+    let mut mole = rig.session(&rig.mole(), "mole");
+    let live = |live: &Live| picket_wire::codec::encode(live);
+    assert_eq!(mole.publish("picket/v1/probe/mole/live", &live(&Live::Birth(birth)), false).unwrap(), Ok(()));
+    assert_eq!(mole.publish("picket/v1/probe/mole/evt", &picket_wire::codec::encode(&records), false).unwrap(), Ok(()));
+    let stored = |records: &Records| records.raw.iter().filter(|raw| raw.probe == "mole").count();
+    wait_until("the lies in the database", PATIENCE, || Ok((stored(&Records::read(rig.fleet.data())?) == 3).then_some(()))).unwrap();
+    // The end of attic's session is attic's to say.
+    let attic = rig.fleet.probe("attic").unwrap();
+    assert_eq!(mole.publish("picket/v1/probe/mole/live", &live(&Live::Death { session, orderly: true }), false).unwrap(), Ok(()));
+    rig.fleet.wait_probe("mole", "offline", PATIENCE, |view| view.state == ProbeState::Offline).unwrap();
+    assert_eq!(rig.fleet.probe("attic").unwrap().since, attic.since);
+
+    let job = rig.fleet.wait_done(job, PATIENCE).unwrap();
+    let ports: Vec<u16> = (80..=99).collect();
+    let expected = Expected::scan(&[rig.fleet.site().segment("net").unwrap().target().truth()], &ports, &Scope::default());
+    expected.check_coverage(&job.coverage, 1).unwrap();
+    expected.check_rows(&rig.fleet.results(job.id).unwrap()).unwrap();
+    assert!(job.probes.iter().all(|part| part.probe.as_str() == "attic"), "{:?}", job.probes);
+    let records = Records::read(rig.fleet.data()).unwrap();
+    let lies: Vec<i64> = records.raw.iter().filter(|raw| raw.probe == "mole").map(|raw| raw.outcome).collect();
+    assert_eq!(lies[0], 3, "a lie is kept as evidence and not believed");
+    records.counted_once(job.id, 1).unwrap();
+    rig.fleet.wait_online("attic").unwrap();
 }
 
 #[test]
