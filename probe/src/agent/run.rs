@@ -93,7 +93,12 @@ pub async fn run(config: &Config, identity: Identity) -> Result<(), RunError> {
                     (link, link_events) = shell.connect()?;
                 }
             },
-            Some(event) = shell.drive_events.recv() => shell.on_drive(event),
+            Some(event) = shell.drive_events.recv() => {
+                if matches!(event, DriveEvent::Link { up: true }) {
+                    link.retry_now();
+                }
+                shell.on_drive(event);
+            }
             Some(event) = shell.connect_events.recv() => {
                 let event = shell.tasks.on_connect(shell.station.as_ref(), event);
                 shell.on_task(event);

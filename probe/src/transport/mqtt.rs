@@ -31,7 +31,7 @@ use rumqttc::{
 };
 use rustls::ClientConfig;
 use tokio::net::TcpStream;
-use tokio::sync::{mpsc, watch};
+use tokio::sync::{Notify, mpsc, watch};
 use tokio::time::Instant;
 
 use super::{Backoff, split_address};
@@ -279,6 +279,7 @@ async fn subscribe(client: &AsyncClient, broker: &str, topics: &[String]) -> Opt
 /// The running link.
 pub struct Link {
     stop: watch::Sender<bool>,
+    retry: Arc<Notify>,
     task: tokio::task::JoinHandle<()>,
 }
 
@@ -293,8 +294,15 @@ impl Link {
         let (events, receiver) = mpsc::channel(32);
         let (stop, stopped) = watch::channel(false);
         let topics = Arc::new(Topics::new(&config.probe, &config.prefix));
-        let runner = Runner { config, topics, events, stopped, begin, random };
-        (Link { stop, task: tokio::spawn(runner.run()) }, receiver)
+        let retry = Arc::new(Notify::new());
+        let runner = Runner { config, topics, events, stopped, retry: Arc::clone(&retry), begin, random };
+        (Link { stop, retry, task: tokio::spawn(runner.run()) }, receiver)
+    }
+
+    /// Ends the wait before the next attempt (or skips the next one) and forgets the failures: something has changed for the
+    /// better, here and not at the controller, so that nobody else does the same at the same time.
+    pub fn retry_now(&self) {
+        self.retry.notify_one();
     }
 
     /// Ends in an orderly way: what was published is sent, the last will is not. Takes two seconds at most.
@@ -309,6 +317,7 @@ struct Runner<B, R> {
     topics: Arc<Topics>,
     events: mpsc::Sender<LinkEvent>,
     stopped: watch::Receiver<bool>,
+    retry: Arc<Notify>,
     begin: B,
     random: R,
 }
@@ -331,6 +340,7 @@ impl<B: FnMut() -> Beginning + Send, R: FnMut() -> u64 + Send> Runner<B, R> {
             }
             tokio::select! {
                 () = tokio::time::sleep(retry_in) => {}
+                () = self.retry.notified() => self.config.backoff.session_ended(Backoff::STABLE),
                 () = wait_true(&mut stopped) => return,
             }
         }

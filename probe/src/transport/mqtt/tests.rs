@@ -285,6 +285,21 @@ async fn a_broker_that_falls_silent_is_left() {
 }
 
 #[tokio::test]
+async fn a_wait_can_be_ended_from_outside() {
+    let dead = TcpListener::bind("127.0.0.1:0").await.unwrap().local_addr().unwrap().to_string();
+    let (broker, link, mut events) = start(|config| {
+        config.brokers.insert(0, dead);
+        config.backoff = Backoff::new(Duration::from_secs(3600), Duration::from_secs(3600));
+    })
+    .await;
+    assert!(matches!(disconnected(&mut events).await, LinkError::Connect { .. }));
+    link.retry_now();
+    let mut peer = broker.accept().await;
+    peer.welcome().await;
+    connected(&mut events).await;
+}
+
+#[tokio::test]
 async fn brokers_are_tried_in_turn() {
     let dead = TcpListener::bind("127.0.0.1:0").await.unwrap().local_addr().unwrap().to_string();
     let (broker, link, mut events) = start(|config| {
