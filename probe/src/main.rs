@@ -6,7 +6,7 @@ use clap::{Parser, Subcommand};
 use picket_probe::commands::{self, EnrolArgs, RunArgs, StatusArgs};
 use picket_probe::standalone::{self, DiscoverArgs, ScanArgs};
 
-/// Picket's probe: scans, traces and captures for a fleet, or by itself, never faster than its interface may send.
+/// Picket's probe: scans for a fleet or by itself, never faster than its interface may send.
 #[derive(Debug, Parser)]
 #[command(name = "picket-probe", version, max_term_width = 100)]
 struct Cli {
