@@ -57,7 +57,12 @@ fn idle() -> Result<()> {
     let used = fleet.probe_proc("a")?.processor_time()? - from;
     let share = used.as_secs_f64() / began.elapsed().as_secs_f64() * 100.0;
     let after = fleet.probe_proc("a")?.resident_kib()?;
-    println!("idle    resident {:.1} MiB before and {:.1} MiB after a scan; processor {share:.3} % of a core over {} s", mib(before), mib(after), watched.as_secs());
+    println!(
+        "idle    resident {:.1} MiB before and {:.1} MiB after a scan; processor {share:.3} % of a core over {} s",
+        mib(before),
+        mib(after),
+        watched.as_secs()
+    );
     Ok(())
 }
 
@@ -70,7 +75,11 @@ fn host() -> Result<()> {
     let ports: Vec<u16> = (1..=1000).collect();
     let answering = TruthSpec::new(2, &["198.18.0.1/32"], &ports)?.mix(Mix { dead: 0, shy: 0, open: 20, silent: 0 });
     let mixed = TruthSpec::new(3, &["198.18.1.1/32"], &ports)?.mix(Mix { dead: 0, shy: 0, open: 20, silent: 55 });
-    let site = Site::builder("host").probe("a").segment(SegmentPlan::new("answering", answering)).segment(SegmentPlan::new("mixed", mixed)).build()?;
+    let site = Site::builder("host")
+        .probe("a")
+        .segment(SegmentPlan::new("answering", answering))
+        .segment(SegmentPlan::new("mixed", mixed))
+        .build()?;
     let fleet = Fleet::start(site, Plan::default().packets("5kpps"))?;
     for (what, target) in [("every port answers", "198.18.0.1"), ("one port in eighteen is silent", "198.18.1.1")] {
         let mut times = Vec::new();
@@ -80,7 +89,13 @@ fn host() -> Result<()> {
             times.push(began.elapsed().as_secs_f64());
         }
         times.sort_by(f64::total_cmp);
-        println!("host    1000 ports at 5 kpps, {what}: median {:.3} s (min {:.3}, max {:.3}, of {})", times[times.len() / 2], times[0], times[times.len() - 1], times.len());
+        println!(
+            "host    1000 ports at 5 kpps, {what}: median {:.3} s (min {:.3}, max {:.3}, of {})",
+            times[times.len() / 2],
+            times[0],
+            times[times.len() - 1],
+            times.len()
+        );
     }
     Ok(())
 }
@@ -100,6 +115,9 @@ fn bytes() -> Result<()> {
     let open = view.coverage.open;
     ensure!(open == 4096 * 16, "{open} ports were found open, all 65536 are");
     let sent = capture.timing(|_| true).bits() / 8;
-    println!("bytes   {open} open ports: {sent} bytes of frames from probe to broker = {:.2} bytes per open port, TLS, heartbeats and acknowledgements included", sent as f64 / open as f64);
+    println!(
+        "bytes   {open} open ports: {sent} bytes of frames from probe to broker = {:.2} bytes per open port, TLS, heartbeats and acknowledgements included",
+        sent as f64 / open as f64
+    );
     Ok(())
 }

@@ -50,7 +50,15 @@ pub struct Plan {
 
 impl Default for Plan {
     fn default() -> Self {
-        Self { fleet_deny: Vec::new(), site_deny: Vec::new(), heartbeat: 2, lease_ttl: 30, packets: "1kpps".to_owned(), bits: "100Mbit".to_owned(), only: None }
+        Self {
+            fleet_deny: Vec::new(),
+            site_deny: Vec::new(),
+            heartbeat: 2,
+            lease_ttl: 30,
+            packets: "1kpps".to_owned(),
+            bits: "100Mbit".to_owned(),
+            only: None,
+        }
     }
 }
 
