@@ -10,6 +10,7 @@
 //! **Invariant:** a granted range is free: no lease that is alive and nothing that is covered overlaps it.
 //! **Invariant:** the same input gives the same actions; the caller applies them all before it asks again.
 
+use std::cmp::Reverse;
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
@@ -381,12 +382,18 @@ fn split(job: &Work, workers: &[Worker], now: Mono, load: &mut BTreeMap<ProbeId,
     grant(job, &team, free, job.len - part.covered.len(), &held, load, actions);
 }
 
+/// Who comes first: the one with the fewest leases, then the fastest.
+fn first(worker: &Worker, job: &Work, load: &BTreeMap<ProbeId, usize>) -> (usize, Reverse<u64>, ProbeId) {
+    (load.get(&worker.id).copied().unwrap_or(0), Reverse(rate_of(worker, job.rate)), worker.id.clone())
+}
+
 /// At most `count` of the fit probes; those who work on the job already stay.
 fn team<'a>(job: &Work, mut fit: Vec<&'a Worker>, load: &BTreeMap<ProbeId, usize>) -> Vec<&'a Worker> {
     let holders: BTreeSet<&ProbeId> = job.leases.iter().map(|lease| &lease.probe).collect();
     let most = if job.whole { 1 } else { job.select.count.map_or(usize::MAX, |count| count as usize) };
     if fit.len() > most {
-        fit.sort_by_key(|worker| (!holders.contains(&worker.id), load.get(&worker.id).copied().unwrap_or(0), worker.id.clone()));
+        let order = |worker: &&Worker| (!holders.contains(&worker.id), first(worker, job, load));
+        fit.sort_by_key(order);
         fit.truncate(most);
     }
     fit
@@ -410,7 +417,7 @@ fn grant(
     let mut counts: BTreeMap<&ProbeId, usize> = held.clone();
     for round in 1..=LEASES_PER_PROBE {
         let mut turn: Vec<&&Worker> = team.iter().filter(|worker| counts.get(&worker.id).copied().unwrap_or(0) < round).collect();
-        turn.sort_by_key(|worker| (load.get(&worker.id).copied().unwrap_or(0), worker.id.clone()));
+        turn.sort_by_key(|worker| first(worker, job, load));
         for worker in turn {
             let Some(span) = free.first() else { return };
             let rate = rate_of(worker, job.rate);
