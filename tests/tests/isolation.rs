@@ -369,7 +369,8 @@ fn forged_commands_are_refused_and_counted() {
         let good = seal(&contents(&role, command), &real);
         assert_eq!(session.publish(topic, &good, false).unwrap(), Ok(()));
     }
-    wait_until("packets of work that is signed", PATIENCE, || Ok((watch.seen()? >= 16).then_some(()))).unwrap();
+    // Not all of them: as soon as the controller hears of a lease that it never gave, it cancels it.
+    wait_until("packets of work that is signed", PATIENCE, || Ok((watch.seen()? > 0).then_some(()))).unwrap();
     after_beat();
     assert_eq!(after_beat().refused_commands, Some(expected));
 }
