@@ -28,6 +28,11 @@ const HEARTBEATS_MAX: usize = 64;
 /// How often heartbeats go while work runs: people watch the progress.
 const BUSY_HEARTBEAT: Duration = Duration::from_secs(1);
 
+/// How long work waits for room in the spool before it is tried again; doubles each time.
+const NO_ROOM_WAIT: Duration = Duration::from_secs(5);
+/// The longest such wait.
+const NO_ROOM_WAIT_MAX: Duration = Duration::from_secs(600);
+
 /// When a birth is said again that nobody has answered: the controller may not have listened yet, or its answer was lost. Doubles
 /// each time.
 const BIRTH_AGAIN: Duration = Duration::from_secs(2);
@@ -195,6 +200,8 @@ pub struct Agent<J> {
     next_heartbeat: Instant,
     /// The spool had no room: work waits until this moment.
     no_room_until: Option<Instant>,
+    /// How long it waited the last time: targets are not asked again and again for answers that cannot be kept.
+    no_room_wait: Duration,
     /// The program is ending: nothing new is started.
     closing: bool,
     actions: VecDeque<Action>,
@@ -234,6 +241,7 @@ impl<J: Journal> Agent<J> {
             heartbeat_every: Duration::from_secs(15),
             next_heartbeat: Instant::FAR_FUTURE,
             no_room_until: None,
+            no_room_wait: Duration::ZERO,
             closing: false,
             actions: VecDeque::new(),
             saved: Saved::default(),
@@ -429,6 +437,7 @@ impl<J: Journal> Agent<J> {
                     if self.journal.save(&self.saved) {
                         self.journal.ack(stream, up_to);
                         self.no_room_until = None;
+                        self.no_room_wait = Duration::ZERO;
                     }
                     self.actions.push_back(Action::Acked { up_to });
                     self.schedule(now);
@@ -614,9 +623,13 @@ impl<J: Journal> Agent<J> {
 
     fn spool_is_full(&mut self, now: Instant, id: LeaseId) {
         if self.no_room_until.is_none() {
-            log::warn!("the spool has no room: lease {id} waits until the controller has taken something out of it");
+            self.no_room_wait = (self.no_room_wait * 2).clamp(NO_ROOM_WAIT, NO_ROOM_WAIT_MAX);
+            self.no_room_until = Some(now + self.no_room_wait);
+            log::warn!(
+                "the spool has no room: work waits for an acknowledgement, or {} s, lease {id} among it",
+                self.no_room_wait.as_secs()
+            );
         }
-        self.no_room_until = Some(now + Duration::from_secs(5));
         if let Some(held) = self.held.get_mut(&id) {
             match held.run {
                 Run::Running => {

@@ -13,7 +13,10 @@ use picket_tests::lab::truth::{Mix, TruthSpec};
 use picket_tests::lab::watch::{Direction, Watch};
 use picket_tests::system::{Fleet, MQTT_PORT, Plan};
 
-const SECTIONS: [(&str, fn() -> Result<()>); 4] = [("size", size), ("idle", idle), ("host", host), ("bytes", bytes)];
+/// A name, and what it measures.
+type Section = (&'static str, fn() -> Result<()>);
+
+const SECTIONS: [Section; 4] = [("size", size), ("idle", idle), ("host", host), ("bytes", bytes)];
 
 fn main() -> Result<()> {
     let wanted: Vec<String> = std::env::args().skip(1).collect();
