@@ -231,6 +231,10 @@ mod tests {
             let document: serde_json::Value = serde_json::from_slice(&bytes).unwrap();
             let flat = document.as_object().unwrap().values().all(|value| !value.is_object() && !value.is_array());
             assert!(flat, "{path}: {document}");
+            for field in document.as_object().unwrap().keys() {
+                let documented = include_str!("../../../docs/dashboards.md").contains(&format!("`{field}`"));
+                assert!(documented, "{path}: `{field}` is missing in docs/dashboards.md");
+            }
         }
     }
 }
