@@ -18,7 +18,6 @@ use picket_wire::ids::{JobId, ProbeId, Role, SiteName};
 use picket_wire::policy::AddressPolicy;
 use picket_wire::topic::Prefix;
 use picket_wire::units::{PortSet, UnixMillis};
-use serde::{Deserialize, Serialize};
 use tokio::sync::{Mutex, MutexGuard, mpsc, watch};
 
 use crate::clock::{Clock, Mono, Now, date, millis, rfc3339};
@@ -32,7 +31,10 @@ use crate::results::rows;
 use crate::secret;
 use crate::store::sqlite::SqliteStore;
 use crate::store::{ApiToken, CertificateRecord, EnrolToken, ProbeRecord, Standing, Store, StoreError, UserRecord};
-use crate::view::{FleetSummary, JobRequest, JobState, JobView, Page, ProbeInvited, ProbeRequest, ProbeView, ResultRow, Submitted};
+use crate::view::{
+    DashboardUser, DashboardUserMade, FleetSummary, Health, JobRequest, JobState, JobView, Page, ProbeInvited, ProbeRequest, ProbeView,
+    RebuildCounts, ResultRow, Scope, Submitted, TokenMade, TokenView,
+};
 
 /// What the service is told once, at its start.
 #[derive(Debug, Clone)]
@@ -160,60 +162,6 @@ pub struct ResultQuery {
     pub limit: u32,
 }
 
-/// What a token allows. Each allows all that the ones before it do.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum Scope {
-    /// See everything.
-    Read,
-    /// Submit and cancel jobs.
-    Operate,
-    /// Add and revoke probes, tokens and users.
-    Admin,
-}
-
-impl Scope {
-    /// The text form.
-    pub fn as_str(self) -> &'static str {
-        match self {
-            Scope::Read => "read",
-            Scope::Operate => "operate",
-            Scope::Admin => "admin",
-        }
-    }
-}
-
-impl std::str::FromStr for Scope {
-    type Err = ServiceError;
-    fn from_str(text: &str) -> Result<Self, ServiceError> {
-        [Scope::Read, Scope::Operate, Scope::Admin].into_iter().find(|scope| scope.as_str() == text).ok_or_else(|| {
-            ServiceError::InvalidInput { field: "scope", reason: format!("`{text}` is not a scope: use read, operate or admin") }
-        })
-    }
-}
-
-/// An API token without its secret.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct TokenView {
-    /// Its name; unique.
-    pub name: String,
-    /// What it allows.
-    pub scope: Scope,
-    /// When it was made.
-    pub created: String,
-    /// When it ends by itself.
-    pub expires: Option<String>,
-}
-
-/// A new API token; its text is shown only once.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct TokenMade {
-    /// The token.
-    pub token: String,
-    /// What is known of it from now on.
-    pub view: TokenView,
-}
-
 /// Who holds a token.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Bearer {
@@ -221,56 +169,6 @@ pub struct Bearer {
     pub name: String,
     /// What it allows.
     pub scope: Scope,
-}
-
-/// A user of the dashboards' listener without the password.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct DashboardUser {
-    /// The user name.
-    pub name: String,
-    /// When it was made.
-    pub created: String,
-}
-
-/// A new user of the dashboards' listener; the password is shown only once.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct DashboardUserMade {
-    /// The user name.
-    pub name: String,
-    /// The password.
-    pub password: String,
-}
-
-/// What a rebuild of the projections did.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub struct RebuildCounts {
-    /// Raw records read.
-    pub records: u64,
-    /// Of these: not believed, and why is stored with them.
-    pub rejected: u64,
-    /// Batches that count, in pieces.
-    pub batches: u64,
-    /// Single answers.
-    pub observations: u64,
-    /// Hosts.
-    pub hosts: u64,
-    /// Latest answers of hosts and ports.
-    pub ports: u64,
-}
-
-/// Whether the controller is well.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Health {
-    /// Whether all is well.
-    pub ok: bool,
-    /// The controller's version.
-    pub version: String,
-    /// What is wrong with the database, if anything.
-    pub database: Option<String>,
-    /// Whether the hub is connected to the broker.
-    pub broker_connected: bool,
-    /// How long the service has run.
-    pub uptime_seconds: u64,
 }
 
 /// What is read without waiting: by the broker in the middle of its connections, and by those who wait for a job.

@@ -11,8 +11,9 @@ use serde::Deserialize;
 use super::Api;
 use super::extract::{Body, Name};
 use super::problem::ApiError;
-use crate::service::{Bearer, DashboardUser, Health, RebuildCounts, Scope, TokenView};
+use crate::service::Bearer;
 use crate::view::Page;
+use crate::view::{DashboardUser, Health, RebuildCounts, Scope, TokenView};
 
 /// The body of `POST /v1/tokens`.
 #[derive(Debug, Deserialize)]

@@ -7,7 +7,8 @@ use axum::response::{IntoResponse, Response};
 
 use super::Api;
 use super::problem::ApiError;
-use crate::service::{Bearer, Scope, ServiceError};
+use crate::service::{Bearer, ServiceError};
+use crate::view::Scope;
 
 /// What a route asks of the one who calls it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

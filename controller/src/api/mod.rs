@@ -28,7 +28,8 @@ use axum::http::Method;
 use axum::middleware;
 use axum::routing::{MethodRouter, delete, get, post};
 
-use crate::service::{Scope, Service};
+use crate::service::Service;
+use crate::view::Scope;
 pub use auth::Access;
 pub use server::{Limits, Server};
 

@@ -315,12 +315,12 @@ async fn probes_users_and_tokens_come_and_go() {
     assert_eq!(lab.get("/v1/probes").await.json::<Page<crate::view::ProbeView>>().items.len(), 1);
     assert_eq!(lab.post("/v1/probes/attic/revoke", r#"{"reason":"stolen"}"#).await.status, 200);
     assert_eq!(lab.post("/v1/dashboard-users", r#"{"name":"grafana"}"#).await.status, 201);
-    let users: Page<crate::service::DashboardUser> = lab.get("/v1/dashboard-users").await.json();
+    let users: Page<crate::view::DashboardUser> = lab.get("/v1/dashboard-users").await.json();
     assert_eq!(users.items.iter().map(|user| user.name.as_str()).collect::<Vec<_>>(), ["grafana"]);
     let removed =
         lab.send(lab.request(&Method::DELETE, "/v1/dashboard-users/grafana", lab.token("admin")).body(Body::empty()).unwrap()).await;
     assert_eq!(removed.status, 204);
-    let tokens: Page<crate::service::TokenView> = lab.get("/v1/tokens").await.json();
+    let tokens: Page<crate::view::TokenView> = lab.get("/v1/tokens").await.json();
     assert!(tokens.items.len() >= 3);
     assert!(lab.service.health().await.database.is_none());
 }

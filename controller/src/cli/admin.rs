@@ -6,7 +6,7 @@ use super::failure::{Exit, Failure};
 use super::table::{Align, Columns};
 use super::{Context, JsonArgs, format};
 use crate::config::parse_duration;
-use crate::service::{DashboardUser, DashboardUserMade, RebuildCounts, Scope, TokenMade, TokenView};
+use crate::view::{DashboardUser, DashboardUserMade, RebuildCounts, Scope, TokenMade, TokenView};
 
 /// `picket token ...`.
 #[derive(Debug, clap::Subcommand)]

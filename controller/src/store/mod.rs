@@ -22,8 +22,8 @@ use picket_wire::units::UnixMillis;
 use crate::jobs::plan::Outcome;
 use crate::jobs::ranges::Span;
 use crate::pki::Serial;
-use crate::service::{RebuildCounts, Scope};
 use crate::view::{JobRequest, JobState};
+use crate::view::{RebuildCounts, Scope};
 
 /// Why the database could not do something.
 #[derive(Debug, thiserror::Error)]

@@ -30,8 +30,8 @@ use super::{
 };
 use crate::jobs::ranges::Span;
 use crate::pki::Serial;
-use crate::service::RebuildCounts;
 use crate::view::JobState;
+use crate::view::RebuildCounts;
 
 /// Rows per statement: enough that the way to the database's thread is shared, few enough for its limit of variables.
 const ROWS: usize = 500;

@@ -160,8 +160,10 @@ fn run(common: &CommonArgs, technique: TechniqueArg, ports: Option<PortSet>) -> 
     let spec = TargetSpec { include: include.set, exclude, ports, seed: u64::from_le_bytes(random()?) };
     let space = Arc::new(TargetSpace::new(&spec)?);
     announce_policy(&config.policy, &wanted)?;
-    if config.interface.name.is_none() {
-        config.interface.name = interface_towards(&config.policy.permitted(&wanted))?;
+    match &config.interface.name {
+        None => config.interface.name = interface_towards(&config.policy.permitted(&wanted))?,
+        // A wrong name is said before anybody is asked to stop another probe.
+        Some(name) => drop(station::choose(&snapshot_blocking()?, Some(name))?),
     }
     let asked = common.rate.map_or(Limits::UNLIMITED, Limits::packets);
     announce_rate(asked, station::limits(&config.interface));
