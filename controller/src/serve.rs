@@ -392,6 +392,9 @@ fn current_crl(pki: &Pki, service: &Service) -> Result<Crl, ServeError> {
     Ok(pki.publish_crl(&revoked, OffsetDateTime::now_utc())?)
 }
 
+/// How soon a list that could not be put into force is tried again.
+const CARE_RETRY: Duration = Duration::from_secs(5);
+
 /// Follows revocations at once, and renews certificates and the list in time.
 async fn care(pki: Arc<Pki>, service: Service, broker: Arc<EmbeddedBroker>, api: Arc<api::Server>, mut crl: Crl) {
     let mut revoked: watch::Receiver<_> = service.revoked();
@@ -409,19 +412,22 @@ async fn care(pki: Arc<Pki>, service: Service, broker: Arc<EmbeddedBroker>, api:
         };
         let serials = Arc::clone(&revoked.borrow_and_update());
         let now = OffsetDateTime::now_utc();
-        let outcome = pki.renew(now).and_then(|renewed| {
-            let is_new = *serials != crl.serials;
-            if !(renewed || is_new || crl.is_due(now)) {
-                return Ok(false);
-            }
-            crl = pki.publish_crl(&serials, now)?;
-            Ok(true)
+        let renewed = pki.renew(now).unwrap_or_else(|error| {
+            // Certificates are renewed long before they end; a revocation does not wait for that.
+            log::error!("renew certificates: {}", chain(&error));
+            false
         });
-        let applied = match outcome {
-            Ok(false) => continue,
-            Ok(true) => apply(&pki, &broker, &api, &crl),
-            Err(error) => Err(error.into()),
-        };
+        if !(renewed || *serials != crl.serials || crl.is_due(now)) {
+            continue;
+        }
+        let applied = pki.publish_crl(&serials, now).map_err(ServeError::from).and_then(|next| {
+            let cut = apply(&pki, &broker, &api, &next)?;
+            crl = next;
+            Ok(cut)
+        });
+        if applied.is_err() {
+            tick.reset_after(CARE_RETRY);
+        }
         match applied {
             Ok(cut) if changed => log::info!("revocation list {} is in force, {cut} sessions cut", crl.number),
             Ok(_) => log::info!("certificates are renewed, revocation list {} is in force", crl.number),

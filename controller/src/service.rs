@@ -506,11 +506,12 @@ impl Service {
             self.inner.store.revoke(&record).await.map_err(internal("store the revocation"))?;
             core.put_probe(record);
             log::warn!("probe {id} is revoked: {reason}");
-            let serials = self.inner.store.revoked(now.wall).await.map_err(internal("read the revoked certificates"))?;
-            self.inner.revoked.send_replace(Arc::new(serials));
             core.begin().await.map_err(internal("read its database"))?;
             core.settle().await.map_err(internal("plan without the probe"))?;
         }
+        // Also for one that is revoked already: asking again must put into force what failed on the way the first time.
+        let serials = self.inner.store.revoked(now.wall).await.map_err(internal("read the revoked certificates"))?;
+        self.inner.revoked.send_replace(Arc::new(serials));
         let view = core.registry.get(id).map(|probe| probe.view());
         view.ok_or_else(|| ServiceError::NotFound { what: "probe", name: id.to_string() })
     }

@@ -121,6 +121,12 @@ pub fn run_agent(args: RunArgs) -> anyhow::Result<ExitCode> {
         }
         Ok(lock) => Some(lock),
     };
+    // A probe without its packet loop would live on and do nothing: it ends, is started again, and goes on at its checkpoint.
+    let say = std::panic::take_hook();
+    std::panic::set_hook(Box::new(move |panic| {
+        say(panic);
+        std::process::abort();
+    }));
     log::info!("probe {} starts, version {}", identity.probe(), env!("CARGO_PKG_VERSION"));
     runtime()?.block_on(agent::run::run(&config, identity))?;
     Ok(ExitCode::SUCCESS)

@@ -202,7 +202,18 @@ pub enum BatchError {
         /// The offset in question.
         offset: u64,
     },
+    /// A count that cannot be.
+    #[error("batch of lease {lease} claims {packets} packets or repeated answers")]
+    Packets {
+        /// The lease.
+        lease: LeaseId,
+        /// The count.
+        packets: u64,
+    },
 }
+
+/// More packets than a batch can have cost: at a million in a second, two weeks. Sums of it fit every counter.
+const PACKETS_MAX: u64 = 1 << 40;
 
 impl ResultBatch {
     /// Packs a batch. `answers` in any order; `refused` and each list of `not_reached` as runs.
@@ -251,6 +262,9 @@ impl ResultBatch {
         let (lease, from, to) = (self.lease, self.from, self.to);
         let asked = to.checked_sub(from).filter(|asked| *asked > 0).ok_or(BatchError::Range { lease, from, to })?;
         let fail = |offset| BatchError::Offset { lease, from, to, offset };
+        if self.packets > PACKETS_MAX || self.duplicates > PACKETS_MAX {
+            return Err(BatchError::Packets { lease, packets: self.packets.max(self.duplicates) });
+        }
         let mut seen: Vec<(u64, u64)> = Vec::new();
         for answer in self.answers() {
             seen.push((answer.offset, answer.offset.saturating_add(1)));
@@ -430,6 +444,8 @@ mod tests {
         assert!(ResultBatch::new(head(5, 5), vec![], Runs::default(), vec![]).check().is_err());
         let overflow = Runs(vec![(u64::MAX, u64::MAX)]);
         assert!(ResultBatch::new(head(0, 10), vec![], overflow, vec![]).check().is_err());
+        let boast = BatchHead { packets: u64::MAX, ..head(0, 10) };
+        assert!(ResultBatch::new(boast, vec![], Runs::default(), vec![]).check().is_err());
     }
 
     #[test]

@@ -35,7 +35,9 @@ pub(super) async fn submit(
         Some(key) => {
             let fingerprint = serde_json::to_vec(&request).unwrap_or_default();
             let cell = api.replays.entry(&bearer.name, &key, &fingerprint)?;
-            cell.get_or_try_init(|| detached(api, request, bearer)).await?.clone()
+            // The whole of it in a task of its own: a client that hangs up and asks again must find the first answer.
+            let kept = tokio::spawn(async move { cell.get_or_try_init(|| detached(api, request, bearer)).await.cloned() });
+            kept.await.map_err(|error| ServiceError::Internal { action: "submit a job", source: Box::new(error) })??
         }
     };
     Ok(created(&submitted))
@@ -119,7 +121,10 @@ pub(super) async fn show(State(api): State<Api>, name: Name, Parameters(query): 
 }
 
 pub(super) async fn cancel(State(api): State<Api>, Extension(bearer): Extension<Bearer>, name: Name) -> Result<Json<JobView>, ApiError> {
-    let job = api.service.cancel(name.parse()?, &bearer.name).await?;
+    let (id, by) = (name.parse()?, bearer.name.clone());
+    // In a task of its own: a client that hangs up must not leave it half done.
+    let cancelled = tokio::spawn(async move { api.service.cancel(id, &by).await });
+    let job = cancelled.await.map_err(|error| ServiceError::Internal { action: "cancel a job", source: Box::new(error) })??;
     log::info!("{} cancelled job {}", bearer.name, job.id);
     Ok(Json(job))
 }

@@ -10,7 +10,7 @@ use serde::Deserialize;
 use super::extract::{Body, Name, OptionalBody};
 use super::problem::ApiError;
 use super::{Api, Peer};
-use crate::service::Bearer;
+use crate::service::{Bearer, ServiceError};
 use crate::view::{FleetSummary, Page, ProbeRequest, ProbeView};
 
 pub(super) async fn enrol(
@@ -72,7 +72,10 @@ pub(super) async fn revoke(
     OptionalBody(request): OptionalBody<RevokeRequest>,
 ) -> Result<Json<ProbeView>, ApiError> {
     let reason = request.reason.unwrap_or_else(|| format!("revoked by {}", bearer.name));
-    let probe = api.service.probe_revoke(&name.parse()?, &reason).await?;
+    let (id, why) = (name.parse()?, reason.clone());
+    // In a task of its own: a client that hangs up must not leave a revocation half done.
+    let revoked = tokio::spawn(async move { api.service.probe_revoke(&id, &why).await });
+    let probe = revoked.await.map_err(|error| ServiceError::Internal { action: "revoke a probe", source: Box::new(error) })??;
     log::info!("{} revoked probe {}: {reason:?}", bearer.name, probe.id);
     Ok(Json(probe))
 }

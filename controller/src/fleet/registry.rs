@@ -8,7 +8,7 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use picket_wire::event::{Birth, Heartbeat};
+use picket_wire::event::{Birth, Check, Heartbeat};
 use picket_wire::ids::{ProbeId, SessionId};
 use picket_wire::units::{PacketsPerSecond, UnixMillis};
 
@@ -72,6 +72,25 @@ pub struct Registry {
     started: Mono,
 }
 
+/// What people are shown of a probe's words: no control characters, and no more than fits a line or two.
+pub(crate) fn clip(text: &str, most: usize) -> String {
+    text.chars().filter(|c| !c.is_control()).take(most).collect()
+}
+
+fn clipped(birth: &Birth) -> Birth {
+    let mut birth = birth.clone();
+    birth.version = clip(&birth.version, 32);
+    birth.hardware = clip(&birth.hardware, 128);
+    birth.interface.name = clip(&birth.interface.name, 32);
+    let test = &mut birth.self_test;
+    for check in [&mut test.raw_socket, &mut test.ipv4, &mut test.ipv6] {
+        if let Check::Fails(why) = check {
+            *why = clip(why, 256);
+        }
+    }
+    birth
+}
+
 impl Registry {
     /// The fleet as the database has it, before anybody was heard.
     pub fn new(records: Vec<ProbeRecord>, patience: Patience, now: Now) -> Self {
@@ -115,9 +134,10 @@ impl Registry {
     pub fn birth(&mut self, id: &ProbeId, birth: &Birth, now: Now) -> bool {
         let Some(probe) = self.enrolled(id) else { return false };
         probe.session = Some(Session { id: birth.session, heard: now.mono, heartbeat: None, ended: None });
-        probe.record.birth = Some(birth.clone());
+        let birth = clipped(birth);
         probe.record.version = Some(birth.version.clone());
         probe.record.hardware = Some(birth.hardware.clone());
+        probe.record.birth = Some(birth);
         probe.record.last_seen = Some(now.wall);
         self.judge(id, now);
         true

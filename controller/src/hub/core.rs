@@ -32,6 +32,11 @@ use crate::service::{ServiceConfig, ServiceError, Shared};
 use crate::store::{Change, Fate, Ingest, ProbeRecord, RawRecord, Store, StoreError};
 use crate::view::{JobView, ProbeJob};
 
+/// Bytes of records that one transaction takes, about: at 4 bytes an answer, 130,000 answers.
+const INGEST_BYTES: usize = 512 * 1024;
+/// Most records in one message: a probe's smallest record has some twenty bytes, and its messages have 64 KiB.
+const RECORDS_PER_MESSAGE: usize = 8192;
+
 /// Jobs that are over and stay in memory for late results and questions.
 const OVER_KEPT: usize = 32;
 /// A lease that its probe does not report is sent again after this.
@@ -204,10 +209,19 @@ impl Core {
     pub(crate) async fn handle(&mut self, inbound: &[Inbound]) -> Result<(), StoreError> {
         self.begin().await?;
         let mut records: Vec<Records> = Vec::new();
+        let mut bytes = 0;
         for inbound in inbound {
             match self.read(inbound) {
                 None => {}
-                Some(Message::Records(more)) => records.push(more),
+                Some(Message::Records(more)) => {
+                    bytes += more.records.iter().map(Vec::len).sum::<usize>();
+                    records.push(more);
+                    // One transaction takes so much at most: memory, and the time in which nobody else is served.
+                    if bytes >= INGEST_BYTES {
+                        bytes = 0;
+                        self.ingest(std::mem::take(&mut records)).await?;
+                    }
+                }
                 Some(other) => {
                     self.ingest(std::mem::take(&mut records)).await?;
                     self.message(other).await?;
@@ -270,7 +284,7 @@ impl Core {
         let stored = self.store.put_probe(&record).await.map(drop);
         self.failed(stored)?;
         let mut stream = self.stream(id, birth.stream).await?;
-        if birth.acked > stream.stored {
+        if birth.acked > stream.stored && i64::try_from(birth.acked).is_ok() {
             log::error!(
                 "probe {id} was told that its records up to {} are stored, and only those up to {} are: this database is older than \
                  that; what is missing is measured again where its job still runs",
@@ -510,6 +524,12 @@ impl Core {
         let Stream { key, mut stored, .. } = self.stream(&message.probe, message.stream).await?;
         if message.after > stored || message.after >= message.first {
             log::debug!("probe {}: records after {} came, but only those up to {stored} are here", message.probe, message.after);
+            return Ok((key, stored));
+        }
+        // The database counts in signed numbers; and who sends thousands of records in one message means harm.
+        let past = message.first.checked_add(message.records.len() as u64).filter(|past| i64::try_from(*past).is_ok());
+        if past.is_none() || message.records.len() > RECORDS_PER_MESSAGE || message.records.iter().any(Vec::is_empty) {
+            log::warn!("probe {}: {} records from {} in one message are not taken", message.probe, message.records.len(), message.first);
             return Ok((key, stored));
         }
         let received = self.clock.now().wall;

@@ -29,6 +29,8 @@ const LEASE_TIME: Duration = Duration::from_secs(45);
 const LEASE_MIN: u64 = 512;
 /// One being worked on and one waiting, so that a probe never idles between two.
 const LEASES_PER_PROBE: usize = 2;
+/// Leases that a probe is given over all jobs; it would take 64.
+const LEASES_FULL: usize = 48;
 /// A probe whose leases of a job failed so often is not offered it again.
 pub const FAILURES_MAX: u32 = 3;
 
@@ -273,7 +275,7 @@ pub fn plan(jobs: &[Work], workers: &[Worker], now: Mono, limits: Limits) -> Vec
             }
             Phase::Open => match job.mode {
                 Mode::Split => split(job, workers, now, &mut load, &mut actions),
-                Mode::Each => each(job, workers, &mut actions),
+                Mode::Each => each(job, workers, &mut load, &mut actions),
             },
         }
     }
@@ -382,6 +384,11 @@ fn split(job: &Work, workers: &[Worker], now: Mono, load: &mut BTreeMap<ProbeId,
     grant(job, &team, free, job.len - part.covered.len(), &held, load, actions);
 }
 
+/// Whether a probe holds as many leases as it should, over all jobs; the rest waits here.
+fn is_full(worker: &Worker, load: &BTreeMap<ProbeId, usize>) -> bool {
+    load.get(&worker.id).copied().unwrap_or(0) >= LEASES_FULL
+}
+
 /// Who comes first: the one with the fewest leases, then the fastest.
 fn first(worker: &Worker, job: &Work, load: &BTreeMap<ProbeId, usize>) -> (usize, Reverse<u64>, ProbeId) {
     (load.get(&worker.id).copied().unwrap_or(0), Reverse(rate_of(worker, job.rate)), worker.id.clone())
@@ -416,7 +423,8 @@ fn grant(
     let all_rates: u64 = team.iter().map(|worker| rate_of(worker, job.rate)).sum();
     let mut counts: BTreeMap<&ProbeId, usize> = held.clone();
     for round in 1..=LEASES_PER_PROBE {
-        let mut turn: Vec<&&Worker> = team.iter().filter(|worker| counts.get(&worker.id).copied().unwrap_or(0) < round).collect();
+        let has_room = |worker: &&&Worker| counts.get(&worker.id).copied().unwrap_or(0) < round && !is_full(worker, load);
+        let mut turn: Vec<&&Worker> = team.iter().filter(has_room).collect();
         turn.sort_by_key(|worker| first(worker, job, load));
         for worker in turn {
             let Some(span) = free.first() else { return };
@@ -436,7 +444,7 @@ fn grant(
     }
 }
 
-fn each(job: &Work, workers: &[Worker], actions: &mut Vec<Action>) {
+fn each(job: &Work, workers: &[Worker], load: &mut BTreeMap<ProbeId, usize>, actions: &mut Vec<Action>) {
     if job.parts.is_empty() {
         let (mut fit, unfit) = candidates(workers, &job.needs, &job.select, &job.excluded);
         fit.truncate(job.select.count.map_or(usize::MAX, |count| count as usize));
@@ -474,9 +482,13 @@ fn each(job: &Work, workers: &[Worker], actions: &mut Vec<Action>) {
         let mut free = Spans::of(Span { from: 0, to: job.len });
         part.covered.iter().for_each(|span| free.remove(span));
         held.iter().for_each(|held| free.remove(held.span));
-        let fit = find(workers, id).is_some_and(|worker| lack(worker, &job.needs, &Selection::default(), &job.excluded).is_none());
-        if fit {
+        let fit = |worker: &&Worker| lack(worker, &job.needs, &Selection::default(), &job.excluded).is_none();
+        if let Some(worker) = find(workers, id).filter(fit) {
             for span in free.iter() {
+                if is_full(worker, load) {
+                    break;
+                }
+                *load.entry(id.clone()).or_default() += 1;
                 actions.push(Action::Grant { job: job.id, probe: id.clone(), part: number, span, expires: false });
             }
         }

@@ -53,6 +53,24 @@ pub trait Journal {
     fn acked(&self) -> u64;
 }
 
+/// What unacknowledged records say of leases: how far each is reported, and the number of its end.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Unacked(BTreeMap<LeaseId, (u64, Option<u64>)>);
+
+impl Unacked {
+    /// Takes the next record in.
+    pub fn take(&mut self, seq: u64, record: &Record) {
+        match record {
+            Record::Batch(batch) => {
+                let (to, _) = self.0.entry(batch.lease).or_default();
+                *to = batch.to.max(*to);
+            }
+            Record::LeaseEnded { lease, .. } => self.0.entry(*lease).or_default().1 = Some(seq),
+            Record::JobRefused { .. } | Record::Loss { .. } => {}
+        }
+    }
+}
+
 /// What the shell must do, in this order.
 #[derive(Debug, Clone, PartialEq)]
 pub enum Action {
@@ -182,6 +200,8 @@ struct Held {
     /// The moment until which nobody else may have it; [`Instant::FAR_FUTURE`] for leases without a life.
     holds_until: Instant,
     progress: TaskProgress,
+    /// Why it is to end, until its end is in the spool: not forgotten where that has no room.
+    ending: Option<Ending>,
 }
 
 /// The agent.
@@ -208,26 +228,17 @@ pub struct Agent<J> {
 }
 
 impl<J: Journal> Agent<J> {
-    /// An agent that goes on where `saved` and the unacknowledged records of the spool (sequence number and record) left it.
-    pub fn new(me: Identity, journal: J, mut saved: Saved, unacked: impl IntoIterator<Item = (u64, Record)>) -> Self {
+    /// An agent that goes on where `saved` and the unacknowledged records of the spool left it.
+    pub fn new(me: Identity, journal: J, mut saved: Saved, unacked: &Unacked) -> Self {
         if saved.stream != Some(journal.stream()) {
             // The spool is a new one, and what it held is gone: the controller knows how far it got, and grants anew.
             saved.leases.clear();
             saved.stream = Some(journal.stream());
         }
-        for (seq, record) in unacked {
-            match record {
-                Record::Batch(batch) => {
-                    if let Some(lease) = saved.lease(batch.lease) {
-                        lease.position = lease.position.max(batch.to);
-                    }
-                }
-                Record::LeaseEnded { lease, .. } => {
-                    if let Some(lease) = saved.lease(lease) {
-                        lease.ended = Some(seq);
-                    }
-                }
-                Record::JobRefused { .. } | Record::Loss { .. } => {}
+        for (id, (to, ended)) in &unacked.0 {
+            if let Some(lease) = saved.lease(*id) {
+                lease.position = lease.position.max(*to);
+                lease.ended = lease.ended.or(*ended);
             }
         }
         let mut agent = Self {
@@ -255,7 +266,7 @@ impl<J: Journal> Agent<J> {
             // How long the box was down is not known: a lease with a life waits for the controller's word.
             let holds_until = if lease.lease.ttl.is_some() { Instant::ZERO } else { Instant::FAR_FUTURE };
             let progress = TaskProgress { sent: lease.position, ..TaskProgress::default() };
-            agent.held.insert(lease.lease.id, Held { run, holds_until, progress });
+            agent.held.insert(lease.lease.id, Held { run, holds_until, progress, ending: None });
         }
         agent.saved = saved;
         agent.saved.jobs = agent.specs.values().map(|(spec, _)| JobSpec::clone(spec)).collect();
@@ -553,7 +564,7 @@ impl<J: Journal> Agent<J> {
         }
         let holds_until = lease.ttl.map_or(Instant::FAR_FUTURE, |ttl| now + ttl);
         let progress = TaskProgress { sent: lease.from, ..TaskProgress::default() };
-        self.held.insert(id, Held { run: Run::Waiting, holds_until, progress });
+        self.held.insert(id, Held { run: Run::Waiting, holds_until, progress, ending: None });
         self.saved.leases.push(SavedLease { position: lease.from, lease, ended: None });
         if !self.journal.save(&self.saved) {
             // The memory could not be kept: the lease would be lost by a restart, so another probe should have it.
@@ -570,6 +581,9 @@ impl<J: Journal> Agent<J> {
     /// Ends a lease: at once where nothing runs, else after the task has handed over what it finished.
     fn end(&mut self, now: Instant, id: LeaseId, why: Ending) {
         let Some(held) = self.held.get_mut(&id) else { return };
+        if held.run != Run::Ended {
+            held.ending = held.ending.or(Some(why));
+        }
         match held.run {
             Run::Running => {
                 held.run = Run::Cutting(Some(why));
@@ -636,7 +650,8 @@ impl<J: Journal> Agent<J> {
                     held.run = Run::Cutting(None);
                     self.actions.push_back(Action::Cut(id));
                 }
-                Run::Ended | Run::Waiting | Run::Cutting(_) => held.run = Run::Waiting,
+                // A task that is being cut keeps its state until it has ended.
+                Run::Ended | Run::Waiting | Run::Cutting(_) => {}
             }
         }
     }
@@ -682,11 +697,15 @@ impl<J: Journal> Agent<J> {
         }
         self.no_room_until = None;
         let trusted = self.trusted_now(now);
-        let mut busy: HashSet<JobId> =
-            self.held.iter().filter(|(_, held)| matches!(held.run, Run::Running | Run::Cutting(_))).map(|(id, _)| id.job).collect();
-        let waiting: Vec<LeaseId> =
-            self.held.iter().filter(|(_, held)| held.run == Run::Waiting && held.holds_until > now).map(|(id, _)| *id).collect();
+        let ready = |held: &Held| held.run == Run::Waiting && (held.ending.is_some() || held.holds_until > now);
+        let waiting: Vec<LeaseId> = self.held.iter().filter(|(_, held)| ready(held)).map(|(id, _)| *id).collect();
         for id in waiting {
+            // Ending one lease may have started another of this list already.
+            let Some(held) = self.held.get(&id).filter(|held| ready(held)) else { continue };
+            if let Some(why) = held.ending {
+                self.finish(now, id, Some(why), None);
+                continue;
+            }
             let Some((spec, space)) = self.specs.get(&id.job).cloned() else { continue };
             let Some(saved) = self.saved.lease(id) else { continue };
             let (from, to) = (saved.position, saved.lease.to);
@@ -711,7 +730,8 @@ impl<J: Journal> Agent<J> {
                 self.refuse_job(now, id.job, lack);
                 continue;
             }
-            if !busy.insert(id.job) {
+            let is_busy = |(other, held): (&LeaseId, &Held)| other.job == id.job && matches!(held.run, Run::Running | Run::Cutting(_));
+            if self.held.iter().any(is_busy) {
                 continue;
             }
             if let Some(held) = self.held.get_mut(&id) {

@@ -5,9 +5,8 @@ use std::time::Duration;
 
 use picket_wire::codec;
 use picket_wire::ids::StreamId;
-use picket_wire::result::Record;
 
-use super::core::Journal;
+use super::core::{Journal, Unacked};
 use super::state::{self, Saved};
 use crate::net::clock;
 use crate::net::time::Instant;
@@ -31,16 +30,17 @@ impl DiskJournal {
         Self { spool, state }
     }
 
-    /// The records that the controller has not acknowledged, for the agent's start. What is there and cannot be read as a
-    /// record was written by another version: it is sent as it is and means nothing to this agent.
-    pub fn unacked(&mut self) -> Result<Vec<(u64, Record)>, SpoolError> {
-        let mut records = Vec::new();
+    /// What the records say that the controller has not acknowledged, for the agent's start: folded while they are read, since
+    /// a spool may be larger than the memory. What cannot be read as a record was written by another version: it is sent as
+    /// it is and means nothing to this agent.
+    pub fn unacked(&mut self) -> Result<Unacked, SpoolError> {
+        let mut seen = Unacked::default();
         self.spool.for_each_unacked(spool_time(clock::now()), |entry| {
             if let Ok(record) = codec::decode(&entry.payload) {
-                records.push((entry.seq, record));
+                seen.take(entry.seq, &record);
             }
         })?;
-        Ok(records)
+        Ok(seen)
     }
 }
 
@@ -56,6 +56,11 @@ impl Journal for DiskJournal {
     }
 
     fn save(&mut self, saved: &Saved) -> bool {
+        // Positions and ends must never be ahead of the records that they stand for: a power cut would leave a hole.
+        if let Err(error) = self.spool.sync(spool_time(clock::now())) {
+            log::error!("{}", crate::errors::chain(&error));
+            return false;
+        }
         match state::save(&self.state, saved) {
             Ok(()) => true,
             Err(error) => {

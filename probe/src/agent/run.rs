@@ -38,6 +38,11 @@ const BUSY_RETRY: Duration = Duration::from_millis(20);
 /// How long running measurements may take to hand over what they finished when the program ends.
 const CLOSE_TIMEOUT: Duration = Duration::from_secs(3);
 
+/// How long the link may take to say good-bye: twice what it allows itself.
+const LINK_CLOSE_TIMEOUT: Duration = Duration::from_secs(4);
+/// How often it is looked whether the interface got or lost an address: DHCP may be slower than this program's start.
+const ABILITIES_EVERY: Duration = Duration::from_secs(10);
+
 /// Why the agent cannot run.
 #[derive(Debug, thiserror::Error)]
 pub enum RunError {
@@ -74,7 +79,7 @@ pub async fn run(config: &Config, identity: Identity) -> Result<(), RunError> {
         if shell.reconnect {
             // Births tell what the box can do: a new one needs a new session.
             shell.reconnect = false;
-            link.close().await;
+            close(link).await;
             shell.on_disconnected();
             (link, link_events) = shell.connect()?;
         }
@@ -110,9 +115,16 @@ pub async fn run(config: &Config, identity: Identity) -> Result<(), RunError> {
         shell.on_timeout();
     }
     shell.good_bye();
-    link.close().await;
+    close(link).await;
     log::info!("stopped in an orderly way");
     Ok(())
+}
+
+/// Ends the link; never waits for ever, since nobody takes its events meanwhile.
+async fn close(link: Link) {
+    if tokio::time::timeout(LINK_CLOSE_TIMEOUT, link.close()).await.is_err() {
+        log::warn!("the connection did not end in an orderly way");
+    }
 }
 
 struct Shell<'a> {
@@ -123,6 +135,9 @@ struct Shell<'a> {
     tasks: Tasks,
     station: Option<Station>,
     station_retry: Instant,
+    /// What the box could do when that was last told, and when it is looked at again.
+    abilities: SelfTest,
+    abilities_due: Instant,
     drive_sender: mpsc::UnboundedSender<DriveEvent<scan::report::Event>>,
     drive_events: mpsc::UnboundedReceiver<DriveEvent<scan::report::Event>>,
     connect_events: mpsc::UnboundedReceiver<ConnectEvent>,
@@ -160,6 +175,7 @@ impl<'a> Shell<'a> {
         let mut shell_station = None;
         let (self_test, interface) = open_station(config, &drive_sender, &mut shell_station);
         let station_retry = if shell_station.is_some() { Instant::FAR_FUTURE } else { now + STATION_RETRY };
+        let abilities = self_test.clone();
         let signing_key = VerifyingKey::from_bytes(identity.signing_key()).map_err(RunError::SigningKey)?;
         let me = AgentIdentity {
             probe: identity.probe().clone(),
@@ -169,7 +185,7 @@ impl<'a> Shell<'a> {
             self_test,
             interface,
         };
-        let agent = Agent::new(me, journal, saved, unacked);
+        let agent = Agent::new(me, journal, saved, &unacked);
         Ok(Self {
             config,
             identity: Arc::new(identity),
@@ -178,6 +194,8 @@ impl<'a> Shell<'a> {
             tasks: Tasks::new(config.policy.clone(), station::limits(&config.interface), connect_sender),
             station: shell_station,
             station_retry,
+            abilities,
+            abilities_due: now + ABILITIES_EVERY,
             drive_sender,
             drive_events,
             connect_events,
@@ -366,13 +384,22 @@ impl<'a> Shell<'a> {
         let agent = self.agent.poll_timeout(now);
         let sync = self.agent.journal().spool.needs_sync(spool_time(now)).map(|due| from_spool_time(due).max(self.sync_retry));
         let stall = self.delivery.poll_timeout().map(from_spool_time);
-        [agent, sync, stall].into_iter().flatten().chain([self.station_retry, self.publish_retry]).min().unwrap_or(Instant::FAR_FUTURE)
+        [agent, sync, stall]
+            .into_iter()
+            .flatten()
+            .chain([self.station_retry, self.abilities_due, self.publish_retry])
+            .min()
+            .unwrap_or(Instant::FAR_FUTURE)
     }
 
     fn on_timeout(&mut self) {
         let now = clock::now();
         if now >= self.station_retry {
             self.retry_station(now);
+        }
+        if now >= self.abilities_due {
+            self.abilities_due = now + ABILITIES_EVERY;
+            self.look_at_abilities();
         }
         for (lease, progress) in self.tasks.progress() {
             self.agent.on_progress(lease, progress);
@@ -404,10 +431,24 @@ impl<'a> Shell<'a> {
         if self.station.is_some() {
             log::info!("the measuring interface {} is open now", interface.name);
             self.station_retry = Instant::FAR_FUTURE;
+            self.abilities = self_test.clone();
             self.agent.set_abilities(self_test, interface);
             self.reconnect = true;
         } else {
             self.station_retry = now + STATION_RETRY;
+        }
+    }
+
+    /// Tells the controller by a new birth when the interface can do more, or less, than was told.
+    fn look_at_abilities(&mut self) {
+        let Some(station) = &self.station else { return };
+        let interface = station.interface();
+        let found = station::self_test(&interface, Check::Works);
+        if interface.up && found != self.abilities {
+            log::info!("the measuring interface {} has other addresses now", interface.name);
+            self.abilities = found.clone();
+            self.agent.set_abilities(found, limits(self.config, interface.name));
+            self.reconnect = true;
         }
     }
 
@@ -440,13 +481,17 @@ fn traffic(station: Option<&Station>, policy_refused: u64, clipped: u64) -> Traf
     }
 }
 
+fn limits(config: &Config, name: String) -> InterfaceLimits {
+    InterfaceLimits { name, packets: config.interface.packets, bits: config.interface.bits }
+}
+
 /// Opens the measuring interface where that is possible, and says what it offers.
 fn open_station(
     config: &Config,
     sender: &mpsc::UnboundedSender<DriveEvent<scan::report::Event>>,
     station: &mut Option<Station>,
 ) -> (SelfTest, InterfaceLimits) {
-    let limits = |name: String| InterfaceLimits { name, packets: config.interface.packets, bits: config.interface.bits };
+    let limits = |name: String| limits(config, name);
     // `Station::open` reads the kernel's tables in a runtime of its own, which must not happen inside ours.
     let (interface, sender) = (config.interface.clone(), sender.clone());
     let opened = std::thread::scope(|scope| scope.spawn(move || Station::open(&interface, SourcePorts::default(), sender)).join());

@@ -15,7 +15,7 @@ use picket_wire::result::{BatchHead, LeaseEnd, Record, ResultBatch, Runs};
 use picket_wire::space::TargetSpec;
 use picket_wire::units::{BitsPerSecond, PacketsPerSecond, UnixMillis};
 
-use super::core::{Action, Agent, Identity, Journal, Vitals};
+use super::core::{Action, Agent, Identity, Journal, Unacked, Vitals};
 use super::state::Saved;
 use crate::net::time::Instant;
 
@@ -123,7 +123,7 @@ impl World {
             saved: Saved { roles: vec![Role::Scan], ..Saved::default() },
             ..Disk::default()
         }));
-        let agent = Agent::new(identity(), FakeJournal(disk.clone()), disk.borrow().saved.clone(), vec![]);
+        let agent = Agent::new(identity(), FakeJournal(disk.clone()), disk.borrow().saved.clone(), &Unacked::default());
         World { disk, agent, now: Instant::from_nanos(1_000_000_000), unix: 1_700_000_000_000, serial: 100, session: 0 }
     }
 
@@ -172,7 +172,9 @@ impl World {
     /// Power is cut and comes back: only the disk survives.
     fn restart(&mut self) {
         let (saved, records) = (self.disk.borrow().saved.clone(), self.disk.borrow().records.clone());
-        self.agent = Agent::new(identity(), FakeJournal(self.disk.clone()), saved, records);
+        let mut unacked = Unacked::default();
+        records.iter().for_each(|(seq, record)| unacked.take(*seq, record));
+        self.agent = Agent::new(identity(), FakeJournal(self.disk.clone()), saved, &unacked);
     }
 
     fn last_record(&self) -> Option<Record> {
@@ -468,6 +470,20 @@ fn a_full_spool_stops_the_work_and_loses_nothing() {
     assert!(starts(&w.actions()).is_empty());
     w.disk.borrow_mut().room = 10;
     assert_eq!(starts(&w.tell(Command::Ack { stream: STREAM, up_to: 1 })), [(id, 100, 1000)]);
+}
+
+#[test]
+fn a_cancel_is_not_forgotten_while_the_spool_has_no_room() {
+    let (mut w, id) = running_world();
+    w.disk.borrow_mut().room = 0;
+    w.agent.on_batch(w.now, &batch(id, 0, 100));
+    assert_eq!(cuts(&w.actions()), [id]);
+    w.tell(Command::Cancel { job: JobId(1) });
+    w.agent.on_task_ended(w.now, id, None);
+    assert!(starts(&w.pass(Duration::from_secs(6))).is_empty(), "still no room");
+    w.disk.borrow_mut().room = 10;
+    assert!(starts(&w.pass(Duration::from_secs(60))).is_empty(), "what is cancelled does not start again");
+    assert_eq!(w.last_record(), Some(Record::LeaseEnded { lease: id, position: 0, end: LeaseEnd::Cancelled }));
 }
 
 #[test]

@@ -44,6 +44,8 @@ use crate::packet::icmp;
 pub const KERNEL_REPEATS: Duration = Duration::from_millis(950);
 /// Descriptors that the rest of the process may need.
 const SPARE_DESCRIPTORS: u64 = 64;
+/// Targets looked at in one turn at most.
+const MISSES_PER_TURN: u32 = 1024;
 /// More connections at a time than any rate needs that a small board can keep up.
 const MAX_OPEN: usize = 4096;
 /// Frames of a connection attempt as Linux makes them: Ethernet header, IP header, 40 octets of TCP with options.
@@ -148,7 +150,10 @@ pub async fn run(
             scan.schedule.on_timeout(now);
         }
         let mut hungry = true;
-        while hungry && open.len() < scan.max_open && scan.is_ready(now) {
+        // Refused targets cost no time of the pacer's: others must get their turn all the same.
+        let mut budget = MISSES_PER_TURN;
+        while hungry && budget > 0 && open.len() < scan.max_open && scan.is_ready(now) {
+            budget -= 1;
             match scan.next(now, &gate) {
                 Some(Some(attempt)) => open.push(attempt),
                 // It was refused: the next one may do.
