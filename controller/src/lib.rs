@@ -8,6 +8,7 @@ pub mod broker;
 pub mod cli;
 pub mod clock;
 pub mod config;
+mod errors;
 pub mod fleet;
 pub mod hub;
 pub mod jobs;

@@ -27,6 +27,7 @@ use crate::broker::{self, Broker, BrokerError, EmbeddedBroker, Event, Hooks};
 use crate::cli::{ENDPOINTS_FILE, Endpoints, Exit};
 use crate::clock::Clock;
 use crate::config::{Config, ConfigError, Listen, ServeArgs, host_port};
+use crate::errors::chain;
 use crate::hub::mqtt::{Hub, HubConfig};
 use crate::pki::{Crl, Identity, Peer, Pki, PkiError};
 use crate::service::{Service, ServiceConfig, ServiceError, Timing};
@@ -121,16 +122,6 @@ pub fn main(args: &ServeArgs) -> Exit {
             Exit::Failure
         }
     }
-}
-
-fn chain(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut source = error.source();
-    while let Some(error) = source {
-        text.push_str(&format!(": {error}"));
-        source = error.source();
-    }
-    text
 }
 
 fn run(config: Config) -> Result<(), ServeError> {

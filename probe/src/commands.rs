@@ -155,7 +155,7 @@ pub fn run_status(args: StatusArgs) -> anyhow::Result<ExitCode> {
     if json {
         let value = serde_json::json!({
             "probe": identity.as_ref().ok().map(|identity| identity.probe().to_string()),
-            "enrolment": identity.as_ref().err().map(crate::errors::chain_of),
+            "enrolment": identity.as_ref().err().map(|error| crate::errors::chain(error)),
             "hardware": crate::health::hardware(),
             "version": env!("CARGO_PKG_VERSION"),
             "interface": name,

@@ -16,8 +16,3 @@ pub fn chain(error: &dyn Error) -> String {
     }
     text
 }
-
-/// [`chain`] for a value of a known type.
-pub fn chain_of<E: Error>(error: &E) -> String {
-    chain(error)
-}

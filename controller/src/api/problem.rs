@@ -11,6 +11,7 @@ use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
 use futures_util::FutureExt;
 
+use crate::errors::chain;
 use crate::service::ServiceError;
 use crate::view::Problem;
 
@@ -64,17 +65,6 @@ impl From<ServiceError> for ApiError {
             }
         }
     }
-}
-
-/// An error with its sources, for the log.
-pub(super) fn chain(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut source = error.source();
-    while let Some(error) = source {
-        text.push_str(&format!(": {error}"));
-        source = error.source();
-    }
-    text
 }
 
 impl IntoResponse for ApiError {

@@ -11,7 +11,8 @@ use serde::Deserialize;
 use super::Api;
 use super::extract::{Parameters, field};
 use super::jobs::{PAGE_MAX, limit};
-use super::problem::{ApiError, chain};
+use super::problem::ApiError;
+use crate::errors::chain;
 use crate::service::{ResultQuery, ServiceError};
 use crate::view::{Page, ResultRow};
 

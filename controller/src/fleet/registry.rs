@@ -73,7 +73,7 @@ pub struct Registry {
 }
 
 /// What people are shown of a probe's words: no control characters, and no more than fits a line or two.
-pub(crate) fn clip(text: &str, most: usize) -> String {
+fn clip(text: &str, most: usize) -> String {
     text.chars().filter(|c| !c.is_control()).take(most).collect()
 }
 

@@ -20,6 +20,7 @@ use tokio::time::MissedTickBehavior;
 
 use super::{Inbound, Outgoing};
 use crate::clock::rfc3339;
+use crate::errors::chain;
 use crate::fleet::publish::Publisher;
 use crate::pki::PkiError;
 use crate::service::Service;
@@ -111,7 +112,7 @@ async fn take_messages(service: Service, mut messages: mpsc::Receiver<Inbound>) 
     while messages.recv_many(&mut group, GROUP).await > 0 {
         let mut pause = BACK_OFF_MIN;
         while let Err(error) = service.handle(&group).await {
-            log::error!("{error}: {}; trying again in {pause:?}", chain(&error));
+            log::error!("{}; trying again in {pause:?}", chain(&error));
             tokio::time::sleep(pause).await;
             pause = (pause * 2).min(BACK_OFF_MAX);
             if messages.is_closed() && messages.is_empty() {
@@ -135,21 +136,11 @@ async fn tick(service: Service, mut stopped: watch::Receiver<bool>) {
             () = set(&mut stopped) => return,
             _ = interval.tick() => {
                 if let Err(error) = service.tick().await {
-                    log::error!("{error}: {}", chain(&error));
+                    log::error!("{}", chain(&error));
                 }
             }
         }
     }
-}
-
-fn chain(error: &dyn std::error::Error) -> String {
-    let mut texts = Vec::new();
-    let mut source = error.source();
-    while let Some(error) = source {
-        texts.push(error.to_string());
-        source = error.source();
-    }
-    texts.join(": ")
 }
 
 async fn connections(
@@ -172,7 +163,7 @@ async fn connections(
         let most = BACK_OFF_MIN.saturating_mul(1 << failures.min(10)).min(BACK_OFF_MAX);
         let random = crate::secret::number().unwrap_or(u64::MAX >> 1);
         let pause = most.mul_f64(random as f64 / u64::MAX as f64);
-        log::warn!("broker {}:{}: {error}{}; connecting again in {} ms", config.host, config.port, tail(&error), pause.as_millis());
+        log::warn!("broker {}:{}: {}; connecting again in {} ms", config.host, config.port, chain(&error), pause.as_millis());
         tokio::select! {
             () = set(&mut stopped) => return,
             () = tokio::time::sleep(pause) => {}
@@ -180,11 +171,6 @@ async fn connections(
             () = discard(&mut outbox) => return,
         }
     }
-}
-
-fn tail(error: &dyn std::error::Error) -> String {
-    let chain = chain(error);
-    if chain.is_empty() { chain } else { format!(": {chain}") }
 }
 
 /// Throws away what is to be sent; returns when nobody can send any more.

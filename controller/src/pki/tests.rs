@@ -6,6 +6,7 @@ use std::os::unix::fs::PermissionsExt;
 use rcgen::{CertificateParams, DnType, ExtendedKeyUsagePurpose, IsCa, KeyPair, SanType};
 
 use super::*;
+use crate::errors::chain;
 
 fn day(days: i64) -> OffsetDateTime {
     OffsetDateTime::from_unix_timestamp(1_800_000_000).unwrap() + Duration::days(days)
@@ -21,10 +22,6 @@ fn open(dir: &Path) -> Pki {
 
 fn request(key: &KeyPair) -> String {
     CertificateParams::default().serialize_request(key).unwrap().pem().unwrap()
-}
-
-fn chain_of(error: &dyn std::error::Error) -> String {
-    std::iter::successors(Some(error), |error| error.source()).map(ToString::to_string).collect::<Vec<_>>().join(": ")
 }
 
 #[test]
@@ -98,7 +95,7 @@ fn damage_is_named() {
                 // A flipped bit in a key may give another valid key; then it is refused because it does not fit.
                 panic!("{name} was accepted: {}", String::from_utf8_lossy(broken));
             };
-            assert!(matches!(&error, PkiError::Corrupt { .. }), "{name}: {}", chain_of(&error));
+            assert!(matches!(&error, PkiError::Corrupt { .. }), "{name}: {}", chain(&error));
         }
     }
 }

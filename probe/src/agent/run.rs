@@ -38,8 +38,6 @@ const BUSY_RETRY: Duration = Duration::from_millis(20);
 /// How long running measurements may take to hand over what they finished when the program ends.
 const CLOSE_TIMEOUT: Duration = Duration::from_secs(3);
 
-/// How long the link may take to say good-bye: twice what it allows itself.
-const LINK_CLOSE_TIMEOUT: Duration = Duration::from_secs(4);
 /// How often it is looked whether the interface got or lost an address: DHCP may be slower than this program's start.
 const ABILITIES_EVERY: Duration = Duration::from_secs(10);
 
@@ -79,7 +77,7 @@ pub async fn run(config: &Config, identity: Identity) -> Result<(), RunError> {
         if shell.reconnect {
             // Births tell what the box can do: a new one needs a new session.
             shell.reconnect = false;
-            close(link).await;
+            link.close().await;
             shell.on_disconnected();
             (link, link_events) = shell.connect()?;
         }
@@ -115,16 +113,9 @@ pub async fn run(config: &Config, identity: Identity) -> Result<(), RunError> {
         shell.on_timeout();
     }
     shell.good_bye();
-    close(link).await;
+    link.close().await;
     log::info!("stopped in an orderly way");
     Ok(())
-}
-
-/// Ends the link; never waits for ever, since nobody takes its events meanwhile.
-async fn close(link: Link) {
-    if tokio::time::timeout(LINK_CLOSE_TIMEOUT, link.close()).await.is_err() {
-        log::warn!("the connection did not end in an orderly way");
-    }
 }
 
 struct Shell<'a> {
@@ -491,7 +482,6 @@ fn open_station(
     sender: &mpsc::UnboundedSender<DriveEvent<scan::report::Event>>,
     station: &mut Option<Station>,
 ) -> (SelfTest, InterfaceLimits) {
-    let limits = |name: String| limits(config, name);
     // `Station::open` reads the kernel's tables in a runtime of its own, which must not happen inside ours.
     let (interface, sender) = (config.interface.clone(), sender.clone());
     let opened = std::thread::scope(|scope| scope.spawn(move || Station::open(&interface, SourcePorts::default(), sender)).join());
@@ -499,7 +489,7 @@ fn open_station(
         Ok(Ok(opened)) => {
             let interface = opened.interface();
             *station = Some(opened);
-            return (station::self_test(&interface, Check::Works), limits(interface.name));
+            return (station::self_test(&interface, Check::Works), limits(config, interface.name));
         }
         Ok(Err(error)) => chain(&error),
         Err(_) => "the thread that opens the interface panicked".to_owned(),
@@ -512,10 +502,10 @@ fn open_station(
         _ => None,
     };
     match interface {
-        Some(interface) => (station::self_test(interface, Check::Fails(error)), limits(interface.name.clone())),
+        Some(interface) => (station::self_test(interface, Check::Fails(error)), limits(config, interface.name.clone())),
         None => {
             let fails = || Check::Fails(error.clone());
-            (SelfTest { raw_socket: fails(), ipv4: fails(), ipv6: fails() }, limits(name))
+            (SelfTest { raw_socket: fails(), ipv4: fails(), ipv6: fails() }, limits(config, name))
         }
     }
 }

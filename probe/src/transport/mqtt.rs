@@ -305,10 +305,13 @@ impl Link {
         self.retry.notify_one();
     }
 
-    /// Ends in an orderly way: what was published is sent, the last will is not. Takes two seconds at most.
+    /// Ends in an orderly way: what was published is sent, the last will is not. Takes two seconds as a rule, four at most:
+    /// where nobody takes the events meanwhile, the task may wait for that and is left to end with their receiver.
     pub async fn close(self) {
         let _ = self.stop.send(true);
-        let _ = self.task.await;
+        if tokio::time::timeout(2 * CLOSE_TIMEOUT, self.task).await.is_err() {
+            log::warn!("the connection did not end in an orderly way");
+        }
     }
 }
 
