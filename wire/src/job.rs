@@ -12,7 +12,7 @@ use serde::{Deserialize, Serialize};
 use crate::ids::{JobId, Label, LeaseId, ProbeId, Role, SiteName};
 use crate::policy::AddressPolicy;
 use crate::space::TargetSpec;
-use crate::units::{PacketsPerSecond, UnixMillis};
+use crate::units::{BitsPerSecond, PacketsPerSecond, UnixMillis};
 
 /// A job as the controller signs it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -40,6 +40,96 @@ pub struct JobSpec {
 pub enum JobKind {
     /// Host discovery or a port scan.
     Scan(ScanOptions),
+    /// A scan with more to it: chosen host probes, finer limits, services on what is open.
+    Survey(Box<Survey>),
+}
+
+impl JobKind {
+    /// How it asks.
+    pub fn scan(&self) -> ScanOptions {
+        match self {
+            JobKind::Scan(options) => *options,
+            JobKind::Survey(survey) => survey.scan,
+        }
+    }
+
+    /// What it wants besides a plain scan, where it wants anything.
+    pub fn survey(&self) -> Option<&Survey> {
+        match self {
+            JobKind::Scan(_) => None,
+            JobKind::Survey(survey) => Some(survey),
+        }
+    }
+}
+
+/// A scan with more to it. Everything left at its default makes it the same as a plain [`JobKind::Scan`].
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Survey {
+    /// What is sent, and how often.
+    pub scan: ScanOptions,
+    /// For [`Technique::Discover`]: what hosts are asked, in this order; attempt `n` of a silent host sends entry `n` modulo
+    /// their number. Empty: [`HostProbe::DEFAULT`].
+    pub host_probes: Vec<HostProbe>,
+    /// Limits beyond the job's packet rate.
+    pub limits: RateLimits,
+    /// Whether, and how, open ports are asked what serves there.
+    pub services: Option<ServiceOptions>,
+}
+
+/// One way to ask whether a host is there.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub enum HostProbe {
+    /// ICMP or ICMPv6 echo request.
+    Echo,
+    /// ICMP timestamp request (RFC 792); IPv4 only, IPv6 targets get an echo request instead.
+    Timestamp,
+    /// TCP SYN to a port: SYN-ACK and RST both say that the host is there.
+    Syn(u16),
+    /// TCP ACK to a port: passes packet filters that keep no state, and a RST says that the host is there.
+    Ack(u16),
+    /// UDP to a port: an answer or port unreachable from the host itself says that it is there.
+    Udp(u16),
+    /// SCTP INIT to a port: INIT-ACK and ABORT both say that the host is there.
+    Sctp(u16),
+}
+
+impl HostProbe {
+    /// What is asked where nothing was chosen: echo finds most hosts; a web server behind a filter that drops ICMP answers SYN;
+    /// a filter without state lets ACK through; timestamp passes filters that drop only echo.
+    pub const DEFAULT: &'static [HostProbe] = &[HostProbe::Echo, HostProbe::Syn(443), HostProbe::Ack(80), HostProbe::Timestamp];
+}
+
+/// Limits of a job beyond its packet rate. `None`: no limit but the interface's.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct RateLimits {
+    /// Bits per second of layer-2 frames.
+    pub bits: Option<BitsPerSecond>,
+    /// Packets per second towards any one address.
+    pub per_address: Option<PacketsPerSecond>,
+    /// Packets per second towards any one network.
+    pub per_network: Option<NetworkLimit>,
+}
+
+/// A limit for every network of a size.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct NetworkLimit {
+    /// Packets per second towards one network.
+    pub rate: PacketsPerSecond,
+    /// Prefix length of an IPv4 network, 1 to 32.
+    pub v4_prefix: u8,
+    /// Prefix length of an IPv6 network, 1 to 128.
+    pub v6_prefix: u8,
+}
+
+/// How open ports are asked what serves there.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct ServiceOptions {
+    /// Whether ports of fragile devices (printers, controllers of machines) are asked like all others. Without it they get a
+    /// bare handshake and an orderly close.
+    pub ask_fragile: bool,
 }
 
 /// How a scan asks.
@@ -64,12 +154,35 @@ pub enum Technique {
     Syn,
     /// TCP connect by the operating system: needs no privilege.
     Connect,
+    /// ICMP timestamp request (RFC 792): is the host there? IPv4 only.
+    Timestamp,
+    /// TCP ACK by raw packets: does a filter stand before the port?
+    Ack,
+    /// UDP with a payload that the port's usual service answers (RFC 768).
+    Udp,
+    /// SCTP INIT (RFC 9260).
+    Sctp,
+    /// ARP (RFC 826) or neighbour solicitation (RFC 4861) on the probe's own link: is the host there?
+    Neighbour,
+    /// Several ways of asking whether a host is there, one after the other: [`Survey::host_probes`]. Addresses on the probe's
+    /// own link are asked by ARP or neighbour solicitation.
+    Discover,
 }
 
 impl Technique {
     /// Whether it works on ports.
     pub fn has_ports(self) -> bool {
-        !matches!(self, Technique::Echo)
+        self.transport().is_some()
+    }
+
+    /// The transport protocol whose ports it works on.
+    pub fn transport(self) -> Option<Transport> {
+        match self {
+            Technique::Syn | Technique::Connect | Technique::Ack => Some(Transport::Tcp),
+            Technique::Udp => Some(Transport::Udp),
+            Technique::Sctp => Some(Transport::Sctp),
+            Technique::Echo | Technique::Timestamp | Technique::Neighbour | Technique::Discover => None,
+        }
     }
 
     /// The text form.
@@ -78,6 +191,44 @@ impl Technique {
             Technique::Echo => "echo",
             Technique::Syn => "syn",
             Technique::Connect => "connect",
+            Technique::Timestamp => "timestamp",
+            Technique::Ack => "ack",
+            Technique::Udp => "udp",
+            Technique::Sctp => "sctp",
+            Technique::Neighbour => "neighbour",
+            Technique::Discover => "discover",
+        }
+    }
+
+    /// What it means that a target was asked and stayed silent, in the words of other scanners.
+    pub fn silence(self) -> &'static str {
+        match self {
+            Technique::Udp => "open|filtered",
+            Technique::Syn | Technique::Connect | Technique::Ack | Technique::Sctp => "filtered",
+            Technique::Echo | Technique::Timestamp | Technique::Neighbour | Technique::Discover => "down",
+        }
+    }
+}
+
+/// A transport protocol with ports.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Transport {
+    /// RFC 9293.
+    Tcp,
+    /// RFC 768.
+    Udp,
+    /// RFC 9260.
+    Sctp,
+}
+
+impl Transport {
+    /// The text form, as in `80/tcp`.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Transport::Tcp => "tcp",
+            Transport::Udp => "udp",
+            Transport::Sctp => "sctp",
         }
     }
 }
@@ -133,9 +284,7 @@ impl JobSpec {
     /// What a probe must be able to do for this job.
     pub fn needs(&self) -> Needs {
         let (ipv4, ipv6) = self.targets.include.families();
-        match &self.kind {
-            JobKind::Scan(options) => Needs { role: Role::Scan, raw_socket: options.technique != Technique::Connect, ipv4, ipv6 },
-        }
+        Needs { role: Role::Scan, raw_socket: self.kind.scan().technique != Technique::Connect, ipv4, ipv6 }
     }
 }
 

@@ -6,11 +6,15 @@
 //!
 //! **Invariant:** of a batch that passed [`ResultBatch::check`], answered + silent + refused + not reached = `to - from`.
 
+use core::net::IpAddr;
 use core::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
+use crate::host::HostBatch;
 use crate::ids::{JobId, LeaseId};
+use crate::job::Technique;
+use crate::service::ServiceBatch;
 use crate::units::{RttCode, UnixMillis};
 
 /// What a target's answer says.
@@ -29,17 +33,92 @@ pub enum State {
         /// ICMP or ICMPv6 code.
         icmp_code: u8,
     },
+    /// The host answers something else than an echo request.
+    UpBy(UpReason),
+    /// The port is reachable, and whether it is open is not known (RST to an ACK).
+    Unfiltered,
+    /// As [`State::Filtered`], said by somebody else than the target: a router or a firewall before it.
+    FilteredBy {
+        /// ICMP or ICMPv6 type.
+        icmp_type: u8,
+        /// ICMP or ICMPv6 code.
+        icmp_code: u8,
+        /// Who said it.
+        from: IpAddr,
+    },
+}
+
+/// What showed that a host is there.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+pub enum UpReason {
+    /// An ARP reply.
+    Arp,
+    /// A neighbour advertisement.
+    Neighbour,
+    /// An ICMP timestamp reply.
+    Timestamp,
+    /// A SYN-ACK.
+    SynAck,
+    /// A RST.
+    Reset,
+    /// An answer to a UDP payload.
+    Udp,
+    /// Port unreachable, from the host itself.
+    PortUnreachable,
+    /// An SCTP INIT-ACK or ABORT.
+    Sctp,
+}
+
+impl UpReason {
+    /// The name that operators know from other scanners.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            UpReason::Arp => "arp-response",
+            UpReason::Neighbour => "nd-response",
+            UpReason::Timestamp => "timestamp-reply",
+            UpReason::SynAck => "syn-ack",
+            UpReason::Reset => "reset",
+            UpReason::Udp => "udp-response",
+            UpReason::PortUnreachable => "port-unreach",
+            UpReason::Sctp => "sctp-response",
+        }
+    }
 }
 
 impl State {
     /// The name that operators know from other scanners.
     pub fn as_str(self) -> &'static str {
         match self {
-            State::Up => "up",
+            State::Up | State::UpBy(_) => "up",
             State::Open => "open",
             State::Closed => "closed",
-            State::Filtered { .. } => "filtered",
+            State::Filtered { .. } | State::FilteredBy { .. } => "filtered",
+            State::Unfiltered => "unfiltered",
         }
+    }
+
+    /// Whether it rests on an ICMP error, which anybody on the way could have sent.
+    pub fn is_hearsay(self) -> bool {
+        matches!(self, State::Filtered { .. } | State::FilteredBy { .. })
+    }
+
+    /// What made a scan by `technique` say so: `syn-ack`, `reset`, `icmp 3/13 from 192.0.2.1`.
+    pub fn reason(self, technique: Technique) -> String {
+        let text = match (self, technique) {
+            (State::Up, _) => "echo-reply",
+            (State::UpBy(by), _) => by.as_str(),
+            (State::Open, Technique::Connect) => "connected",
+            (State::Open, Technique::Udp) => "udp-response",
+            (State::Open, Technique::Sctp) => "init-ack",
+            (State::Open, _) => "syn-ack",
+            (State::Closed, Technique::Connect) => "refused",
+            (State::Closed, Technique::Udp) => "port-unreach",
+            (State::Closed, Technique::Sctp) => "abort",
+            (State::Closed | State::Unfiltered, _) => "reset",
+            (State::Filtered { icmp_type, icmp_code }, _) => return format!("icmp {icmp_type}/{icmp_code}"),
+            (State::FilteredBy { icmp_type, icmp_code, from }, _) => return format!("icmp {icmp_type}/{icmp_code} from {from}"),
+        };
+        text.to_owned()
     }
 }
 
@@ -285,12 +364,7 @@ impl ResultBatch {
         let mut coverage = Coverage { asked, refused: self.refused.count(), packets: self.packets, ..Coverage::default() };
         for group in &self.groups {
             let count = group.answers.len() as u64;
-            match group.state {
-                State::Up => coverage.up += count,
-                State::Open => coverage.open += count,
-                State::Closed => coverage.closed += count,
-                State::Filtered { .. } => coverage.filtered += count,
-            }
+            coverage.add_answers(group.state, count);
         }
         coverage.not_reached = self.not_reached.iter().map(|(_, runs)| runs.count()).sum();
         coverage.silent = asked - coverage.answered() - coverage.refused - coverage.not_reached;
@@ -311,6 +385,9 @@ pub struct Coverage {
     pub closed: u64,
     /// Targets for which an ICMP error came.
     pub filtered: u64,
+    /// Ports that are reachable, open or not.
+    #[serde(default)]
+    pub unfiltered: u64,
     /// Asked, and no answer came.
     pub silent: u64,
     /// Not asked because policy forbids.
@@ -324,7 +401,19 @@ pub struct Coverage {
 impl Coverage {
     /// Targets that answered in any way.
     pub fn answered(&self) -> u64 {
-        self.up + self.open + self.closed + self.filtered
+        self.up + self.open + self.closed + self.filtered + self.unfiltered
+    }
+
+    /// Counts answers of a state.
+    pub fn add_answers(&mut self, state: State, count: u64) {
+        let counter = match state {
+            State::Up | State::UpBy(_) => &mut self.up,
+            State::Open => &mut self.open,
+            State::Closed => &mut self.closed,
+            State::Filtered { .. } | State::FilteredBy { .. } => &mut self.filtered,
+            State::Unfiltered => &mut self.unfiltered,
+        };
+        *counter += count;
     }
 
     /// Whether the parts add up to the whole.
@@ -340,6 +429,7 @@ impl core::ops::AddAssign for Coverage {
         self.open += other.open;
         self.closed += other.closed;
         self.filtered += other.filtered;
+        self.unfiltered += other.unfiltered;
         self.silent += other.silent;
         self.refused += other.refused;
         self.not_reached += other.not_reached;
@@ -375,7 +465,38 @@ pub enum Record {
         /// Their bytes.
         bytes: u64,
     },
+    /// Answers that came after their range was reported: each turns a silent position into an answered one.
+    Late(LateBatch),
+    /// What serves on open ports. Stands before the batch that reports those ports, so that the batch is the checkpoint of both.
+    Services(ServiceBatch),
+    /// Hosts seen on the probe's own link, with their hardware addresses.
+    Hosts(HostBatch),
 }
+
+/// Answers to positions that a batch has reported as silent.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LateBatch {
+    /// The lease that they were asked under.
+    pub lease: LeaseId,
+    /// The answers.
+    pub answers: Vec<LateAnswer>,
+}
+
+/// One of them.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LateAnswer {
+    /// The position in the job's space.
+    pub position: u64,
+    /// What it says.
+    pub state: State,
+    /// From the probe that was answered to the answer.
+    pub rtt: RttCode,
+    /// TTL or hop limit of the answer.
+    pub ttl: u8,
+}
+
+/// Most entries in a [`LateBatch`], a [`ServiceBatch`] or a [`HostBatch`].
+pub const EXTRAS_MAX: usize = 1_024;
 
 /// Why a lease ended.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]

@@ -564,6 +564,9 @@ impl Core {
             Record::Batch(batch) => Some(batch.lease.job),
             Record::LeaseEnded { lease, .. } => Some(lease.job),
             Record::JobRefused { job, .. } => Some(*job),
+            Record::Late(late) => Some(late.lease.job),
+            Record::Services(services) => Some(services.lease.job),
+            Record::Hosts(hosts) => Some(hosts.lease.job),
             Record::Loss { .. } => None,
         };
         if let Some(job) = job
@@ -580,6 +583,7 @@ impl Core {
                 ingest.losses.push((raw.stream, records, bytes));
                 Ok(Fate::Counted)
             }
+            Record::Late(_) | Record::Services(_) | Record::Hosts(_) => Err("this controller keeps no such records".to_owned()),
         })
     }
 

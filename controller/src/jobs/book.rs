@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use picket_wire::event::LeaseStatus;
 use picket_wire::ids::{JobId, LeaseId, ProbeId};
-use picket_wire::job::{JobKind, Lease, Mode, ScanOptions};
+use picket_wire::job::{Lease, Mode, ScanOptions};
 use picket_wire::result::Coverage;
 use picket_wire::space::{SpaceError, TargetSpace};
 use picket_wire::units::{PacketsPerSecond, UnixMillis};
@@ -121,8 +121,7 @@ impl Job {
 
     /// How it asks.
     pub fn options(&self) -> ScanOptions {
-        let JobKind::Scan(options) = self.record.spec.kind;
-        options
+        self.record.spec.kind.scan()
     }
 
     /// Whether nothing more will happen.

@@ -248,7 +248,7 @@ fn outlook(
     let (mut fit, unfit) = plan::candidates(setting.workers, &spec.needs(), &request.select, &BTreeMap::new());
     let most = if whole { Some(1) } else { request.select.count };
     fit.truncate(most.map_or(usize::MAX, |most| most as usize));
-    let JobKind::Scan(options) = spec.kind;
+    let options = spec.kind.scan();
     let sent = space.len() - refused_by_policy;
     let once = sent.saturating_mul(options.attempts.into());
     let rates = fit.iter().map(|worker| plan::rate_of(worker, spec.rate.map(PacketsPerSecond::get)));

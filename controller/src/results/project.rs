@@ -3,7 +3,7 @@
 //! **Invariant:** a position of a part counts once: the batch that came first has it.
 
 use picket_wire::ids::SiteName;
-use picket_wire::result::{Coverage, ResultBatch, State};
+use picket_wire::result::{Coverage, ResultBatch};
 use picket_wire::space::TargetSpace;
 
 use crate::jobs::ranges::{Span, Spans};
@@ -102,12 +102,7 @@ fn clip(batch: &ResultBatch, piece: Span) -> Coverage {
     };
     let mut coverage = Coverage { asked: piece.len(), ..Coverage::default() };
     for answer in batch.answers().filter(|answer| inside(answer.offset, answer.offset + 1) == 1) {
-        *match answer.state {
-            State::Up => &mut coverage.up,
-            State::Open => &mut coverage.open,
-            State::Closed => &mut coverage.closed,
-            State::Filtered { .. } => &mut coverage.filtered,
-        } += 1;
+        coverage.add_answers(answer.state, 1);
     }
     coverage.refused = batch.refused().spans().map(|(from, to)| inside(from, to)).sum();
     coverage.not_reached = batch.not_reached().iter().flat_map(|(_, runs)| runs.spans()).map(|(from, to)| inside(from, to)).sum();
@@ -118,6 +113,8 @@ fn clip(batch: &ResultBatch, piece: Span) -> Coverage {
 #[cfg(test)]
 mod tests {
     use std::time::Duration;
+
+    use picket_wire::result::State;
 
     use picket_wire::addr::parse_set;
     use picket_wire::ids::{JobId, LeaseId};

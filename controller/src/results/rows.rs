@@ -5,7 +5,6 @@ use std::net::IpAddr;
 use picket_wire::addr::{AddrSet, IpNet};
 use picket_wire::ids::SiteName;
 use picket_wire::job::Technique;
-use picket_wire::result::State;
 use picket_wire::space::{Target, TargetSpace};
 use picket_wire::units::PortSet;
 
@@ -118,18 +117,6 @@ pub fn port_query(query: &ResultQuery) -> Result<PortQuery, ServiceError> {
     })
 }
 
-/// What says so.
-fn reason(state: State, technique: Technique) -> String {
-    match (state, technique) {
-        (State::Up, _) => "echo-reply".to_owned(),
-        (State::Open, Technique::Connect) => "connected".to_owned(),
-        (State::Open, _) => "syn-ack".to_owned(),
-        (State::Closed, Technique::Connect) => "refused".to_owned(),
-        (State::Closed, _) => "reset".to_owned(),
-        (State::Filtered { icmp_type, icmp_code }, _) => format!("icmp {icmp_type}/{icmp_code}"),
-    }
-}
-
 /// A row of a job's page, and the cursor behind it.
 pub fn job_row(found: &Found, space: &TargetSpace, technique: Technique) -> Option<(ResultRow, String)> {
     let answer = &found.answer;
@@ -141,7 +128,7 @@ pub fn job_row(found: &Found, space: &TargetSpace, technique: Technique) -> Opti
         addr: target.addr,
         port: target.port,
         state: answer.state.as_str().to_owned(),
-        reason: reason(answer.state, technique),
+        reason: answer.state.reason(technique),
         rtt_us: answer.rtt_us,
         ttl: (answer.ttl != 0).then_some(answer.ttl),
         seen: rfc3339(answer.seen),
@@ -159,7 +146,7 @@ pub fn port_row(found: &FoundPort) -> (ResultRow, String) {
         addr: port.addr,
         port: port.port,
         state: answer.state.as_str().to_owned(),
-        reason: reason(answer.state, found.technique),
+        reason: answer.state.reason(found.technique),
         rtt_us: answer.rtt_us,
         ttl: (answer.ttl != 0).then_some(answer.ttl),
         seen: rfc3339(answer.seen),

@@ -500,9 +500,10 @@ pub trait Store: Send + Sync {
 /// The number that stands for a state in the database and its queries.
 pub fn state_number(state: State) -> u8 {
     match state {
-        State::Up => 1,
+        State::Up | State::UpBy(_) => 1,
         State::Open => 2,
         State::Closed => 3,
-        State::Filtered { .. } => 4,
+        State::Filtered { .. } | State::FilteredBy { .. } => 4,
+        State::Unfiltered => 5,
     }
 }

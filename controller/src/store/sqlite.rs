@@ -12,7 +12,7 @@ use futures_util::future::BoxFuture;
 use picket_wire::codec;
 use picket_wire::event::Birth;
 use picket_wire::ids::{JobId, ProbeId, SiteName, StreamId};
-use picket_wire::job::{JobKind, JobSpec, Technique};
+use picket_wire::job::{JobSpec, Technique};
 use picket_wire::result::{Coverage, State};
 use picket_wire::units::UnixMillis;
 use serde::Serialize;
@@ -127,7 +127,9 @@ fn parse_addr(bytes: &[u8]) -> Result<IpAddr> {
 
 fn state_reason(state: State) -> i64 {
     match state {
-        State::Filtered { icmp_type, icmp_code } => i64::from(icmp_type) * 256 + i64::from(icmp_code),
+        State::Filtered { icmp_type, icmp_code } | State::FilteredBy { icmp_type, icmp_code, .. } => {
+            i64::from(icmp_type) * 256 + i64::from(icmp_code)
+        }
         _ => 0,
     }
 }
@@ -138,6 +140,7 @@ fn parse_state(state: i64, reason: i64) -> Result<State> {
         2 => State::Open,
         3 => State::Closed,
         4 => State::Filtered { icmp_type: (reason >> 8) as u8, icmp_code: reason as u8 },
+        5 => State::Unfiltered,
         other => return Err(damaged("read an answer", format!("unknown state {other}"))),
     })
 }
@@ -219,6 +222,7 @@ impl SqliteStore {
                 open: count("open"),
                 closed: count("closed"),
                 filtered: count("filtered"),
+                unfiltered: 0,
                 silent: count("silent"),
                 refused: count("refused"),
                 not_reached: count("not_reached"),
@@ -501,7 +505,7 @@ async fn write_ports(connection: &mut SqliteConnection, ports: &[PortRow]) -> Re
         let addr = addr_bytes(row.addr);
         let answer = &row.answer;
         // An ICMP error may come from a router on the way: it says nothing of the host.
-        if !matches!(answer.state, State::Filtered { .. }) {
+        if !answer.state.is_hearsay() {
             let seen = hosts.entry((row.site.as_str(), addr.clone())).or_insert((answer.seen, answer.seen));
             *seen = (seen.0.min(answer.seen), seen.1.max(answer.seen));
         }
@@ -939,7 +943,7 @@ impl Store for SqliteStore {
                         .await
                         .doing("read a job")?;
                     let spec: JobSpec = codec::decode(&row.get::<Vec<u8>, _>("spec")).map_err(|error| damaged("read a job", error))?;
-                    let JobKind::Scan(options) = spec.kind;
+                    let options = spec.kind.scan();
                     techniques.insert(job, options.technique);
                     options.technique
                 }

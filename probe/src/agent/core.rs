@@ -11,7 +11,7 @@ use picket_wire::event::{
     Activity, Birth, Event, Heartbeat, InterfaceLimits, LeaseStatus, Live, Refusals, SelfTest, Traffic, encode_record,
 };
 use picket_wire::ids::{JobId, LeaseId, ProbeId, Role, SessionId, StreamId};
-use picket_wire::job::{JobKind, JobSpec, Lease, MAX_ATTEMPTS};
+use picket_wire::job::{JobSpec, Lease, MAX_ATTEMPTS};
 use picket_wire::result::{LeaseEnd, Record, ResultBatch};
 use picket_wire::space::TargetSpace;
 use picket_wire::units::UnixMillis;
@@ -66,7 +66,7 @@ impl Unacked {
                 *to = batch.to.max(*to);
             }
             Record::LeaseEnded { lease, .. } => self.0.entry(*lease).or_default().1 = Some(seq),
-            Record::JobRefused { .. } | Record::Loss { .. } => {}
+            Record::JobRefused { .. } | Record::Loss { .. } | Record::Late(_) | Record::Services(_) | Record::Hosts(_) => {}
         }
     }
 }
@@ -514,15 +514,12 @@ impl<J: Journal> Agent<J> {
             return Ok(());
         }
         let space = TargetSpace::new(&spec.targets).map_err(|error| error.to_string())?;
-        match &spec.kind {
-            JobKind::Scan(options) => {
-                if !(1..=MAX_ATTEMPTS).contains(&options.attempts) {
-                    return Err(format!("{} attempts are asked for: 1 to {MAX_ATTEMPTS} are possible", options.attempts));
-                }
-                if options.technique.has_ports() != spec.targets.ports.is_some() {
-                    return Err(format!("technique {} and the presence of ports contradict each other", options.technique.as_str()));
-                }
-            }
+        let options = spec.kind.scan();
+        if !(1..=MAX_ATTEMPTS).contains(&options.attempts) {
+            return Err(format!("{} attempts are asked for: 1 to {MAX_ATTEMPTS} are possible", options.attempts));
+        }
+        if options.technique.has_ports() != spec.targets.ports.is_some() {
+            return Err(format!("technique {} and the presence of ports contradict each other", options.technique.as_str()));
         }
         // Specs come to all holders of a role, work or not: only a bounded number waits for its lease.
         while self.specs.len() >= LEASES_MAX {

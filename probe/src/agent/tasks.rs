@@ -7,7 +7,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, UNIX_EPOCH};
 
 use picket_wire::ids::LeaseId;
-use picket_wire::job::{JobKind, JobSpec, Priority, Technique};
+use picket_wire::job::{JobSpec, Priority, Technique};
 use picket_wire::policy::{AddressPolicy, Permit};
 use picket_wire::result::ResultBatch;
 use picket_wire::space::TargetSpace;
@@ -19,8 +19,8 @@ use crate::errors::chain;
 use crate::net::clock;
 use crate::net::drive::{DriveEvent, Gate, TaskId, TaskSpec, Weight};
 use crate::net::engine::Source;
-use crate::net::pacer::{DEFAULT_BURST, Limits, Pacer};
-use crate::scan::connect::{self, ConnectOptions, SharedPacer};
+use crate::net::pacer::{DEFAULT_BURST, Limits, Pacer, SharedPacer};
+use crate::scan::connect::{self, ConnectOptions};
 use crate::scan::engine::ScanEngine;
 use crate::scan::report::{ChunkReport, Event, Progress};
 use crate::scan::spec::{Cut, RawIdentity, ScanPlan};
@@ -79,8 +79,8 @@ impl Tasks {
         from: u64,
         to: u64,
     ) -> Result<(), String> {
-        let JobKind::Scan(options) = &spec.kind;
-        let mut plan = ScanPlan::new(space, from, to, *options).map_err(|error| error.to_string())?;
+        let options = spec.kind.scan();
+        let mut plan = ScanPlan::new(space, from, to, options).map_err(|error| error.to_string())?;
         plan.chunks.positions = CHUNK_POSITIONS;
         let permit = Permit::all_of([&self.site, &spec.policy]);
         let gate: Arc<dyn Gate> = Arc::new(move |dst| permit.permits(dst));
@@ -94,7 +94,7 @@ impl Tasks {
                 let source = station.map_or(Source { v4: None, v6: None }, Station::source);
                 self.start_connect(lease, plan, rate, source, gate)
             }
-            Technique::Syn | Technique::Echo => {
+            _ => {
                 let station = station.ok_or("the packet socket is not open")?;
                 let mut key = [0; 16];
                 getrandom::fill(&mut key).map_err(|error| format!("no randomness for the scan's key: {error}"))?;

@@ -21,6 +21,7 @@
 //! The length of a frame is what the kernel is given: Ethernet header included, preamble and frame check sequence not.
 
 use core::time::Duration;
+use std::sync::{Arc, Mutex};
 
 use picket_wire::units::{BitsPerSecond, PacketsPerSecond};
 
@@ -143,6 +144,9 @@ impl Bucket {
         self.spacing = now + self.slack;
     }
 }
+
+/// A pacer that everything shares which opens connections on one interface.
+pub type SharedPacer = Arc<Mutex<Pacer>>;
 
 /// The state of one interface's (or one task's) limits.
 #[derive(Debug, Clone, Copy)]

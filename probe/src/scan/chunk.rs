@@ -440,7 +440,7 @@ impl Chunk {
         let rtt = Some(now.saturating_since(sent)).filter(|rtt| *rtt <= RTT_MAX);
         let rtt_us = rtt.and_then(|rtt| u32::try_from(rtt.as_micros()).ok()).unwrap_or(0);
         let found = Found { offset, rtt_us, state, ttl };
-        let hearsay = matches!(state, State::Filtered { .. });
+        let hearsay = state.is_hearsay();
         if self.answered.get(offset) {
             if !hearsay && self.hearsay.clear(offset) {
                 let old = self.found.iter_mut().rev().find(|old| old.offset == offset);

@@ -18,7 +18,7 @@ use core::task::Poll;
 use core::time::Duration;
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, RawFd};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, MutexGuard, PoisonError};
 
 use futures_util::stream::{FuturesUnordered, StreamExt};
 use nix::errno::Errno;
@@ -36,7 +36,7 @@ use super::schedule::{Probe, Schedule};
 use super::spec::{Cut, ScanPlan, SpecError, Timing};
 use crate::net::clock;
 use crate::net::engine::{NotSent, Source};
-use crate::net::pacer::{Limits, Pacer};
+use crate::net::pacer::{Limits, Pacer, SharedPacer};
 use crate::net::time::Instant;
 use crate::packet::icmp;
 
@@ -56,9 +56,6 @@ const fn syn_frame(v4: bool) -> usize {
 const fn closing_frames(v4: bool) -> (usize, usize) {
     (2, 2 * (14 + if v4 { 20 } else { 40 }) + 32 + 20)
 }
-
-/// A pacer that several connect scans on one interface share.
-pub type SharedPacer = Arc<Mutex<Pacer>>;
 
 /// Why a connect scan ended without its end.
 #[derive(Debug, thiserror::Error)]

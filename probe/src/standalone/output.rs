@@ -94,7 +94,7 @@ impl<W: Write> Output<W> {
     }
 
     fn table_end(&mut self, space: &TargetSpace, done: &Done, took: Duration) -> io::Result<()> {
-        let Coverage { asked, up, open, closed, filtered, silent, refused, not_reached, packets } = self.coverage;
+        let Coverage { asked, up, open, closed, filtered, silent, refused, not_reached, packets, .. } = self.coverage;
         let answered = if self.ports { format!("{open} open + {closed} closed") } else { format!("{up} up") };
         if self.listed > 0 {
             writeln!(self.to)?;

@@ -55,7 +55,7 @@ impl Kind {
         match technique {
             Technique::Syn => Some(Kind::Syn(syn::Syn::new(run))),
             Technique::Echo => Some(Kind::Echo(echo::Echo::new(run))),
-            Technique::Connect => None,
+            _ => None,
         }
     }
 
