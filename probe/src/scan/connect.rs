@@ -351,6 +351,8 @@ impl Timer {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::Mutex;
+
     use std::net::{TcpListener, TcpStream};
 
     use picket_wire::addr::parse_set;
