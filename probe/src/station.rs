@@ -12,6 +12,7 @@ use crate::net::afpacket::{AfPacket, LinkConfig, LinkError};
 use crate::net::drive::{self, DriveHandle, EventSink};
 use crate::net::engine::Source;
 use crate::net::netlink::{NetlinkError, Watcher, snapshot_blocking};
+use crate::net::onlink::LocalLink;
 use crate::net::pacer::{DEFAULT_BURST, Limits};
 use crate::net::route::{Interface, RouteTable, Snapshot};
 use crate::scan::report::Event;
@@ -115,6 +116,11 @@ impl Station {
     /// Addresses to send from, as they are now.
     pub fn source(&self) -> Source {
         self.table().source()
+    }
+
+    /// The interface's own link, where it has hardware addresses.
+    pub fn local_link(&self) -> Option<LocalLink> {
+        self.table().local_link()
     }
 
     /// The source ports that pass the receive filter.

@@ -262,6 +262,8 @@ impl<'a> Shell<'a> {
                 let batch = tasks::batch(lease, report, self.agent.trusted_now(now));
                 self.agent.on_batch(now, &batch);
             }
+            Some(TaskEvent::Hosts(lease, hosts)) => log::debug!("measurement of lease {lease} saw {} hosts on the link", hosts.len()),
+            Some(TaskEvent::Proxy(lease, proxy)) => log::warn!("measurement of lease {lease}: {proxy}"),
             Some(TaskEvent::Ended(lease, failure)) => {
                 log::info!("measurement of lease {lease} ended");
                 self.agent.on_task_ended(now, lease, failure);

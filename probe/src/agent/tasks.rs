@@ -6,6 +6,7 @@ use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, UNIX_EPOCH};
 
+use picket_wire::host::HostSeen;
 use picket_wire::ids::LeaseId;
 use picket_wire::job::{JobSpec, Priority, Technique};
 use picket_wire::policy::{AddressPolicy, Permit};
@@ -22,7 +23,7 @@ use crate::net::engine::Source;
 use crate::net::pacer::{DEFAULT_BURST, Limits, Pacer, SharedPacer};
 use crate::scan::connect::{self, ConnectOptions};
 use crate::scan::engine::ScanEngine;
-use crate::scan::report::{ChunkReport, Event, Progress};
+use crate::scan::report::{ChunkReport, Event, Progress, ProxySeen};
 use crate::scan::spec::{Cut, RawIdentity, ScanPlan};
 use crate::station::Station;
 
@@ -34,6 +35,10 @@ const CHUNK_POSITIONS: u32 = 32_768;
 pub enum TaskEvent {
     /// A chunk of a lease is finished.
     Chunk(LeaseId, ChunkReport),
+    /// Hosts seen on the link by the measurement of a lease, at most a few thousand at a time.
+    Hosts(LeaseId, Vec<HostSeen>),
+    /// One hardware address answers for very many addresses.
+    Proxy(LeaseId, ProxySeen),
     /// The measurement of a lease is over, with what went wrong.
     Ended(LeaseId, Option<String>),
     /// The interface went down or came up.
@@ -207,6 +212,8 @@ impl Tasks {
     fn on_scan(&mut self, station: Option<&Station>, lease: LeaseId, event: Event) -> Option<TaskEvent> {
         match event {
             Event::Chunk(report) => Some(TaskEvent::Chunk(lease, report)),
+            Event::Hosts(hosts) => Some(TaskEvent::Hosts(lease, hosts)),
+            Event::Proxy(proxy) => Some(TaskEvent::Proxy(lease, proxy)),
             Event::Done(_) => self.ended(station, lease, None),
         }
     }

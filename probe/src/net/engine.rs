@@ -4,17 +4,23 @@
 //! packet, tells it what arrived and that time passed, and takes its events. Engines speak IP packets (layer 3); frames,
 //! routes, neighbours, pacing and policy belong to the loop, which is also the last one to check every address.
 //!
+//! On links with hardware addresses an engine may also ask who has an address: it writes an ARP request (told from IP by its first two
+//! bytes, hardware type 1, where IP has its version) or a neighbour solicitation, and names the address asked for as the
+//! destination. The loop frames it, judges that address, and keeps what is answered in its own cache of neighbours too.
+//!
 //! **Invariant:** for each packet an engine hands out it may be told [`Engine::on_not_sent`] at most once, before any
 //! answer to that packet can arrive; a packet that is not reported so has left on the wire.
 
 use std::net::IpAddr;
 
 use super::time::Instant;
+use crate::packet::eth::Mac;
 
 /// What `poll_transmit` put into the caller's buffer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Transmit {
-    /// Where the packet goes: the destination address in its IP header. The loop checks policy and finds the next hop by it.
+    /// Where the packet goes: the destination address in its IP header; the address asked for, of an ARP request or of a neighbour
+    /// solicitation to a group. The loop checks policy and finds the next hop by it.
     pub dst: IpAddr,
     /// The engine's own name for this packet, returned by [`Engine::on_not_sent`].
     pub token: u64,
@@ -62,6 +68,18 @@ pub trait Engine {
 
     /// An IP packet (without link-layer header) arrived. It may be anything: foreign, truncated, hostile.
     fn on_packet(&mut self, now: Instant, packet: &[u8]);
+
+    /// An IP or ARP packet arrived from the hardware address `from`, where the link has such. The loop calls this; an engine that has
+    /// no use for hardware addresses leaves it as it is.
+    fn on_frame(&mut self, now: Instant, from: Option<Mac>, packet: &[u8]) {
+        let _ = from;
+        self.on_packet(now, packet);
+    }
+
+    /// Whether packets to multicast groups that this machine has not joined are wanted, for as long as the engine runs.
+    fn wants_all_multicast(&self) -> bool {
+        false
+    }
 
     /// The next moment at which [`Engine::on_timeout`] must be called, and what for.
     fn poll_timeout(&self) -> Option<(Instant, &'static str)>;

@@ -8,6 +8,7 @@ pub mod filter;
 pub mod link;
 pub mod neighbour;
 pub mod netlink;
+pub mod onlink;
 pub mod pacer;
 pub mod route;
 pub mod sim;

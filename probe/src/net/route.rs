@@ -11,6 +11,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::sync::Arc;
 
 use super::engine::Source;
+use super::onlink::{LocalLink, Network};
 use crate::packet::eth::Mac;
 
 /// What kind of link an interface is.
@@ -148,16 +149,21 @@ impl Snapshot {
 
 impl Route {
     fn covers(&self, dst: IpAddr) -> bool {
-        match (self.network, dst) {
-            (IpAddr::V4(network), IpAddr::V4(dst)) => same_prefix(u32::from(network).into(), u32::from(dst).into(), self.prefix, 32),
-            (IpAddr::V6(network), IpAddr::V6(dst)) => same_prefix(network.into(), dst.into(), self.prefix, 128),
-            _ => false,
-        }
+        covers(self.network, self.prefix, dst)
     }
 
     /// Longest prefix first; then the local table as the kernel asks it first; then the metric.
     fn rank(&self) -> (core::cmp::Reverse<u8>, bool, u32) {
         (core::cmp::Reverse(self.prefix), !matches!(self.action, RouteAction::Local | RouteAction::Broadcast), self.metric)
+    }
+}
+
+/// Whether `dst` lies in the network of `prefix` bits around `network`.
+pub(super) fn covers(network: IpAddr, prefix: u8, dst: IpAddr) -> bool {
+    match (network, dst) {
+        (IpAddr::V4(network), IpAddr::V4(dst)) => same_prefix(u32::from(network).into(), u32::from(dst).into(), prefix, 32),
+        (IpAddr::V6(network), IpAddr::V6(dst)) => same_prefix(network.into(), dst.into(), prefix, 128),
+        _ => false,
     }
 }
 
@@ -269,6 +275,18 @@ impl RouteTable {
         let v4 = v4.and_then(|ip| if let IpAddr::V4(ip) = ip { Some(ip) } else { None });
         let v6 = v6.and_then(|ip| if let IpAddr::V6(ip) = ip { Some(ip) } else { None });
         Source { v4, v6 }
+    }
+
+    /// The link as engines see it; `None` where links have no hardware addresses.
+    pub fn local_link(&self) -> Option<LocalLink> {
+        let mac = self.interface.mac.filter(|_| self.interface.kind == InterfaceKind::Ethernet)?;
+        let network = |route: &Route| {
+            // Nobody answers for a broadcast address, but to ask for it is no mistake.
+            let neighbours = matches!(route.action, RouteAction::OnLink | RouteAction::Broadcast);
+            let source = if neighbours { self.asking_address(route.network) } else { None };
+            Network { addr: route.network, prefix: route.prefix, source, own: route.action == RouteAction::Local }
+        };
+        Some(LocalLink::new(mac, self.v4.iter().chain(&self.v6).map(network).collect()))
     }
 
     /// The address to ask for neighbour `ip` from.

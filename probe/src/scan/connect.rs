@@ -394,6 +394,7 @@ mod tests {
         loop {
             match receiver.recv().await.expect("the end is told") {
                 Event::Chunk(report) => chunks.push(report),
+                Event::Hosts(_) | Event::Proxy(_) => panic!("connections see no hardware addresses"),
                 Event::Done(done) => return (chunks, done),
             }
         }

@@ -3,6 +3,7 @@
 use core::sync::atomic::{AtomicU64, Ordering};
 use core::time::Duration;
 
+use picket_wire::host::{HardwareAddress, HostSeen};
 use picket_wire::ids::LeaseId;
 use picket_wire::result::{Answer, BatchHead, Coverage, NotReached, ResultBatch, Runs};
 use picket_wire::units::UnixMillis;
@@ -14,8 +15,36 @@ use crate::net::time::Instant;
 pub enum Event {
     /// A range of positions is finished. Ranges follow on each other without a gap.
     Chunk(ChunkReport),
+    /// Hosts seen on the probe's own link, with their hardware addresses. What was learnt of a range of positions comes right
+    /// before its chunk.
+    Hosts(Vec<HostSeen>),
+    /// One hardware address answered for so many addresses that it says nothing about them. Comes once for each, before the end.
+    Proxy(ProxySeen),
     /// Nothing more will come.
     Done(Done),
+}
+
+/// A hardware address that answers ARP requests or neighbour solicitations for others: a proxy (RFC 1027; RFC 4389), or one host with
+/// very many addresses. The addresses were asked by IP packets instead, and are up only where they answered those.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct ProxySeen {
+    /// Who answers.
+    pub mac: HardwareAddress,
+    /// For how many of the addresses asked.
+    pub addresses: u64,
+    /// How many of them were reported as up before it was known for a proxy; those reports stand.
+    pub reported: u64,
+}
+
+impl core::fmt::Display for ProxySeen {
+    fn fmt(&self, f: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {
+        let Self { mac, addresses, reported } = self;
+        write!(f, "{mac} answers for {addresses} addresses: a proxy, or one host with very many; they were asked by IP instead")?;
+        match reported {
+            0 => Ok(()),
+            _ => write!(f, ", but for {reported} that were reported before this was known"),
+        }
+    }
 }
 
 /// Results for positions `from..to`, complete: what is in no list was asked and stayed silent.

@@ -366,6 +366,7 @@ fn run(mut engine: ScanEngine, mut world: World, cut: Option<(Instant, Cut)>) ->
                     reported = Some(report.to);
                     chunks.push((now, report));
                 }
+                Event::Hosts(_) | Event::Proxy(_) => panic!("this network has no neighbours"),
                 Event::Done(done) => {
                     assert_eq!(done.next, reported.unwrap_or(first));
                     assert!(engine.poll_transmit(now, &mut buf).is_none() && engine.poll_event().is_none());

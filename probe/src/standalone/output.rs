@@ -5,7 +5,9 @@
 use core::time::Duration;
 use std::collections::BTreeMap;
 use std::io::{self, Write};
+use std::net::IpAddr;
 
+use picket_wire::host::HostSeen;
 use picket_wire::result::{Answer, Coverage, NotReached, State};
 use picket_wire::space::{Target, TargetSpace};
 use serde_json::json;
@@ -13,7 +15,7 @@ use serde_json::json;
 use super::Outcome;
 use super::args::OutputArg;
 use super::progress::span;
-use crate::scan::report::{ChunkReport, Done};
+use crate::scan::report::{ChunkReport, Done, ProxySeen};
 
 /// Writes results.
 pub(super) struct Output<W> {
@@ -27,13 +29,38 @@ pub(super) struct Output<W> {
     coverage: Coverage,
     not_reached: BTreeMap<NotReached, u64>,
     listed: u64,
+    /// What was seen on the link of the next chunk's targets.
+    hosts: BTreeMap<IpAddr, HostSeen>,
+    proxies: Vec<ProxySeen>,
 }
 
 impl<W: Write> Output<W> {
     pub(super) fn new(to: W, format: OutputArg, all: bool, space: &TargetSpace, has_v6: bool) -> Self {
         let width = if has_v6 { 39 } else { 15 };
         let ports = space.target(0).is_some_and(|target| target.port.is_some());
-        Self { to, format, all, width, ports, head: false, coverage: Coverage::default(), not_reached: BTreeMap::new(), listed: 0 }
+        Self {
+            to,
+            format,
+            all,
+            width,
+            ports,
+            head: false,
+            coverage: Coverage::default(),
+            not_reached: BTreeMap::new(),
+            listed: 0,
+            hosts: BTreeMap::new(),
+            proxies: Vec::new(),
+        }
+    }
+
+    /// Keeps what was seen on the link for the rows of the chunk that follows.
+    pub(super) fn hosts(&mut self, hosts: &[HostSeen]) {
+        self.hosts.extend(hosts.iter().map(|host| (host.addr, *host)));
+    }
+
+    /// Keeps a proxy for the end.
+    pub(super) fn proxy(&mut self, proxy: ProxySeen) {
+        self.proxies.push(proxy);
     }
 
     /// Writes the answers of a chunk, in natural order.
@@ -42,7 +69,9 @@ impl<W: Write> Output<W> {
         for (why, runs) in &report.not_reached {
             *self.not_reached.entry(*why).or_default() += runs.count();
         }
-        let wanted = |answer: &&Answer| self.all || self.format == OutputArg::Ndjson || matches!(answer.state, State::Open | State::Up);
+        let wanted = |answer: &&Answer| {
+            self.all || self.format == OutputArg::Ndjson || matches!(answer.state, State::Open | State::Up | State::UpBy(_))
+        };
         let target = |answer: &Answer| space.target(report.from + answer.offset);
         let mut rows: Vec<(Target, &Answer)> =
             report.answers.iter().filter(wanted).filter_map(|answer| Some((target(answer)?, answer))).collect();
@@ -51,9 +80,10 @@ impl<W: Write> Output<W> {
             self.listed += 1;
             match self.format {
                 OutputArg::Table => self.row(target, answer)?,
-                OutputArg::Ndjson => writeln!(self.to, "{}", object(target, answer))?,
+                OutputArg::Ndjson => writeln!(self.to, "{}", object(target, answer, self.hosts.get(&target.addr)))?,
             }
         }
+        self.hosts.clear();
         self.to.flush()
     }
 
@@ -70,7 +100,8 @@ impl<W: Write> Output<W> {
         let rtt = format!("{:.3} ms", answer.rtt.as_secs_f64() * 1e3);
         let ttl = if answer.ttl == 0 { "-".to_owned() } else { answer.ttl.to_string() };
         let port = target.port.map_or_else(String::new, |port| format!("{port:>5} "));
-        writeln!(self.to, "{:width$} {port} {state:9} {rtt:>10} {ttl:>3}", target.addr.to_string())
+        let mac = self.hosts.get(&target.addr).and_then(|seen| seen.mac).map_or_else(String::new, |mac| format!(" {mac}"));
+        writeln!(self.to, "{:width$} {port} {state:9} {rtt:>10} {ttl:>3}{mac}", target.addr.to_string())
     }
 
     /// Writes the coverage. What was not begun counts as stopped.
@@ -141,6 +172,7 @@ impl<W: Write> Output<W> {
             "duplicates": done.stats.duplicates,
             "late": done.stats.late,
             "seconds": took.as_secs_f64(),
+            "proxies": self.proxies.iter().map(|p| json!({ "mac": p.mac.to_string(), "addresses": p.addresses })).collect::<Vec<_>>(),
         })
     }
 }
@@ -154,7 +186,7 @@ fn reason_key(why: NotReached) -> &'static str {
     }
 }
 
-fn object(target: Target, answer: &Answer) -> serde_json::Value {
+fn object(target: Target, answer: &Answer, seen: Option<&HostSeen>) -> serde_json::Value {
     let mut object = json!({ "type": "answer", "addr": target.addr.to_string() });
     if let Some(port) = target.port {
         object["port"] = json!(port);
@@ -166,6 +198,10 @@ fn object(target: Target, answer: &Answer) -> serde_json::Value {
     object["rtt_us"] = json!(u64::try_from(answer.rtt.as_micros()).unwrap_or(u64::MAX));
     if answer.ttl > 0 {
         object["ttl"] = json!(answer.ttl);
+    }
+    if let Some(HostSeen { mac: Some(mac), how, .. }) = seen {
+        object["mac"] = json!(mac.to_string());
+        object["how"] = json!(how.as_str());
     }
     object
 }

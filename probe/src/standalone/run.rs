@@ -379,6 +379,12 @@ async fn follow<W: Write>(mut running: Running, space: &TargetSpace, mut output:
                         if let Some(stop) = running.stop.take() { stop(); }
                     }
                 }
+                Some(Told::Scan(Event::Hosts(hosts))) => output.hosts(&hosts),
+                Some(Told::Scan(Event::Proxy(proxy))) => {
+                    line.clear();
+                    eprintln!("warning: {proxy}");
+                    output.proxy(proxy);
+                }
                 Some(Told::Scan(Event::Done(end))) => done = Some(end),
                 Some(Told::Link { up }) => {
                     line.clear();
