@@ -264,6 +264,7 @@ impl<'a> Shell<'a> {
             }
             Some(TaskEvent::Hosts(lease, hosts)) => log::debug!("measurement of lease {lease} saw {} hosts on the link", hosts.len()),
             Some(TaskEvent::Proxy(lease, proxy)) => log::warn!("measurement of lease {lease}: {proxy}"),
+            Some(TaskEvent::Late(lease, late)) => log::debug!("lease {lease}: position {} answered late", late.position),
             Some(TaskEvent::Ended(lease, failure)) => {
                 log::info!("measurement of lease {lease} ended");
                 self.agent.on_task_ended(now, lease, failure);

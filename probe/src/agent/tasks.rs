@@ -23,7 +23,7 @@ use crate::net::engine::Source;
 use crate::net::pacer::{DEFAULT_BURST, Limits, Pacer, SharedPacer};
 use crate::scan::connect::{self, ConnectOptions};
 use crate::scan::engine::ScanEngine;
-use crate::scan::report::{ChunkReport, Event, Progress, ProxySeen};
+use crate::scan::report::{ChunkReport, Event, LateReport, Progress, ProxySeen};
 use crate::scan::spec::{Cut, RawIdentity, ScanPlan};
 use crate::station::Station;
 
@@ -39,6 +39,8 @@ pub enum TaskEvent {
     Hosts(LeaseId, Vec<HostSeen>),
     /// One hardware address answers for very many addresses.
     Proxy(LeaseId, ProxySeen),
+    /// A position of a lease that was reported as silent has answered.
+    Late(LeaseId, LateReport),
     /// The measurement of a lease is over, with what went wrong.
     Ended(LeaseId, Option<String>),
     /// The interface went down or came up.
@@ -85,7 +87,7 @@ impl Tasks {
         to: u64,
     ) -> Result<(), String> {
         let options = spec.kind.scan();
-        let mut plan = ScanPlan::new(space, from, to, options).map_err(|error| error.to_string())?;
+        let mut plan = ScanPlan::of_job(space, from, to, &spec.kind).map_err(|error| error.to_string())?;
         plan.chunks.positions = CHUNK_POSITIONS;
         let permit = Permit::all_of([&self.site, &spec.policy]);
         let gate: Arc<dyn Gate> = Arc::new(move |dst| permit.permits(dst));
@@ -103,7 +105,8 @@ impl Tasks {
                 let station = station.ok_or("the packet socket is not open")?;
                 let mut key = [0; 16];
                 getrandom::fill(&mut key).map_err(|error| format!("no randomness for the scan's key: {error}"))?;
-                let identity = RawIdentity { source: station.source(), base_port: station.ports().base(self.engines), key };
+                let ports = station.ports();
+                let identity = RawIdentity { source: station.source(), base_port: ports.base(self.engines), ports, key };
                 self.engines += 1;
                 let engine = ScanEngine::new(&plan, identity).map_err(|error| error.to_string())?.on_stop(Cut::Resumable);
                 let progress = engine.progress();
@@ -214,6 +217,7 @@ impl Tasks {
             Event::Chunk(report) => Some(TaskEvent::Chunk(lease, report)),
             Event::Hosts(hosts) => Some(TaskEvent::Hosts(lease, hosts)),
             Event::Proxy(proxy) => Some(TaskEvent::Proxy(lease, proxy)),
+            Event::Late(report) => Some(TaskEvent::Late(lease, report)),
             Event::Done(_) => self.ended(station, lease, None),
         }
     }

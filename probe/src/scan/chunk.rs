@@ -176,8 +176,25 @@ impl Pending {
 struct Found {
     offset: u32,
     rtt_us: u32,
-    state: State,
+    /// Where its state stands in [`Chunk::states`].
+    state: u32,
     ttl: u8,
+}
+
+/// How many of the latest states are looked at before one is noted again: nearly all answers of a chunk say one of a few
+/// things, and who makes up more shall cost no time.
+const STATES_LOOKED_AT: usize = 8;
+
+/// Which of two answers for one position counts: the one of higher rank, and of equals the first.
+///
+/// An ICMP error may come from anybody on the way. A refusal may as well: filters that reset connections send a RST with the
+/// right numbers before the target's own answer is there. Nobody accepts in the name of a closed port but who serves it.
+fn rank(state: State) -> u8 {
+    match state {
+        State::Filtered { .. } | State::FilteredBy { .. } => 0,
+        State::Closed | State::Unfiltered => 1,
+        State::Up | State::UpBy(_) | State::Open => 2,
+    }
 }
 
 /// What became of an answer.
@@ -187,6 +204,8 @@ pub(super) enum Taken {
     New(Option<Duration>),
     /// Another one of its position.
     Again,
+    /// One that replaces another of its position; whether that was one of the target itself.
+    Stronger { contradicts: bool },
     /// The probe that it answers was never sent.
     Unasked,
 }
@@ -197,6 +216,8 @@ pub(super) struct Chunk {
     from: u64,
     len: u32,
     attempts: u8,
+    /// Whether hearsay leaves a position asked for: what one way of asking does not get through, another may.
+    insist: bool,
     sealed: bool,
     started: Instant,
     /// By attempt: send time of each position in microseconds since `started`.
@@ -209,7 +230,10 @@ pub(super) struct Chunk {
     answered: Bits,
     /// Of those answered: by an ICMP error only, which an answer of the target itself replaces.
     hearsay: Bits,
+    /// Of those answered: by a refusal, which an acceptance replaces.
+    weak: Bits,
     found: Vec<Found>,
+    states: Vec<State>,
     refused: Bits,
     unreached: [Bits; REASONS.len()],
     packets: u64,
@@ -218,11 +242,12 @@ pub(super) struct Chunk {
 }
 
 impl Chunk {
-    pub(super) fn new(attempts: u8) -> Self {
+    pub(super) fn new(attempts: u8, insist: bool) -> Self {
         Self {
             from: 0,
             len: 0,
             attempts,
+            insist,
             sealed: false,
             started: Instant::ZERO,
             sent: (0..attempts).map(|_| Vec::new()).collect(),
@@ -231,7 +256,9 @@ impl Chunk {
             retry_at: Instant::ZERO,
             answered: Bits::default(),
             hearsay: Bits::default(),
+            weak: Bits::default(),
             found: Vec::new(),
+            states: Vec::new(),
             refused: Bits::default(),
             unreached: Default::default(),
             packets: 0,
@@ -247,13 +274,24 @@ impl Chunk {
             level.waiting.reset();
             level.cursor = 0;
         }
-        let sets = [&mut self.answered, &mut self.hearsay, &mut self.refused].into_iter();
+        let sets = [&mut self.answered, &mut self.hearsay, &mut self.weak, &mut self.refused].into_iter();
         sets.chain(&mut self.unreached).for_each(Bits::reset);
         // A chunk in which everything answered is the exception: its memory is not kept.
-        self.found = Vec::new();
+        (self.found, self.states) = (Vec::new(), Vec::new());
         self.pending = Pending::new();
         (self.from, self.len, self.sealed, self.started, self.retry_at) = (from, 0, false, now, Instant::ZERO);
         (self.packets, self.bytes, self.duplicates) = (0, 0, 0);
+    }
+
+    /// Lets go of what a report has told; what is left knows who was asked when and who has answered.
+    pub(super) fn retire(&mut self) {
+        (self.found, self.states) = (Vec::new(), Vec::new());
+        self.pending = Pending::new();
+    }
+
+    /// Whether a position has an answer that ends the asking.
+    fn is_settled(&self, offset: u32) -> bool {
+        self.answered.get(offset) && !(self.insist && self.hearsay.get(offset))
     }
 
     pub(super) fn from(&self) -> u64 {
@@ -338,7 +376,7 @@ impl Chunk {
                 break;
             }
             if let Some((offset, attempt)) = self.pending.pop(now)
-                && !self.answered.get(offset)
+                && !self.is_settled(offset)
             {
                 self.book(now, offset, attempt);
                 return Some((offset, attempt));
@@ -367,7 +405,7 @@ impl Chunk {
         let queue = core::mem::take(&mut self.pending.queue);
         self.pending.round = 0;
         for (offset, attempt) in queue {
-            if !self.answered.get(offset) {
+            if !self.is_settled(offset) {
                 self.decide_unsent(offset, attempt, NotSent::NoNeighbour);
             }
         }
@@ -434,37 +472,83 @@ impl Chunk {
         }
     }
 
+    /// When a probe was sent and how long ago, where that can be believed.
+    fn round_trip(&self, now: Instant, offset: u32, attempt: u8) -> Option<Option<Duration>> {
+        let sent = self.sent_at(attempt, offset)?;
+        Some(Some(now.saturating_since(sent)).filter(|rtt| *rtt <= RTT_MAX))
+    }
+
     /// An answer to attempt number `attempt` came.
     pub(super) fn answer(&mut self, now: Instant, offset: u32, attempt: u8, state: State, ttl: u8) -> Taken {
-        let Some(sent) = self.sent_at(attempt, offset) else { return Taken::Unasked };
-        let rtt = Some(now.saturating_since(sent)).filter(|rtt| *rtt <= RTT_MAX);
+        let Some(rtt) = self.round_trip(now, offset, attempt) else { return Taken::Unasked };
         let rtt_us = rtt.and_then(|rtt| u32::try_from(rtt.as_micros()).ok()).unwrap_or(0);
-        let found = Found { offset, rtt_us, state, ttl };
-        let hearsay = state.is_hearsay();
-        if self.answered.get(offset) {
-            if !hearsay && self.hearsay.clear(offset) {
-                let old = self.found.iter_mut().rev().find(|old| old.offset == offset);
-                old.expect("what is marked as answered is in the list").clone_from(&found);
-            } else {
-                self.duplicates += 1;
-            }
+        let old = if self.answered.get(offset) { Some(self.rank_of(offset)) } else { None };
+        if old.is_some_and(|old| rank(state) <= old) {
+            self.duplicates += 1;
             return Taken::Again;
         }
-        for level in &mut self.levels {
-            level.waiting.clear(offset);
+        let found = Found { offset, rtt_us, state: self.note(state), ttl };
+        self.mark(offset, state);
+        if self.is_settled(offset) {
+            for level in &mut self.levels {
+                level.waiting.clear(offset);
+            }
         }
+        let Some(old) = old else {
+            self.found.push(found);
+            return Taken::New(rtt);
+        };
+        let place = self.found.iter_mut().rev().find(|old| old.offset == offset);
+        place.expect("what is marked as answered is in the list").clone_from(&found);
+        Taken::Stronger { contradicts: old > 0 }
+    }
+
+    /// An answer came after the report.
+    pub(super) fn answer_late(&mut self, now: Instant, offset: u32, attempt: u8, state: State) -> Taken {
+        match self.round_trip(now, offset, attempt) {
+            None => Taken::Unasked,
+            Some(_) if self.answered.get(offset) => Taken::Again,
+            Some(rtt) => {
+                self.mark(offset, state);
+                Taken::New(rtt)
+            }
+        }
+    }
+
+    fn rank_of(&self, offset: u32) -> u8 {
+        match (self.hearsay.get(offset), self.weak.get(offset)) {
+            (true, _) => 0,
+            (_, true) => 1,
+            _ => 2,
+        }
+    }
+
+    fn mark(&mut self, offset: u32, state: State) {
         self.answered.set(offset);
-        if hearsay {
-            self.hearsay.set(offset);
+        self.hearsay.clear(offset);
+        self.weak.clear(offset);
+        match rank(state) {
+            0 => self.hearsay.set(offset),
+            1 => self.weak.set(offset),
+            _ => {}
         }
-        self.found.push(found);
-        Taken::New(rtt)
+    }
+
+    /// The place of a state in the list.
+    fn note(&mut self, state: State) -> u32 {
+        let known = self.states.iter().enumerate().rev().take(STATES_LOOKED_AT).find(|(_, known)| **known == state);
+        let place = known.map(|(place, _)| place).unwrap_or_else(|| {
+            self.states.push(state);
+            self.states.len() - 1
+        });
+        // One answer and a few replacements for each of 65,536 positions.
+        place as u32
     }
 
     /// The first position whose fate is not decided.
     pub(super) fn first_undecided(&self) -> u32 {
         let waiting = self.levels.iter().filter_map(|level| level.waiting.next_from(0));
-        let pending = self.pending.queue.iter().map(|(offset, _)| *offset).filter(|offset| !self.answered.get(*offset));
+        let pending = self.pending.queue.iter().map(|(offset, _)| *offset).filter(|offset| !self.is_settled(*offset));
         waiting.chain(pending).min().unwrap_or(self.len)
     }
 
@@ -474,7 +558,10 @@ impl Chunk {
         let runs = |set: &Bits| Runs::from_ascending(set.iter().take_while(inside).map(u64::from));
         let mut found: Vec<Found> = self.found.iter().filter(|found| found.offset < len).copied().collect();
         found.sort_unstable_by_key(|found| found.offset);
-        let answer = |f: Found| Answer { offset: f.offset.into(), state: f.state, rtt: Duration::from_micros(f.rtt_us.into()), ttl: f.ttl };
+        let answer = |f: Found| {
+            let state = *self.states.get(f.state as usize)?;
+            Some(Answer { offset: f.offset.into(), state, rtt: Duration::from_micros(f.rtt_us.into()), ttl: f.ttl })
+        };
         let mut not_reached: Vec<_> = REASONS.into_iter().zip(self.unreached.iter().map(runs)).collect();
         not_reached.push((NotReached::Stopped, runs(&self.undecided())));
         not_reached.retain(|(_, runs)| runs.count() > 0);
@@ -485,7 +572,7 @@ impl Chunk {
             ended: now,
             sent_packets: self.packets,
             sent_bytes: self.bytes,
-            answers: found.into_iter().map(answer).collect(),
+            answers: found.into_iter().filter_map(answer).collect(),
             refused: runs(&self.refused),
             not_reached,
             duplicates: self.duplicates,
@@ -496,8 +583,9 @@ impl Chunk {
     fn undecided(&self) -> Bits {
         let mut set = Bits::default();
         let waiting = self.levels.iter().flat_map(|level| level.waiting.iter());
-        let pending = self.pending.queue.iter().map(|(offset, _)| *offset).filter(|offset| !self.answered.get(*offset));
-        waiting.chain(pending).for_each(|offset| set.set(offset));
+        let pending = self.pending.queue.iter().map(|(offset, _)| *offset);
+        // Hearsay is an answer, if no good one: such a position is not counted twice.
+        waiting.chain(pending).filter(|offset| !self.answered.get(*offset)).for_each(|offset| set.set(offset));
         set
     }
 }

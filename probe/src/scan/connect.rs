@@ -395,6 +395,7 @@ mod tests {
             match receiver.recv().await.expect("the end is told") {
                 Event::Chunk(report) => chunks.push(report),
                 Event::Hosts(_) | Event::Proxy(_) => panic!("connections see no hardware addresses"),
+                Event::Late(late) => panic!("no socket is open for {late:?}"),
                 Event::Done(done) => return (chunks, done),
             }
         }

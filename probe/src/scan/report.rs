@@ -5,8 +5,8 @@ use core::time::Duration;
 
 use picket_wire::host::{HardwareAddress, HostSeen};
 use picket_wire::ids::LeaseId;
-use picket_wire::result::{Answer, BatchHead, Coverage, NotReached, ResultBatch, Runs};
-use picket_wire::units::UnixMillis;
+use picket_wire::result::{Answer, BatchHead, Coverage, LateAnswer, NotReached, ResultBatch, Runs, State};
+use picket_wire::units::{RttCode, UnixMillis};
 
 use crate::net::time::Instant;
 
@@ -20,6 +20,8 @@ pub enum Event {
     Hosts(Vec<HostSeen>),
     /// One hardware address answered for so many addresses that it says nothing about them. Comes once for each, before the end.
     Proxy(ProxySeen),
+    /// A position that a chunk has reported as silent has answered after all.
+    Late(LateReport),
     /// Nothing more will come.
     Done(Done),
 }
@@ -70,7 +72,7 @@ pub struct ChunkReport {
     pub not_reached: Vec<(NotReached, Runs)>,
     /// Answers of this range that came a second time.
     pub duplicates: u64,
-    /// Answers for ranges reported before this one that came too late, counted since the last report.
+    /// Answers for ranges reported before this one, those told by [`Event::Late`] among them, counted since the last report.
     pub late: u64,
 }
 
@@ -96,6 +98,28 @@ impl ChunkReport {
     }
 }
 
+/// An answer that came after its range was reported: it turns one silent position into an answered one.
+///
+/// **Invariant:** the report on its range comes first, says nothing of the position, and no second late report follows for it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct LateReport {
+    /// The position.
+    pub position: u64,
+    /// What it says.
+    pub state: State,
+    /// From the probe that was answered to the answer.
+    pub rtt: Duration,
+    /// TTL or hop limit of the answer.
+    pub ttl: u8,
+}
+
+impl LateReport {
+    /// The answer as it goes into the spool.
+    pub fn into_answer(self) -> LateAnswer {
+        LateAnswer { position: self.position, state: self.state, rtt: RttCode::encode(self.rtt), ttl: self.ttl }
+    }
+}
+
 /// The end of a scan.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Done {
@@ -118,8 +142,10 @@ pub struct Stats {
     pub answers: u64,
     /// Answers that came a second time.
     pub duplicates: u64,
-    /// Answers for positions already reported.
+    /// Answers for positions already reported, those told by [`Event::Late`] among them.
     pub late: u64,
+    /// Positions that were refused (RST, ABORT) and accepted as well: something on the way, or before the target, speaks for it.
+    pub contradicted: u64,
     /// Packets with a right cookie for what this scan has not asked.
     pub foreign: u64,
 }

@@ -14,6 +14,8 @@ use super::spec::Timing;
 #[derive(Debug, Clone, Copy)]
 pub struct Rto {
     timing: Timing,
+    /// Attempts of one round, which ask in different ways: the wait doubles from round to round.
+    round: u8,
     smoothed: Option<Estimate>,
     slowest: Duration,
     current: Duration,
@@ -29,7 +31,14 @@ impl Rto {
     /// Nothing is measured yet.
     pub fn new(timing: Timing) -> Self {
         let timing = Timing { ceiling: timing.ceiling.max(timing.floor), ..timing };
-        Self { timing, smoothed: None, slowest: Duration::ZERO, current: timing.initial.clamp(timing.floor, timing.ceiling) }
+        Self { timing, round: 1, smoothed: None, slowest: Duration::ZERO, current: timing.initial.clamp(timing.floor, timing.ceiling) }
+    }
+
+    /// With `round` attempts that ask in different ways before the first way is tried again: silence to one of them is no sign
+    /// of congestion to the next.
+    #[must_use]
+    pub fn with_round(self, round: u8) -> Self {
+        Self { round: round.max(1), ..self }
     }
 
     /// The mean round trip, where one was measured.
@@ -37,9 +46,9 @@ impl Rto {
         self.smoothed.map(|estimate| estimate.mean)
     }
 
-    /// The wait after attempt number `attempt`, counted from 0: twice as long each time (RFC 6298, section 5.5).
+    /// The wait after attempt number `attempt`, counted from 0: twice as long each round (RFC 6298, section 5.5).
     pub fn after(&self, attempt: u8) -> Duration {
-        (self.current * (1 << attempt.min(10))).min(self.timing.ceiling)
+        (self.current * (1 << (attempt / self.round).min(10))).min(self.timing.ceiling)
     }
 
     /// Takes a round trip; it is exact, since each answer names the attempt that it answers. Whether the estimate has changed
@@ -94,6 +103,12 @@ mod tests {
     fn starts_at_the_initial_wait_and_doubles_to_the_ceiling() {
         let rto = Rto::new(Timing::default());
         assert_eq!([0, 1, 2, 9].map(|attempt| rto.after(attempt)), [ms(1000), ms(2000), ms(3000), ms(3000)]);
+    }
+
+    #[test]
+    fn different_questions_of_one_round_wait_equally_long() {
+        let rto = Rto::new(Timing::default()).with_round(2);
+        assert_eq!([0, 1, 2, 3, 4].map(|attempt| rto.after(attempt)), [ms(1000), ms(1000), ms(2000), ms(2000), ms(3000)]);
     }
 
     #[test]

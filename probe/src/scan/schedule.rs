@@ -2,7 +2,8 @@
 //!
 //! Pure and without packets: the raw engine turns probes into bytes, the connect engine into sockets.
 //!
-//! **Invariant:** the positions of all open chunks together are bounded by [`ChunkLimits::memory`](super::spec::ChunkLimits).
+//! **Invariant:** the positions of all open chunks, and of the reported ones that are still listened for, are together bounded
+//! by [`ChunkLimits::memory`](super::spec::ChunkLimits); the open ones have precedence.
 
 use core::time::Duration;
 use std::collections::VecDeque;
@@ -10,7 +11,7 @@ use std::collections::VecDeque;
 use picket_wire::result::State;
 
 use super::chunk::{Chunk, Taken};
-use super::report::{Done, Event, Stats};
+use super::report::{Done, Event, LateReport, Stats};
 use super::rto::Rto;
 use super::spec::{ChunkLimits, Cut, ScanPlan};
 use crate::net::engine::NotSent;
@@ -18,6 +19,11 @@ use crate::net::time::Instant;
 
 /// At line rate some wait is over with every packet; they are ended together, this far apart.
 const END_GRAIN: Duration = Duration::from_millis(1);
+
+/// How long after its report a chunk is listened for: nobody believes a longer round trip.
+const LATE_MAX: Duration = Duration::from_secs(60);
+/// What a reported chunk costs besides its positions, counted in positions.
+const RETIRED_COST: u64 = 128;
 
 /// One probe: attempt number `attempt` (from 0) for a position.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -32,11 +38,16 @@ pub(super) struct Schedule {
     next: u64,
     to: u64,
     attempts: u8,
+    insist: bool,
     limits: ChunkLimits,
     max_open: u64,
     rto: Rto,
     /// Open chunks, oldest first, each following on the one before.
     chunks: VecDeque<Chunk>,
+    /// Reported chunks that are still listened for, oldest first, with the time of their report.
+    retired: VecDeque<(Instant, Chunk)>,
+    /// Their positions and what they cost besides.
+    retired_cost: u64,
     /// The memory of a finished chunk.
     spare: Option<Chunk>,
     /// Where the last repetition came from: the next one is likely there too.
@@ -51,6 +62,8 @@ pub(super) struct Schedule {
     stats: Stats,
     /// Late answers since the last report.
     late: u64,
+    /// Those among them whose round trip is not known.
+    blind: u64,
     over: bool,
 }
 
@@ -63,10 +76,13 @@ impl Schedule {
             next: plan.from,
             to: plan.to,
             attempts: plan.attempts,
+            insist: plan.insists(),
             limits,
             max_open: (limits.memory / per_position) as u64,
-            rto: Rto::new(plan.timing),
+            rto: Rto::new(plan.timing).with_round(plan.round()),
             chunks: VecDeque::new(),
+            retired: VecDeque::new(),
+            retired_cost: 0,
             spare: None,
             hint: 0,
             send_wake: Instant::FAR_FUTURE,
@@ -75,6 +91,7 @@ impl Schedule {
             events: VecDeque::new(),
             stats: Stats::default(),
             late: 0,
+            blind: 0,
             over: false,
         }
     }
@@ -149,7 +166,8 @@ impl Schedule {
             if open >= self.max_open.max(1) {
                 return None;
             }
-            let mut chunk = self.spare.take().unwrap_or_else(|| Chunk::new(self.attempts));
+            self.forget_retired(now, open);
+            let mut chunk = self.spare.take().unwrap_or_else(|| Chunk::new(self.attempts, self.insist));
             chunk.reuse(now, self.next);
             self.chunks.push_back(chunk);
             self.end_wake = self.end_wake.min(now + self.limits.span);
@@ -163,6 +181,17 @@ impl Schedule {
             chunk.seal();
         }
         Some(Probe { position, attempt: 0 })
+    }
+
+    /// Makes room for a new chunk beside `open` positions: open chunks have precedence over reported ones.
+    fn forget_retired(&mut self, now: Instant, open: u64) {
+        let wanted = open + u64::from(self.limits.positions);
+        while let Some((since, chunk)) = self.retired.front()
+            && (wanted + self.retired_cost > self.max_open || now.saturating_since(*since) > LATE_MAX)
+        {
+            self.retired_cost = self.retired_cost.saturating_sub(RETIRED_COST + u64::from(chunk.len()));
+            self.spare = self.retired.pop_front().map(|(_, chunk)| chunk);
+        }
     }
 
     /// Seals the youngest chunk when its time is over.
@@ -214,9 +243,7 @@ impl Schedule {
     pub(super) fn answer(&mut self, now: Instant, probe: Probe, state: State, ttl: u8) {
         self.seen = self.seen.max(now);
         if self.over || self.chunks.front().map_or(probe.position < self.next, |front| probe.position < front.from()) {
-            self.late += 1;
-            self.stats.late += 1;
-            return;
+            return self.answer_late(now, probe, state, ttl);
         }
         let taken = self
             .chunk_of(probe.position)
@@ -228,15 +255,42 @@ impl Schedule {
         match taken {
             Taken::Unasked => self.stats.foreign += 1,
             Taken::Again => self.stats.duplicates += 1,
+            Taken::Stronger { contradicts } => self.stats.contradicted += u64::from(contradicts),
             Taken::New(rtt) => {
                 self.stats.answers += 1;
-                if rtt.is_some_and(|rtt| self.rto.sample(rtt)) {
-                    self.look_again();
-                }
+                self.learn(rtt);
             }
         }
         if finished {
             self.collect(now);
+        }
+    }
+
+    fn learn(&mut self, rtt: Option<Duration>) {
+        if rtt.is_some_and(|rtt| self.rto.sample(rtt)) {
+            self.look_again();
+        }
+    }
+
+    /// An answer for a position that was reported.
+    fn answer_late(&mut self, now: Instant, probe: Probe, state: State, ttl: u8) {
+        let index = self.retired.partition_point(|(_, chunk)| chunk.from() <= probe.position).checked_sub(1);
+        let retired = index.and_then(|index| self.retired.get_mut(index)).map(|(_, chunk)| chunk).filter(|_| !self.over);
+        let taken = retired.and_then(|chunk| {
+            let offset = u32::try_from(probe.position - chunk.from()).ok().filter(|offset| *offset < chunk.len())?;
+            Some(chunk.answer_late(now, offset, probe.attempt, state))
+        });
+        match taken {
+            Some(Taken::New(Some(rtt))) => {
+                (self.stats.answers, self.stats.late, self.late) = (self.stats.answers + 1, self.stats.late + 1, self.late + 1);
+                self.events.push_back(Event::Late(LateReport { position: probe.position, state, rtt, ttl }));
+                self.learn(Some(rtt));
+            }
+            Some(Taken::Again | Taken::Stronger { .. }) => self.stats.duplicates += 1,
+            Some(Taken::Unasked) => self.stats.foreign += 1,
+            Some(Taken::New(None)) | None => {
+                (self.stats.late, self.late, self.blind) = (self.stats.late + 1, self.late + 1, self.blind + 1);
+            }
         }
     }
 
@@ -278,12 +332,14 @@ impl Schedule {
     /// Reports the chunks at the front that are finished, and the end.
     fn collect(&mut self, now: Instant) {
         while self.chunks.front().is_some_and(Chunk::is_finished) {
-            let Some(chunk) = self.chunks.pop_front() else { break };
+            let Some(mut chunk) = self.chunks.pop_front() else { break };
             let late = core::mem::take(&mut self.late);
             self.events.push_back(Event::Chunk(chunk.report(now, chunk.len(), late)));
-            self.spare = Some(chunk);
+            chunk.retire();
+            self.retired_cost += RETIRED_COST + u64::from(chunk.len());
+            self.retired.push_back((now, chunk));
             self.hint = 0;
-            if self.rto.chunk_over(late > 0) {
+            if self.rto.chunk_over(core::mem::take(&mut self.blind) > 0) {
                 self.look_again();
             }
         }
@@ -296,6 +352,7 @@ impl Schedule {
         if !self.over {
             self.over = true;
             self.chunks.clear();
+            self.retired.clear();
             self.spare = None;
             self.events.push_back(Event::Done(Done { next, stats: self.stats }));
         }

@@ -3,7 +3,7 @@
 use core::time::Duration;
 use std::sync::Arc;
 
-use picket_wire::job::{MAX_ATTEMPTS, ScanOptions, Technique};
+use picket_wire::job::{HostProbe, JobKind, MAX_ATTEMPTS, ScanOptions, Technique};
 use picket_wire::space::TargetSpace;
 
 use crate::net::engine::Source;
@@ -60,9 +60,10 @@ pub struct SourcePorts {
 }
 
 impl Default for SourcePorts {
-    /// 61440 to 61503: above the kernel's own range, and one mask in a packet filter (`port & 0xffc0 == 0xf000`).
+    /// 61440 to 65535: above the kernel's own range, and wide enough to hide part of a cookie in the choice of a port, which is
+    /// all that an answer over UDP is sure to repeat.
     fn default() -> Self {
-        Self { first: 61_440, count: 64 }
+        Self { first: 61_440, count: 4_096 }
     }
 }
 
@@ -122,7 +123,8 @@ pub struct ChunkLimits {
     pub positions: u32,
     /// A chunk takes no new position after this time. Default 1 s. It bounds what is done again after a crash.
     pub span: Duration,
-    /// Memory for the send times of all open chunks, in bytes. Default 8 MiB: at two attempts a million positions, or
+    /// Memory for the send times of all open chunks and of those reported ones for which late answers are taken, in bytes.
+    /// Default 8 MiB: at two attempts a million positions, or
     /// 300,000 packets/s into a network that never answers.
     pub memory: usize,
 }
@@ -150,6 +152,7 @@ pub struct ScanPlan {
     pub(super) to: u64,
     pub(super) technique: Technique,
     pub(super) attempts: u8,
+    pub(super) host_probes: Vec<HostProbe>,
     /// Bounds of the wait for an answer.
     pub timing: Timing,
     /// Bounds of what is open at a time.
@@ -171,7 +174,44 @@ impl ScanPlan {
         match (technique.has_ports(), has_ports) {
             (true, false) => Err(SpecError::NoPorts(technique)),
             (false, true) => Err(SpecError::Ports(technique)),
-            _ => Ok(Self { space, from, to, technique, attempts, timing: Timing::default(), chunks: ChunkLimits::default() }),
+            _ => Ok(Self {
+                space,
+                from,
+                to,
+                technique,
+                attempts,
+                host_probes: HostProbe::DEFAULT.to_vec(),
+                timing: Timing::default(),
+                chunks: ChunkLimits::default(),
+            }),
+        }
+    }
+
+    /// The same for a job, with what a survey adds.
+    pub fn of_job(space: Arc<TargetSpace>, from: u64, to: u64, kind: &JobKind) -> Result<Self, SpecError> {
+        let plan = Self::new(space, from, to, kind.scan())?;
+        Ok(plan.with_host_probes(kind.survey().map_or(&[], |survey| &survey.host_probes)))
+    }
+
+    /// What hosts are asked, for [`Technique::Discover`]; an empty list leaves it at [`HostProbe::DEFAULT`].
+    #[must_use]
+    pub fn with_host_probes(mut self, probes: &[HostProbe]) -> Self {
+        if !probes.is_empty() {
+            self.host_probes = probes.to_vec();
+        }
+        self
+    }
+
+    /// Whether an ICMP error leaves a target asked for: where the next attempt asks in another way.
+    pub(super) fn insists(&self) -> bool {
+        self.round() > 1
+    }
+
+    /// Attempts that ask in different ways.
+    pub(super) fn round(&self) -> u8 {
+        match self.technique {
+            Technique::Discover => u8::try_from(self.host_probes.len()).unwrap_or(u8::MAX),
+            _ => 1,
         }
     }
 
@@ -203,6 +243,8 @@ pub struct RawIdentity {
     pub source: Source,
     /// Source port (or echo identifier) of the first attempt; attempt `n` uses `base_port + n`. See [`SourcePorts::base`].
     pub base_port: u16,
+    /// All source ports that pass the receive filter: UDP spreads its probes over them.
+    pub ports: SourcePorts,
     /// Random, fresh for each engine: it makes the cookies. Answers are only as trustworthy as it is secret.
     pub key: [u8; 16],
 }

@@ -16,7 +16,7 @@ use pnet_packet::tcp::{MutableTcpPacket, TcpPacket};
 use proptest::prelude::*;
 
 use super::engine::ScanEngine;
-use super::report::{ChunkReport, Done, Event};
+use super::report::{ChunkReport, Done, Event, LateReport};
 use super::spec::{ChunkLimits, Cut, RawIdentity, ScanPlan, SourcePorts, SpecError};
 use crate::net::engine::{Engine, NotSent, Source};
 use crate::net::time::Instant;
@@ -34,7 +34,7 @@ const fn ms(ms: u64) -> Duration {
 }
 
 fn identity() -> RawIdentity {
-    RawIdentity { source: SOURCE, base_port: SourcePorts::default().base(0), key: *b"sixteen byte key" }
+    RawIdentity { source: SOURCE, base_port: SourcePorts::default().base(0), ports: SourcePorts::default(), key: *b"sixteen byte key" }
 }
 
 fn space(include: &str, ports: Option<&str>) -> Arc<TargetSpace> {
@@ -218,7 +218,7 @@ impl World {
     fn unreachable(&mut self, now: Instant, sent: &Sent, code: u8, short_quote: bool) {
         let (icmp_type, icmp_code) = if sent.target.addr.is_ipv4() { (3, code) } else { (1, code % 7) };
         let bytes = sent.error(icmp_type, icmp_code, short_quote);
-        self.answer(now, sent, State::Filtered { icmp_type, icmp_code }, bytes);
+        self.answer(now, sent, State::FilteredBy { icmp_type, icmp_code, from: Sent::router(sent.target.addr) }, bytes);
     }
 
     fn answer(&mut self, now: Instant, sent: &Sent, state: State, bytes: Vec<u8>) {
@@ -321,11 +321,16 @@ impl Sent {
     fn error(&self, icmp_type: u8, icmp_code: u8, short_quote: bool) -> Vec<u8> {
         let quoted = if short_quote { &self.bytes[..self.header + 8] } else { &self.bytes[..] };
         let message = [&[icmp_type, icmp_code, 0, 0, 0, 0, 0, 0], quoted].concat();
-        let (router, protocol): (IpAddr, u8) = match self.target.addr {
-            IpAddr::V4(_) => (Ipv4Addr::new(192, 0, 2, 254).into(), 1),
-            IpAddr::V6(_) => (Ipv6Addr::new(0x2001, 0xdb8, 0xff, 0, 0, 0, 0, 0xfe).into(), 58),
-        };
-        [self.reply_header(router, protocol, message.len()), message].concat()
+        let protocol = if self.target.addr.is_ipv4() { 1 } else { 58 };
+        [self.reply_header(Self::router(self.target.addr), protocol, message.len()), message].concat()
+    }
+
+    /// Who says that `target` cannot be reached.
+    fn router(target: IpAddr) -> IpAddr {
+        match target {
+            IpAddr::V4(_) => Ipv4Addr::new(192, 0, 2, 254).into(),
+            IpAddr::V6(_) => Ipv6Addr::new(0x2001, 0xdb8, 0xff, 0, 0, 0, 0, 0xfe).into(),
+        }
     }
 
     /// Where, in one of the replies above, every bit is checked.
@@ -343,6 +348,7 @@ impl Sent {
 
 struct Outcome {
     chunks: Vec<(Instant, ChunkReport)>,
+    late: HashMap<u64, LateReport>,
     done: Done,
     ended: Instant,
     traffic: HashMap<Target, Traffic>,
@@ -355,6 +361,7 @@ fn run(mut engine: ScanEngine, mut world: World, cut: Option<(Instant, Cut)>) ->
     let mut next_send = START;
     let gap = Duration::from_nanos(1_000_000_000 / world.weather.rate);
     let (mut chunks, mut most_open, mut reported): (Vec<(Instant, ChunkReport)>, u64, Option<u64>) = (Vec::new(), 0, None);
+    let mut late = HashMap::new();
     let mut buf = [0; 1500];
     let mut hungry = true;
     let first = engine.next_position();
@@ -367,10 +374,14 @@ fn run(mut engine: ScanEngine, mut world: World, cut: Option<(Instant, Cut)>) ->
                     chunks.push((now, report));
                 }
                 Event::Hosts(_) | Event::Proxy(_) => panic!("this network has no neighbours"),
+                Event::Late(report) => {
+                    assert!(reported.is_some_and(|reported| report.position < reported), "late means after the report");
+                    assert_eq!(late.insert(report.position, report), None, "an answer counts once");
+                }
                 Event::Done(done) => {
                     assert_eq!(done.next, reported.unwrap_or(first));
                     assert!(engine.poll_transmit(now, &mut buf).is_none() && engine.poll_event().is_none());
-                    return Outcome { chunks, done, ended: now, traffic: world.traffic, most_open };
+                    return Outcome { chunks, late, done, ended: now, traffic: world.traffic, most_open };
                 }
             }
         }
@@ -439,7 +450,8 @@ fn check(space: &TargetSpace, outcome: &Outcome, attempts: u8, fates: impl Fn(Ta
             let in_time: Vec<_> = traffic.delivered.iter().filter(|(when, ..)| when <= at).collect();
             if let Some(answer) = answers.get(&offset) {
                 // The first one counts, but an answer of the target itself replaces hearsay.
-                let hard = in_time.iter().find(|(_, state, _)| !matches!(state, State::Filtered { .. }));
+                assert!(!outcome.late.contains_key(&(report.from + offset)), "told twice: {}", context());
+                let hard = in_time.iter().find(|(_, state, _)| !state.is_hearsay());
                 let (_, state, rtt) = hard.or(in_time.first()).unwrap_or_else(|| panic!("false answer: {}", context()));
                 assert_eq!(answer.state, *state, "{}", context());
                 assert_eq!(answer.rtt.as_micros().abs_diff(rtt.as_micros()), 0, "{}", context());
@@ -448,6 +460,17 @@ fn check(space: &TargetSpace, outcome: &Outcome, attempts: u8, fates: impl Fn(Ta
             }
             let undelivered = in_time.iter().all(|(when, ..)| when == at);
             assert!(undelivered, "lost answer: {}", context());
+            let after = traffic.delivered.iter().find(|(when, ..)| when >= at);
+            match (outcome.late.get(&(report.from + offset)), after) {
+                (Some(late), Some((_, state, rtt))) => {
+                    assert_eq!((late.state, late.rtt, late.ttl), (*state, *rtt, 57), "{}", context());
+                    total.silent -= 1;
+                    total.add_answers(late.state, 1);
+                }
+                (None, Some((when, ..))) => assert!(*when >= outcome.ended, "a late answer is lost: {}", context()),
+                (Some(_), None) => panic!("false late answer: {}", context()),
+                (None, None) => {}
+            }
             if refused.contains(&offset) {
                 assert_eq!(fates(target), Fate::Refused);
                 assert_eq!(traffic.left, 0);
@@ -632,8 +655,8 @@ fn wrong_specs_say_what_is_wrong() {
     let connect = ScanPlan::new(ports, 0, 40, ScanOptions { technique: Technique::Connect, attempts: 1 }).unwrap();
     assert_eq!(ScanEngine::new(&connect, identity()).err(), Some(SpecError::NotRaw(Technique::Connect)));
     assert!(SourcePorts::new(65_530, 10).is_err() && SourcePorts::new(1, 9).is_err() && SourcePorts::new(65_526, 10).is_ok());
-    let bases: Vec<u16> = (0..7).map(|engine| SourcePorts::default().base(engine)).collect();
-    assert_eq!(bases, [61440, 61450, 61460, 61470, 61480, 61490, 61440]);
+    let bases = [0, 1, 408, 409].map(|engine| SourcePorts::default().base(engine));
+    assert_eq!(bases, [61440, 61450, 65520, 61440]);
 }
 
 fn weather() -> impl Strategy<Value = Weather> {

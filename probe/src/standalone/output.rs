@@ -15,7 +15,7 @@ use serde_json::json;
 use super::Outcome;
 use super::args::OutputArg;
 use super::progress::span;
-use crate::scan::report::{ChunkReport, Done, ProxySeen};
+use crate::scan::report::{ChunkReport, Done, LateReport, ProxySeen};
 
 /// Writes results.
 pub(super) struct Output<W> {
@@ -69,22 +69,37 @@ impl<W: Write> Output<W> {
         for (why, runs) in &report.not_reached {
             *self.not_reached.entry(*why).or_default() += runs.count();
         }
-        let wanted = |answer: &&Answer| {
-            self.all || self.format == OutputArg::Ndjson || matches!(answer.state, State::Open | State::Up | State::UpBy(_))
-        };
         let target = |answer: &Answer| space.target(report.from + answer.offset);
         let mut rows: Vec<(Target, &Answer)> =
-            report.answers.iter().filter(wanted).filter_map(|answer| Some((target(answer)?, answer))).collect();
+            report.answers.iter().filter(|answer| self.wants(answer.state)).filter_map(|answer| Some((target(answer)?, answer))).collect();
         rows.sort_unstable_by_key(|(target, _)| *target);
         for (target, answer) in rows {
-            self.listed += 1;
-            match self.format {
-                OutputArg::Table => self.row(target, answer)?,
-                OutputArg::Ndjson => writeln!(self.to, "{}", object(target, answer, self.hosts.get(&target.addr)))?,
-            }
+            self.write(target, answer)?;
         }
         self.hosts.clear();
         self.to.flush()
+    }
+
+    /// Writes an answer that came after its range was reported as silent there.
+    pub(super) fn late(&mut self, space: &TargetSpace, late: &LateReport) -> io::Result<()> {
+        self.coverage.silent = self.coverage.silent.saturating_sub(1);
+        self.coverage.add_answers(late.state, 1);
+        if let Some(target) = space.target(late.position).filter(|_| self.wants(late.state)) {
+            self.write(target, &Answer { offset: 0, state: late.state, rtt: late.rtt, ttl: late.ttl })?;
+        }
+        self.to.flush()
+    }
+
+    fn wants(&self, state: State) -> bool {
+        self.all || self.format == OutputArg::Ndjson || matches!(state, State::Open | State::Up | State::UpBy(_) | State::Unfiltered)
+    }
+
+    fn write(&mut self, target: Target, answer: &Answer) -> io::Result<()> {
+        self.listed += 1;
+        match self.format {
+            OutputArg::Table => self.row(target, answer),
+            OutputArg::Ndjson => writeln!(self.to, "{}", object(target, answer, self.hosts.get(&target.addr))),
+        }
     }
 
     fn row(&mut self, target: Target, answer: &Answer) -> io::Result<()> {

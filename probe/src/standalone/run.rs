@@ -294,7 +294,8 @@ fn begin_raw(
     events: mpsc::Receiver<DriveEvent<Event>>,
 ) -> Result<Running, StandaloneError> {
     let plan = ScanPlan::new(Arc::clone(&work.space), 0, work.space.len(), options)?;
-    let identity = RawIdentity { source: station.source(), base_port: station.ports().base(0), key: random()? };
+    let ports = station.ports();
+    let identity = RawIdentity { source: station.source(), base_port: ports.base(0), ports, key: random()? };
     let engine = ScanEngine::new(&plan, identity)?.on_stop(Cut::Final);
     let progress = engine.progress();
     let task = TaskSpec {
@@ -370,22 +371,32 @@ async fn follow<W: Write>(mut running: Running, space: &TargetSpace, mut output:
     while done.is_none() {
         tokio::select! {
             event = running.events.next() => match event {
-                Some(Told::Scan(Event::Chunk(report))) => {
+                Some(Told::Scan(Event::Done(end))) => done = Some(end),
+                Some(Told::Scan(event)) => {
                     line.clear();
-                    reported = report.to;
+                    let written = match event {
+                        Event::Chunk(report) => {
+                            reported = report.to;
+                            output.chunk(space, &report)
+                        }
+                        Event::Late(late) => output.late(space, &late),
+                        Event::Hosts(hosts) => {
+                            output.hosts(&hosts);
+                            Ok(())
+                        }
+                        Event::Proxy(proxy) => {
+                            eprintln!("warning: {proxy}");
+                            output.proxy(proxy);
+                            Ok(())
+                        }
+                        Event::Done(_) => Ok(()),
+                    };
                     // Who reads the results may have had enough of them (`head`): then there is no point in going on.
-                    if let Err(error) = output.chunk(space, &report) && !core::mem::replace(&mut broken, true) {
+                    if let Err(error) = written && !core::mem::replace(&mut broken, true) {
                         log::warn!("write results: {error}");
                         if let Some(stop) = running.stop.take() { stop(); }
                     }
                 }
-                Some(Told::Scan(Event::Hosts(hosts))) => output.hosts(&hosts),
-                Some(Told::Scan(Event::Proxy(proxy))) => {
-                    line.clear();
-                    eprintln!("warning: {proxy}");
-                    output.proxy(proxy);
-                }
-                Some(Told::Scan(Event::Done(end))) => done = Some(end),
                 Some(Told::Link { up }) => {
                     line.clear();
                     eprintln!("the interface is {}", if up { "up again" } else { "down: waiting for it" });

@@ -89,7 +89,11 @@ fn accept(kind: &impl ProbeKind, run: &Run, bytes: &[u8]) -> Option<Reply> {
         return None;
     }
     let (target, attempt) = kind.accept_quote(&quote)?;
-    Some(Reply { target, attempt, state: State::Filtered { icmp_type, icmp_code }, ttl: packet.ttl() })
+    let state = match packet.src() {
+        from if from == target.addr => State::Filtered { icmp_type, icmp_code },
+        from => State::FilteredBy { icmp_type, icmp_code, from },
+    };
+    Some(Reply { target, attempt, state, ttl: packet.ttl() })
 }
 
 /// Whether an ICMP error says that packets do not get through: unreachable for whatever reason, or caught in a routing loop.
