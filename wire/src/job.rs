@@ -223,6 +223,9 @@ pub enum Transport {
 }
 
 impl Transport {
+    /// All of them.
+    pub const ALL: [Transport; 3] = [Transport::Tcp, Transport::Udp, Transport::Sctp];
+
     /// The text form, as in `80/tcp`.
     pub fn as_str(self) -> &'static str {
         match self {
