@@ -12,6 +12,7 @@ pub mod logging;
 pub mod net;
 pub mod packet;
 pub mod scan;
+pub mod service;
 pub mod spool;
 pub mod standalone;
 pub mod station;
