@@ -1,0 +1,6 @@
+//! The targets, by what they read.
+
+pub(crate) mod packet;
+pub(crate) mod scan;
+pub(crate) mod text;
+pub(crate) mod wire;
