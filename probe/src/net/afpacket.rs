@@ -330,7 +330,7 @@ impl Link for AfPacket {
     }
 }
 
-fn stop_of(error: &io::Error) -> Option<Stop> {
+pub(super) fn stop_of(error: &io::Error) -> Option<Stop> {
     match error.raw_os_error() {
         Some(libc::EINTR) => None,
         Some(libc::ENOBUFS | libc::EAGAIN | libc::ENOMEM) => Some(Stop::Full),
@@ -383,7 +383,7 @@ fn bind(socket: &OwnedFd, interface: u32, protocol: u16) -> io::Result<()> {
     if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
 }
 
-fn set_option<T>(socket: &OwnedFd, level: i32, name: i32, values: &[T]) -> io::Result<()> {
+pub(super) fn set_option<T>(socket: &OwnedFd, level: i32, name: i32, values: &[T]) -> io::Result<()> {
     let len = libc::socklen_t::try_from(size_of_val(values)).map_err(io::Error::other)?;
     // SAFETY: `values` is `len` bytes long and only read; the kernel keeps no pointer to it (a filter program is copied).
     let result = unsafe { libc::setsockopt(socket.as_raw_fd(), level, name, values.as_ptr().cast(), len) };

@@ -1,6 +1,7 @@
 //! Everything that touches the wire: engines' seam, time, pacing, links, routes, and the one loop.
 
 pub mod afpacket;
+pub mod afxdp;
 pub mod clock;
 pub mod drive;
 pub mod engine;

@@ -4,11 +4,20 @@
 //! host among fast ones would be given up too soon, so the wait also covers the slowest answer of late, which is slowly
 //! forgotten.
 //!
-//! **Invariant:** floor <= [`Rto::after`] <= ceiling.
+//! Asking again and giving up are two decisions. To ask again early costs one packet where the first answer was merely slow,
+//! since that one counts all the same; so once enough answers were measured, repetitions follow the measured round trip down
+//! to [`Timing::quick`]. To give up early loses a host that sleeps or whose router had to find it; so the wait after the last
+//! attempt never falls below [`Timing::floor`].
+//!
+//! **Invariant:** [`Rto::after`] <= ceiling; after the last attempt it is >= floor, and so is every wait before
+//! [`ENOUGH`] round trips were measured.
 
 use core::time::Duration;
 
 use super::spec::Timing;
+
+/// Round trips after which the measurement is believed further down than [`Timing::floor`].
+const ENOUGH: u32 = 32;
 
 /// The estimate.
 #[derive(Debug, Clone, Copy)]
@@ -16,6 +25,9 @@ pub struct Rto {
     timing: Timing,
     /// Attempts of one round, which ask in different ways: the wait doubles from round to round.
     round: u8,
+    attempts: u8,
+    /// Round trips measured, up to [`ENOUGH`].
+    samples: u32,
     smoothed: Option<Estimate>,
     slowest: Duration,
     current: Duration,
@@ -28,10 +40,11 @@ struct Estimate {
 }
 
 impl Rto {
-    /// Nothing is measured yet.
-    pub fn new(timing: Timing) -> Self {
-        let timing = Timing { ceiling: timing.ceiling.max(timing.floor), ..timing };
-        Self { timing, round: 1, smoothed: None, slowest: Duration::ZERO, current: timing.initial.clamp(timing.floor, timing.ceiling) }
+    /// Nothing is measured yet; a silent target is asked `attempts` times in all.
+    pub fn new(timing: Timing, attempts: u8) -> Self {
+        let timing = Timing { ceiling: timing.ceiling.max(timing.floor), quick: timing.quick.min(timing.floor), ..timing };
+        let current = timing.initial.clamp(timing.floor, timing.ceiling);
+        Self { timing, round: 1, attempts, samples: 0, smoothed: None, slowest: Duration::ZERO, current }
     }
 
     /// With `round` attempts that ask in different ways before the first way is tried again: silence to one of them is no sign
@@ -48,7 +61,8 @@ impl Rto {
 
     /// The wait after attempt number `attempt`, counted from 0: twice as long each round (RFC 6298, section 5.5).
     pub fn after(&self, attempt: u8) -> Duration {
-        (self.current * (1 << (attempt / self.round).min(10))).min(self.timing.ceiling)
+        let wait = (self.current * (1 << (attempt / self.round).min(10))).min(self.timing.ceiling);
+        if attempt.saturating_add(1) < self.attempts { wait } else { wait.max(self.timing.floor) }
     }
 
     /// Takes a round trip; it is exact, since each answer names the attempt that it answers. Whether the estimate has changed
@@ -62,6 +76,7 @@ impl Rto {
             }
         };
         self.smoothed = Some(next);
+        self.samples = (self.samples + 1).min(ENOUGH);
         self.slowest = self.slowest.max(rtt);
         self.update()
     }
@@ -82,7 +97,8 @@ impl Rto {
             None => self.timing.initial,
             Some(Estimate { mean, deviation }) => mean + deviation * 4,
         };
-        let next = estimate.max(self.slowest * 5 / 4).clamp(self.timing.floor, self.timing.ceiling);
+        let least = if self.samples < ENOUGH { self.timing.floor } else { self.timing.quick };
+        let next = estimate.max(self.slowest * 5 / 4).clamp(least, self.timing.ceiling);
         let changed = next.abs_diff(self.current) > self.current / 16;
         if changed {
             self.current = next;
@@ -101,27 +117,40 @@ mod tests {
 
     #[test]
     fn starts_at_the_initial_wait_and_doubles_to_the_ceiling() {
-        let rto = Rto::new(Timing::default());
+        let rto = Rto::new(Timing::default(), 10);
         assert_eq!([0, 1, 2, 9].map(|attempt| rto.after(attempt)), [ms(1000), ms(2000), ms(3000), ms(3000)]);
     }
 
     #[test]
     fn different_questions_of_one_round_wait_equally_long() {
-        let rto = Rto::new(Timing::default()).with_round(2);
+        let rto = Rto::new(Timing::default(), 10).with_round(2);
         assert_eq!([0, 1, 2, 3, 4].map(|attempt| rto.after(attempt)), [ms(1000), ms(1000), ms(2000), ms(2000), ms(3000)]);
     }
 
     #[test]
     fn fast_answers_bring_it_to_the_floor() {
-        let mut rto = Rto::new(Timing::default());
+        let mut rto = Rto::new(Timing::default(), 10);
         assert!(rto.sample(Duration::from_micros(300)));
         assert_eq!(rto.after(0), ms(100));
         assert_eq!(rto.mean(), Some(Duration::from_micros(300)));
     }
 
     #[test]
+    fn many_fast_answers_let_it_ask_again_sooner_but_give_up_no_sooner() {
+        let mut rto = Rto::new(Timing::default(), 3);
+        for _ in 1..ENOUGH {
+            rto.sample(Duration::from_micros(300));
+        }
+        assert_eq!(rto.after(0), ms(100));
+        rto.sample(Duration::from_micros(300));
+        assert_eq!([0, 1, 2].map(|attempt| rto.after(attempt)), [ms(25), ms(50), ms(100)]);
+        rto.sample(ms(40));
+        assert_eq!(rto.after(0), ms(50), "a slow one among them is waited for");
+    }
+
+    #[test]
     fn one_slow_host_among_fast_ones_is_waited_for_and_then_forgotten() {
-        let mut rto = Rto::new(Timing::default());
+        let mut rto = Rto::new(Timing::default(), 10);
         rto.sample(ms(400));
         for _ in 0..1000 {
             rto.sample(ms(1));
@@ -130,12 +159,12 @@ mod tests {
         for _ in 0..10 {
             rto.chunk_over(false);
         }
-        assert_eq!(rto.after(0), ms(100));
+        assert_eq!((rto.after(0), rto.after(9)), (ms(25), ms(3000)));
     }
 
     #[test]
     fn late_answers_lengthen_it_up_to_the_ceiling() {
-        let mut rto = Rto::new(Timing::default());
+        let mut rto = Rto::new(Timing::default(), 10);
         rto.sample(ms(1));
         let before = rto.after(0);
         assert!(rto.chunk_over(true) && rto.after(0) > before);

@@ -79,7 +79,7 @@ impl Schedule {
             insist: plan.insists(),
             limits,
             max_open: (limits.memory / per_position) as u64,
-            rto: Rto::new(plan.timing).with_round(plan.round()),
+            rto: Rto::new(plan.timing, plan.attempts).with_round(plan.round()),
             chunks: VecDeque::new(),
             retired: VecDeque::new(),
             retired_cost: 0,

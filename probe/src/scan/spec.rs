@@ -101,9 +101,12 @@ impl SourcePorts {
 /// Bounds of the wait for an answer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Timing {
-    /// Never wait less, however fast the answers were so far. Default 100 ms: a host that just woke up, or a router that had
-    /// to ask for a hardware address, is not lost.
+    /// Never give a target up sooner, however fast the answers were so far. Default 100 ms: a host that just woke up, or a
+    /// router that had to ask for a hardware address, is not lost.
     pub floor: Duration,
+    /// Never ask a target again sooner, however fast the answers were. Default 25 ms: many times a round trip on the local
+    /// network, and what a busy small board may take to look at an answer.
+    pub quick: Duration,
     /// The wait while nothing was measured. Default 1 s (RFC 6298, section 2).
     pub initial: Duration,
     /// Never wait more for one attempt. Default 3 s.
@@ -112,7 +115,12 @@ pub struct Timing {
 
 impl Default for Timing {
     fn default() -> Self {
-        Self { floor: Duration::from_millis(100), initial: Duration::from_secs(1), ceiling: Duration::from_secs(3) }
+        Self {
+            floor: Duration::from_millis(100),
+            quick: Duration::from_millis(25),
+            initial: Duration::from_secs(1),
+            ceiling: Duration::from_secs(3),
+        }
     }
 }
 

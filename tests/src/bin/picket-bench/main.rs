@@ -1,7 +1,10 @@
 //! The figures of `docs/benchmarks.md`, measured on whole systems in network namespaces: `picket-bench [SECTION ...]`.
 //!
-//! Sections: `size`, `idle`, `host`, `bytes`. Each prints one or two lines; none of them judges. The send loop beside masscan is
-//! measured by `scripts/bench-send-loop`, and `scripts/bench` calls both.
+//! Sections: `size`, `idle`, `host`, `bytes`, and beside masscan, zmap and nmap `slash16`, `slash24`, `ports`, `silent` (see
+//! [`peers`]). Each prints a few lines; none of them judges. The send loop is measured by `scripts/bench-send-loop`, and
+//! `scripts/bench` calls both.
+
+mod peers;
 
 use std::time::{Duration, Instant};
 
@@ -16,7 +19,16 @@ use picket_tests::system::{Fleet, MQTT_PORT, Plan};
 /// A name, and what it measures.
 type Section = (&'static str, fn() -> Result<()>);
 
-const SECTIONS: [Section; 4] = [("size", size), ("idle", idle), ("host", host), ("bytes", bytes)];
+const SECTIONS: [Section; 8] = [
+    ("size", size),
+    ("idle", idle),
+    ("host", host),
+    ("bytes", bytes),
+    ("slash16", peers::slash16),
+    ("slash24", peers::slash24),
+    ("ports", peers::ports),
+    ("silent", peers::silent),
+];
 
 fn main() -> Result<()> {
     let wanted: Vec<String> = std::env::args().skip(1).collect();
