@@ -156,7 +156,7 @@ mod tests {
             rto.sample(ms(1));
         }
         assert!(rto.after(0) >= ms(470), "{:?}", rto.after(0));
-        for _ in 0..10 {
+        for _ in 0..12 {
             rto.chunk_over(false);
         }
         assert_eq!((rto.after(0), rto.after(9)), (ms(25), ms(3000)));
