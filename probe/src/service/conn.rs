@@ -1,0 +1,356 @@
+//! One paced connection: a TCP stream or a connected UDP socket, TLS on top of it where it was begun, bounded reads, and an
+//! orderly end however it is let go of.
+
+use core::net::{IpAddr, SocketAddr};
+use core::sync::atomic::{AtomicU64, Ordering};
+use core::time::Duration;
+use std::io;
+use std::sync::Arc;
+
+use nix::sys::socket::{setsockopt, sockopt};
+use picket_wire::job::Transport;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::{TcpSocket, TcpStream, UdpSocket};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
+use tokio::time::{Instant, timeout, timeout_at};
+
+use super::dialogue::End;
+use super::tls::layer::{Session, TlsFailure};
+use super::toll::{Price, Toll};
+use super::{DetectOptions, ServiceTarget};
+use crate::net::clock;
+use crate::net::drive::Gate;
+
+/// Most bytes read of one connection.
+pub(super) const READ_MAX: usize = 64 * 1024;
+/// Bytes asked of the kernel at a time.
+const CHUNK: usize = 4096;
+/// How long the other side may take to close after we did.
+const FAREWELL: Duration = Duration::from_millis(500);
+
+/// What all connections of a detection share.
+pub(super) struct Shared {
+    pub(super) options: DetectOptions,
+    pub(super) gate: Arc<dyn Gate>,
+    pub(super) toll: Toll,
+    /// When it began.
+    pub(super) begun: crate::net::time::Instant,
+    /// Connections at a time.
+    pub(super) room: Arc<Semaphore>,
+    /// Where connections go to be closed.
+    pub(super) closing: mpsc::UnboundedSender<Parting>,
+}
+
+/// A port that is being asked.
+pub(super) struct Port {
+    pub(super) shared: Arc<Shared>,
+    pub(super) target: ServiceTarget,
+    /// Nanoseconds that its connections waited for their turn.
+    waited: AtomicU64,
+}
+
+impl Port {
+    pub(super) fn new(shared: Arc<Shared>, target: ServiceTarget) -> Self {
+        Self { shared, target, waited: AtomicU64::new(0) }
+    }
+
+    /// How long its connections waited for the pacers and for room: no fault of the port's.
+    pub(super) fn waited(&self) -> Duration {
+        Duration::from_nanos(self.waited.load(Ordering::Relaxed))
+    }
+
+    fn add_waited(&self, span: Duration) {
+        self.waited.fetch_add(u64::try_from(span.as_nanos()).unwrap_or(u64::MAX), Ordering::Relaxed);
+    }
+
+    async fn pay(&self, price: Price) {
+        self.add_waited(self.shared.toll.pay(price).await);
+    }
+
+    fn is_v4(&self) -> bool {
+        self.target.addr.is_ipv4()
+    }
+}
+
+/// Why there is no connection.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) enum Unopened {
+    /// The gate forbids the address.
+    Refused,
+    /// It did not come about.
+    Lost(String),
+}
+
+/// What listening came to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Heard {
+    /// More bytes.
+    Bytes,
+    /// No more of them.
+    End(End),
+}
+
+enum Socket {
+    Tcp(TcpStream),
+    Udp(UdpSocket),
+}
+
+/// A connection that was let go of, until it is closed.
+pub(super) struct Parting {
+    stream: TcpStream,
+    _room: OwnedSemaphorePermit,
+}
+
+/// A connection.
+pub(super) struct Conn {
+    port: Arc<Port>,
+    /// There until the connection is dropped.
+    socket: Option<(Socket, OwnedSemaphorePermit)>,
+    tls: Option<Box<Session>>,
+    received: usize,
+    /// How long the handshake took: the round trip, about.
+    rtt: Duration,
+}
+
+impl Conn {
+    /// Opens a connection to the port when there is room, the pacers admit it and the gate permits it.
+    pub(super) async fn open(port: &Arc<Port>) -> Result<Self, Unopened> {
+        let begun = clock::now();
+        let room = port.shared.room.clone().acquire_owned().await.map_err(|_| Unopened::Lost("the detection has ended".into()))?;
+        port.add_waited(clock::now().saturating_since(begun));
+        let (socket, rtt) = match port.target.transport {
+            Transport::Tcp => {
+                let (stream, rtt) = connect(port).await?;
+                (Socket::Tcp(stream), rtt)
+            }
+            Transport::Udp => (Socket::Udp(associate(port).await?), Duration::from_millis(100)),
+            Transport::Sctp => return Err(Unopened::Lost("SCTP services are not asked".into())),
+        };
+        Ok(Self { port: port.clone(), socket: Some((socket, room)), tls: None, received: 0, rtt })
+    }
+
+    /// The round trip as the handshake showed it.
+    pub(super) fn rtt(&self) -> Duration {
+        self.rtt
+    }
+
+    /// The TLS session on it, if it was begun.
+    pub(super) fn tls(&self) -> Option<&Session> {
+        self.tls.as_deref()
+    }
+
+    /// Says `bytes`, inside TLS where that stands.
+    pub(super) async fn send(&mut self, bytes: &[u8]) -> io::Result<()> {
+        match &mut self.tls {
+            Some(session) => {
+                session.write(bytes)?;
+                self.flush().await
+            }
+            None => self.send_raw(bytes).await,
+        }
+    }
+
+    /// Sends what the TLS session has to say.
+    async fn flush(&mut self) -> io::Result<()> {
+        let bytes = self.tls.as_mut().map(|session| session.outgoing()).unwrap_or_default();
+        if bytes.is_empty() { Ok(()) } else { self.send_raw(&bytes).await }
+    }
+
+    async fn send_raw(&mut self, bytes: &[u8]) -> io::Result<()> {
+        let v4 = self.port.is_v4();
+        let patience = self.port.shared.options.deadlines.follow;
+        match &mut self.socket {
+            Some((Socket::Tcp(stream), _)) => {
+                self.port.pay(Price::data(v4, bytes.len())).await;
+                // A window that stays shut must not hold us.
+                timeout(patience, stream.write_all(bytes)).await.map_err(|_| io::ErrorKind::TimedOut)?
+            }
+            Some((Socket::Udp(socket), _)) => {
+                self.port.pay(Price::datagram(v4, bytes.len())).await;
+                socket.send(bytes).await.map(drop)
+            }
+            None => Err(io::ErrorKind::NotConnected.into()),
+        }
+    }
+
+    /// Hears more into `input`, for at most `wait`.
+    pub(super) async fn receive(&mut self, input: &mut Vec<u8>, wait: Duration) -> Heard {
+        let until = Instant::now() + wait;
+        loop {
+            match self.tls.as_mut().map(|session| session.read(input)) {
+                Some(Ok(0)) | None => {}
+                Some(Ok(_)) => return Heard::Bytes,
+                Some(Err(_)) => return Heard::End(End::Closed),
+            }
+            let mut raw = Vec::new();
+            let heard = self.receive_raw(&mut raw, until).await;
+            match (&mut self.tls, heard) {
+                (None, heard) => {
+                    input.append(&mut raw);
+                    return heard;
+                }
+                (Some(session), Heard::Bytes) => {
+                    // What came before a fault is still to be read; the fault shows in the next round.
+                    session.feed(&raw);
+                    if self.flush().await.is_err() {
+                        return Heard::End(End::Closed);
+                    }
+                }
+                (Some(_), end) => return end,
+            }
+        }
+    }
+
+    async fn receive_raw(&mut self, input: &mut Vec<u8>, until: Instant) -> Heard {
+        if self.received >= READ_MAX {
+            return Heard::End(End::Flood);
+        }
+        input.reserve(CHUNK);
+        let read = match &mut self.socket {
+            Some((Socket::Tcp(stream), _)) => timeout_at(until, stream.read_buf(input)).await,
+            Some((Socket::Udp(socket), _)) => timeout_at(until, socket.recv_buf(input)).await,
+            None => return Heard::End(End::Closed),
+        };
+        match read {
+            Err(_) => Heard::End(End::Silence),
+            Ok(Ok(0) | Err(_)) => Heard::End(End::Closed),
+            Ok(Ok(len)) => {
+                self.received += len;
+                if self.port.target.transport == Transport::Tcp {
+                    self.port.shared.toll.owe(Price::acknowledgement(self.port.is_v4(), len));
+                }
+                Heard::Bytes
+            }
+        }
+    }
+
+    /// Begins TLS; `heard` gets the first bytes of who does not speak it.
+    pub(super) async fn start_tls(&mut self, session: Session, heard: &mut Vec<u8>) -> Result<(), TlsFailure> {
+        self.tls = Some(Box::new(session));
+        let deadlines = self.port.shared.options.deadlines;
+        let mut wait = deadlines.answer + 4 * self.rtt;
+        loop {
+            self.flush().await.map_err(|_| TlsFailure::Closed)?;
+            let session = self.tls.as_mut().ok_or(TlsFailure::Closed)?;
+            session.check(heard)?;
+            if !session.is_handshaking() {
+                return Ok(());
+            }
+            let mut raw = Vec::new();
+            match self.receive_raw(&mut raw, Instant::now() + wait).await {
+                Heard::Bytes => {}
+                Heard::End(_) if !heard.is_empty() => return Err(TlsFailure::Disagreed("broke off the handshake".into())),
+                Heard::End(End::Silence) => return Err(TlsFailure::Silent),
+                Heard::End(_) => return Err(TlsFailure::Closed),
+            }
+            wait = deadlines.follow + 4 * self.rtt;
+            if heard.len() < CHUNK {
+                heard.extend_from_slice(&raw);
+            }
+            if let Some(session) = &mut self.tls {
+                session.feed(&raw);
+            }
+        }
+    }
+}
+
+impl Drop for Conn {
+    fn drop(&mut self) {
+        if let Some((Socket::Tcp(stream), room)) = self.socket.take() {
+            // Where nobody closes any more, dropping it closes it.
+            let _ = self.port.shared.closing.send(Parting { stream, _room: room });
+        }
+    }
+}
+
+impl Parting {
+    /// Closes in order: says that no more comes, and reads what the other side still says, so that the kernel has no cause for a
+    /// reset. Who goes on talking is left all the same.
+    pub(super) async fn close(mut self) {
+        let farewell = async {
+            self.stream.shutdown().await?;
+            let mut rest = Vec::with_capacity(CHUNK);
+            let mut total = 0;
+            while total < READ_MAX {
+                rest.clear();
+                match self.stream.read_buf(&mut rest).await? {
+                    0 => break,
+                    len => total += len,
+                }
+            }
+            Ok::<_, io::Error>(())
+        };
+        // A reset or a silent other side ends it as well.
+        let _ = timeout(FAREWELL, farewell).await;
+    }
+}
+
+fn check_gate(port: &Port) -> Result<(), Unopened> {
+    // The address that the packets will really carry, so asked again each time.
+    if port.shared.gate.permits(port.target.addr.to_canonical()) { Ok(()) } else { Err(Unopened::Refused) }
+}
+
+fn source(port: &Port) -> Option<SocketAddr> {
+    let source = port.shared.options.source;
+    let ip = if port.is_v4() { source.v4.map(IpAddr::V4) } else { source.v6.map(IpAddr::V6) };
+    ip.map(|ip| SocketAddr::new(ip, 0))
+}
+
+fn mark(port: &Port, socket: &impl std::os::fd::AsFd) {
+    if let Some(mark) = port.shared.options.mark
+        && let Err(error) = setsockopt(socket, sockopt::Mark, &mark)
+    {
+        log::debug!("a connection is not marked: {error}");
+    }
+}
+
+/// Connects, with a second attempt where the first SYN or its answer was lost.
+async fn connect(port: &Port) -> Result<(TcpStream, Duration), Unopened> {
+    let to = SocketAddr::new(port.target.addr, port.target.port);
+    for _ in 0..2 {
+        port.pay(Price::connection(port.is_v4())).await;
+        check_gate(port)?;
+        let begun = Instant::now();
+        match timeout(port.shared.options.deadlines.connect, attempt(port, to)).await {
+            Ok(Ok(stream)) => return Ok((stream, begun.elapsed())),
+            Ok(Err(error)) => return Err(Unopened::Lost(reason(&error))),
+            Err(_) => {}
+        }
+    }
+    Err(Unopened::Lost("no answer to two SYNs".into()))
+}
+
+async fn attempt(port: &Port, to: SocketAddr) -> io::Result<TcpStream> {
+    let socket = if to.is_ipv4() { TcpSocket::new_v4() } else { TcpSocket::new_v6() }?;
+    mark(port, &socket);
+    if let Some(from) = source(port) {
+        socket.bind(from)?;
+    }
+    let stream = socket.connect(to).await?;
+    // Questions are small and each is waited for.
+    stream.set_nodelay(true)?;
+    Ok(stream)
+}
+
+async fn associate(port: &Port) -> Result<UdpSocket, Unopened> {
+    check_gate(port)?;
+    let any = SocketAddr::new(if port.is_v4() { IpAddr::from([0u8; 4]) } else { IpAddr::from([0u8; 16]) }, 0);
+    let made = async {
+        let socket = UdpSocket::bind(source(port).unwrap_or(any)).await?;
+        mark(port, &socket);
+        socket.connect(SocketAddr::new(port.target.addr, port.target.port)).await?;
+        Ok(socket)
+    };
+    made.await.map_err(|error: io::Error| Unopened::Lost(reason(&error)))
+}
+
+/// An error in a few words.
+fn reason(error: &io::Error) -> String {
+    match error.kind() {
+        io::ErrorKind::ConnectionRefused => "connection refused".into(),
+        io::ErrorKind::ConnectionReset => "connection reset".into(),
+        io::ErrorKind::HostUnreachable => "host unreachable".into(),
+        io::ErrorKind::NetworkUnreachable => "network unreachable".into(),
+        _ => error.to_string(),
+    }
+}
