@@ -310,12 +310,12 @@ mod tests {
     use super::*;
 
     /// What a real server says to a hello of `version`.
-    fn answer(version: Version, offered: &'static [&'static rustls::SupportedProtocolVersion]) -> Vec<u8> {
+    fn answer(version: Version, offered: &'static rustls::SupportedProtocolVersion) -> Vec<u8> {
         let key = rcgen::KeyPair::generate().unwrap();
         let certificate = rcgen::CertificateParams::new(vec!["box.example.test".to_owned()]).unwrap().self_signed(&key).unwrap();
         let provider = Arc::new(rustls::crypto::ring::default_provider());
         let mut config = ServerConfig::builder_with_provider(provider)
-            .with_protocol_versions(offered)
+            .with_protocol_versions(&[offered])
             .unwrap()
             .with_no_client_auth()
             .with_single_cert(vec![certificate.der().clone()], PrivateKeyDer::try_from(key.serialize_der()).unwrap())
@@ -351,14 +351,14 @@ mod tests {
     fn versions_are_taken_or_not() {
         let [_, _, tls12, tls13] = Version::ALL;
         for chunk in [1, 7, 10_000] {
-            let found = told(tls12, &answer(tls12, &[&rustls::version::TLS12]), chunk).unwrap().service;
+            let found = told(tls12, &answer(tls12, &rustls::version::TLS12), chunk).unwrap().service;
             assert_eq!(found.fact("tls.version"), Some("1.2"));
             assert_eq!(found.fact("tls.names"), Some("box.example.test"));
             assert_eq!(found.fact("tls.cipher"), Some("TLS_ECDHE_ECDSA_WITH_AES_256_GCM_SHA384"));
             assert_eq!(found.fact("tls.alpn"), Some("h2"));
-            let found = told(tls13, &answer(tls13, &[&rustls::version::TLS13]), chunk).unwrap().service;
+            let found = told(tls13, &answer(tls13, &rustls::version::TLS13), chunk).unwrap().service;
             assert_eq!(found.fact("tls.version"), Some("1.3"));
-            let found = told(tls13, &answer(tls13, &[&rustls::version::TLS12]), chunk).unwrap().service;
+            let found = told(tls13, &answer(tls13, &rustls::version::TLS12), chunk).unwrap().service;
             assert!(found.tls && found.fact("tls.version").is_none(), "an alert is TLS, and says no: {found:?}");
         }
     }
@@ -396,7 +396,7 @@ mod tests {
 
         #[test]
         fn any_damage_is_harmless(at in any::<prop::sample::Index>(), byte: u8) {
-            let mut bytes = answer(Version::ALL[2], &[&rustls::version::TLS12]);
+            let mut bytes = answer(Version::ALL[2], &rustls::version::TLS12);
             let index = at.index(bytes.len());
             bytes[index] = byte;
             let mut hello = Hello::new(Version::ALL[2], [7; 32], None);
