@@ -132,6 +132,14 @@ impl TargetSpace {
         self.len / self.width
     }
 
+    /// The ranges of addresses in order, IPv4 first.
+    pub fn ranges(&self) -> impl Iterator<Item = (IpAddr, IpAddr)> + '_ {
+        self.runs.iter().map(|run| match run.v4 {
+            true => (addr::v4(run.first), addr::v4(run.last)),
+            false => (addr::v6(run.first), addr::v6(run.last)),
+        })
+    }
+
     /// How many units the exclusions took out (of those that were asked for).
     pub fn excluded(&self) -> u128 {
         self.excluded

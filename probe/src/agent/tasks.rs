@@ -108,7 +108,8 @@ impl Tasks {
                 let ports = station.ports();
                 let identity = RawIdentity { source: station.source(), base_port: ports.base(self.engines), ports, key };
                 self.engines += 1;
-                let engine = ScanEngine::new(&plan, identity).map_err(|error| error.to_string())?.on_stop(Cut::Resumable);
+                let engine = ScanEngine::new(&plan, identity).map_err(|error| error.to_string())?;
+                let engine = engine.on_link(station.local_link()).on_stop(Cut::Resumable);
                 let progress = engine.progress();
                 let weight = match spec.priority {
                     Priority::Interactive => Weight::Interactive,

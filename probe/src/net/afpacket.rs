@@ -321,6 +321,18 @@ impl Link for AfPacket {
         self.counters
     }
 
+    fn all_multicast(&mut self, wanted: bool) {
+        let name = if wanted { libc::PACKET_ADD_MEMBERSHIP } else { libc::PACKET_DROP_MEMBERSHIP };
+        // SAFETY: a plain C structure for which all-zero bytes are a valid value.
+        let mut membership: libc::packet_mreq = unsafe { zeroed() };
+        membership.mr_ifindex = self.index.cast_signed();
+        membership.mr_type = libc::PACKET_MR_ALLMULTI as libc::c_ushort;
+        // The kernel ends a membership that is left over when the socket is closed.
+        if let Err(error) = set_option(&self.receiver, libc::SOL_PACKET, name, &[membership]) {
+            log::warn!("receiving of all multicast groups on `{}` cannot be changed ({error}); hosts may stay unseen", self.name);
+        }
+    }
+
     fn waker(&self) -> Waker {
         let wake = self.wake.clone();
         Waker::new(move || {

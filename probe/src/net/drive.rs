@@ -14,8 +14,12 @@
 //! - **Not sent is not sent.** A frame that the kernel did not take is kept and tried again in order; what is given up is
 //!   reported to its engine. While the interface is down the engines' clock stands still and their packets are handed back.
 //!
-//! **Invariant:** every frame on the wire was admitted by the interface's pacer, and carries a packet whose own destination
-//! its task's gate permitted in the same turn, or is a question for a neighbour.
+//! - **Questions.** Engines may ask for neighbours themselves ([`super::engine`]). Such a question is judged by the address that it
+//!   asks for and framed for those who listen; what is answered goes to all engines and to the loop's own cache.
+//!
+//! **Invariant:** every frame on the wire was admitted by the interface's pacer, and carries a packet whose own destination (or the
+//! address that it asks for) its task's gate permitted in the same turn, or is a question of the loop for the next hop of such
+//! a packet.
 
 use core::time::Duration;
 use std::collections::VecDeque;
@@ -30,7 +34,8 @@ use super::route::{NextHop, RouteTable};
 use super::time::Instant;
 use crate::packet::arp::{self, Arp, Operation};
 use crate::packet::eth::{self, Mac};
-use crate::packet::{guard, ndp, tcp};
+use crate::packet::guard::{self, Way};
+use crate::packet::{ndp, tcp};
 
 /// Wait for room, in the kernel's queue or at whoever takes the events. No descriptor says when a queue has drained; this is
 /// 300 frames of 84 bytes at 1 Gbit/s, a third of the usual queue.
@@ -149,6 +154,9 @@ impl<L: Link, E, S: EventSink<E>> Drive<L, E, S> {
         let clipped = spec.rate.exceeds(self.pacer.limits());
         let mut pacer = Pacer::new(granted);
         pacer.idle(now);
+        if spec.engine.wants_all_multicast() {
+            self.link.all_multicast(true);
+        }
         self.tasks.push(Task {
             id,
             engine: spec.engine,
@@ -173,6 +181,9 @@ impl<L: Link, E, S: EventSink<E>> Drive<L, E, S> {
             return;
         };
         let mut task = self.tasks.remove(at);
+        if task.engine.wants_all_multicast() && !self.tasks.iter().any(|task| task.engine.wants_all_multicast()) {
+            self.link.all_multicast(false);
+        }
         task.engine.stop();
         while let Some(event) = task.engine.poll_event() {
             self.outbox.push_back(DriveEvent::Task(id, event));
@@ -263,11 +274,10 @@ impl<L: Link, E, S: EventSink<E>> Drive<L, E, S> {
                     resets += 1;
                     bytes += header + len;
                 }
-                if !learn(now, neighbours, routes, &received) {
-                    for task in tasks.iter_mut() {
-                        task.engine.on_packet(engine_now, received.payload);
-                        task.hungry = true;
-                    }
+                learn(now, neighbours, routes, &received);
+                for task in tasks.iter_mut() {
+                    task.engine.on_frame(engine_now, received.src, received.payload);
+                    task.hungry = true;
                 }
             });
             if resets > 0 {
@@ -410,11 +420,19 @@ impl<L: Link, E, S: EventSink<E>> Drive<L, E, S> {
         let len = (header + transmit.len).min(FRAME_LEN);
         // A task that was idle joins where the others are: it goes first now, and earned nothing meanwhile.
         task.served = task.served.max(served) + len as u64 * SERVICE_SCALE / task.weight.share();
-        let verdict = check(task, &slot[header..len], transmit.dst).and_then(|()| match framing {
-            Framing::Bare => Ok(()),
+        let verdict = check(task, &slot[header..len], transmit.dst).and_then(|way| match framing {
+            Framing::Bare if way == Way::Routed => Ok(()),
+            Framing::Bare => Err(NotSent::NoRoute),
             Framing::Ethernet { mac } => {
-                let dst = hardware_address(now, routes, neighbours, task.id, transmit.dst)?;
-                let kind = if transmit.dst.is_ipv4() { eth::TYPE_IPV4 } else { eth::TYPE_IPV6 };
+                let dst = match way {
+                    Way::Routed => hardware_address(now, routes, neighbours, task.id, transmit.dst)?,
+                    question => ask(now, routes, neighbours, *mac, transmit.dst, question)?,
+                };
+                let kind = match (way, transmit.dst) {
+                    (Way::Arp(..), _) => eth::TYPE_ARP,
+                    (_, IpAddr::V4(_)) => eth::TYPE_IPV4,
+                    (_, IpAddr::V6(_)) => eth::TYPE_IPV6,
+                };
                 slot[..header].copy_from_slice(&eth::header(dst, *mac, kind));
                 Ok(())
             }
@@ -609,16 +627,39 @@ impl<E> Task<E> {
     }
 }
 
-/// The last word on a packet: does it go where its engine says, and may it?
-fn check<E>(task: &Task<E>, packet: &[u8], claimed: IpAddr) -> Result<(), NotSent> {
-    match guard::destination(packet) {
-        Some(dst) if dst == claimed && task.gate.permits(dst.to_canonical()) => Ok(()),
-        Some(dst) if dst == claimed => Err(NotSent::Refused),
+/// The last word on a packet: does it go where its engine says, and may it? How it goes there, if so.
+fn check<E>(task: &Task<E>, packet: &[u8], claimed: IpAddr) -> Result<Way, NotSent> {
+    match guard::examine(packet) {
+        Some((dst, way)) if dst == claimed && task.gate.permits(dst.to_canonical()) => Ok(way),
+        Some((dst, _)) if dst == claimed => Err(NotSent::Refused),
         other => {
             log::error!("{} built a packet for {claimed} that goes to {other:?}: not sent", task.stats.name);
             Err(NotSent::Refused)
         }
     }
+}
+
+/// Where an engine's own question for the neighbour `target` goes: to those who listen for it, where it is one by the routes of this
+/// moment. Nobody may be asked in another's name.
+fn ask(now: Instant, routes: &RouteTable, neighbours: &mut NeighbourCache, own: Mac, target: IpAddr, way: Way) -> Result<Mac, NotSent> {
+    // Nobody answers for a broadcast address, but asking for it is no mistake.
+    if !matches!(routes.lookup(target), NextHop::OnLink(_) | NextHop::Group(Mac::BROADCAST)) {
+        return Err(NotSent::NoRoute);
+    }
+    let to = match way {
+        Way::Arp(sender_mac, sender) => {
+            let honest = sender.is_unspecified() || routes.interface().addresses.iter().any(|address| address.ip == IpAddr::V4(sender));
+            if sender_mac != own || !honest {
+                log::error!("an ARP request for {target} in the name of {sender} ({sender_mac}): not sent");
+                return Err(NotSent::Refused);
+            }
+            Mac::BROADCAST
+        }
+        Way::Solicitation(group) => Mac::multicast(IpAddr::V6(group)),
+        Way::Routed => return Err(NotSent::NoRoute),
+    };
+    neighbours.on_engine_asks(now, target);
+    Ok(to)
 }
 
 fn hardware_address(now: Instant, routes: &RouteTable, neighbours: &mut NeighbourCache, task: TaskId, dst: IpAddr) -> Result<Mac, NotSent> {
@@ -634,8 +675,8 @@ fn hardware_address(now: Instant, routes: &RouteTable, neighbours: &mut Neighbou
     }
 }
 
-/// Takes what answers our questions; returns whether it was a neighbour's message (engines see those of IPv6 too).
-fn learn(now: Instant, neighbours: &mut NeighbourCache, routes: &RouteTable, received: &Received<'_>) -> bool {
+/// Takes what answers our questions, and those of engines.
+fn learn(now: Instant, neighbours: &mut NeighbourCache, routes: &RouteTable, received: &Received<'_>) {
     match received.ethertype {
         eth::TYPE_ARP => {
             if let Some(message) = Arp::parse(received.payload) {
@@ -646,7 +687,6 @@ fn learn(now: Instant, neighbours: &mut NeighbourCache, routes: &RouteTable, rec
                     neighbours.on_announcement(IpAddr::V4(message.sender), message.sender_mac);
                 }
             }
-            true
         }
         eth::TYPE_IPV6 => {
             if let Some(message) = ndp::Neighbour::parse(received.payload)
@@ -659,9 +699,8 @@ fn learn(now: Instant, neighbours: &mut NeighbourCache, routes: &RouteTable, rec
                     neighbours.on_announcement(IpAddr::V6(message.target), mac);
                 }
             }
-            false
         }
-        _ => false,
+        _ => {}
     }
 }
 

@@ -170,6 +170,12 @@ pub trait Link {
     /// Counters so far.
     fn counters(&mut self) -> LinkCounters;
 
+    /// Whether packets to all multicast groups are to be received, or only those that this machine has joined. What cannot be had is
+    /// logged: then less is seen.
+    fn all_multicast(&mut self, wanted: bool) {
+        let _ = wanted;
+    }
+
     /// Wakes [`Self::wait`].
     fn waker(&self) -> Waker;
 }

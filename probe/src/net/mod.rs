@@ -11,6 +11,7 @@ pub mod neighbour;
 pub mod netlink;
 pub mod onlink;
 pub mod pacer;
+pub mod proxy;
 pub mod route;
 pub mod sim;
 pub mod time;

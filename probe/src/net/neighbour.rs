@@ -4,17 +4,19 @@
 //! It must not know sockets, frames or clocks.
 //!
 //! - A question is asked three times, waiting 300 ms, 600 ms and 1 s; then the neighbour has failed for five seconds.
-//! - An answer is believed only while a question is open. An address that changes unasked (a gateway that failed over)
-//!   makes us ask again at once, and go on using the old address until it is answered.
+//! - An answer is believed only while a question is open, ours or an engine's. A neighbour that says unasked that it has another
+//!   hardware address (a gateway that failed over) is asked again as soon as it is used, and the old one serves until it has answered.
 //! - An answer is good for 30 s; when the neighbour is used after that, it is asked again while it is still used.
 //! - The size is bounded: with many neighbours the least recently confirmed are forgotten, and asked again when needed.
 //!
+//! Invariant: a question is opened only by [`NeighbourCache::resolve`], which the loop calls for packets that policy permits; nothing
+//! that arrives makes us send.
 //! Invariant: [`Resolution::Known`] is only ever said of an address that answered a question of ours, or that the kernel
 //! vouches for.
 
 use core::cmp::Reverse;
 use core::time::Duration;
-use std::collections::{BinaryHeap, HashMap, VecDeque};
+use std::collections::{BinaryHeap, HashMap, HashSet, VecDeque};
 use std::net::IpAddr;
 
 use super::time::Instant;
@@ -26,6 +28,11 @@ const WAITS: [Duration; 3] = [Duration::from_millis(300), Duration::from_millis(
 const FRESH: Duration = Duration::from_secs(30);
 /// How long nobody asks again for a neighbour that did not answer.
 const FAILED_FOR: Duration = Duration::from_secs(5);
+
+/// How many questions of engines are remembered at least, and for how long at least where there are fewer. Who answers later is not
+/// kept, and asked again when needed.
+const ENGINE_QUESTIONS: usize = 4_096;
+const ENGINE_QUESTIONS_FOR: Duration = Duration::from_secs(2);
 
 /// What is known of a next hop.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -92,12 +99,36 @@ pub struct NeighbourCache {
     timers: BinaryHeap<Reverse<(Instant, IpAddr, u32)>>,
     /// Grows with every answer, failure and question sent: something changed for those who wait.
     progress: u64,
+    /// What engines asked for of late, and before that; each question is answered once.
+    engine_asked: [HashSet<IpAddr>; 2],
+    /// Since when the first of them is being filled.
+    engine_since: Instant,
 }
 
 impl NeighbourCache {
     /// An empty cache.
     pub fn new(limits: NeighbourLimits) -> Self {
-        Self { limits, entries: HashMap::new(), asking: 0, due: VecDeque::new(), timers: BinaryHeap::new(), progress: 0 }
+        Self {
+            limits,
+            entries: HashMap::new(),
+            asking: 0,
+            due: VecDeque::new(),
+            timers: BinaryHeap::new(),
+            progress: 0,
+            engine_asked: [HashSet::new(), HashSet::new()],
+            engine_since: Instant::ZERO,
+        }
+    }
+
+    /// An engine asks for `ip` by itself: the answer may be believed.
+    pub fn on_engine_asks(&mut self, now: Instant, ip: IpAddr) {
+        let [recent, before] = &mut self.engine_asked;
+        if recent.len() >= ENGINE_QUESTIONS || now.saturating_since(self.engine_since) >= ENGINE_QUESTIONS_FOR {
+            core::mem::swap(recent, before);
+            recent.clear();
+            self.engine_since = now;
+        }
+        recent.insert(ip);
     }
 
     /// The hardware address of `ip`, or what is being done to find it. `asker` is remembered with the question.
@@ -108,7 +139,7 @@ impl NeighbourCache {
         let age = now.saturating_since(entry.since);
         match (entry.mac, entry.asked) {
             (Some(mac), asked) => {
-                if asked.is_none() && age >= FRESH {
+                if asked.is_none() && (age >= FRESH || entry.doubt) {
                     self.ask(ip, asker);
                 }
                 Resolution::Known(mac)
@@ -200,12 +231,17 @@ impl NeighbourCache {
 
     /// `ip` says that it has `mac`. Returns whether it was believed.
     pub fn on_answer(&mut self, now: Instant, ip: IpAddr, mac: Mac) -> bool {
-        let Some(entry) = self.entries.get_mut(&ip) else {
-            return false;
-        };
         if !mac.is_unicast() {
             return false;
         }
+        // Both are looked at: each question is answered once.
+        if self.engine_asked.iter_mut().fold(false, |asked, set| set.remove(&ip) || asked) {
+            self.on_hint(now, ip, mac, true);
+            return true;
+        }
+        let Some(entry) = self.entries.get_mut(&ip) else {
+            return false;
+        };
         // Asked at least once: a question that still waits in the queue has nothing to answer.
         if entry.asked.is_some_and(|asked| asked > 0) {
             if let Some(old) = entry.mac.filter(|old| *old != mac) {
@@ -219,15 +255,14 @@ impl NeighbourCache {
         false
     }
 
-    /// `ip` says unasked that it has `mac`. It is not believed, but where we knew another address everybody is asked at once.
+    /// `ip` says unasked that it has `mac`. It is not believed, but where we knew another address everybody is asked when it is used
+    /// next, by whoever may send there.
     pub fn on_announcement(&mut self, ip: IpAddr, mac: Mac) {
         if let Some(entry) = self.entries.get_mut(&ip)
             && entry.mac.is_some_and(|old| old != mac)
             && entry.asked.is_none()
         {
             entry.doubt = true;
-            let asker = entry.asker;
-            self.ask(ip, asker);
         }
     }
 
@@ -381,6 +416,41 @@ mod tests {
         assert_eq!(cache.resolve(at(103), ip(1), 7), Resolution::Known(B));
         cache.on_announcement(ip(1), B);
         assert!(!cache.has_question(), "nothing new");
+    }
+
+    #[test]
+    fn an_announcement_alone_makes_nobody_send() {
+        let mut cache = NeighbourCache::new(NeighbourLimits::default());
+        cache.on_hint(at(0), ip(1), A, true);
+        cache.on_announcement(ip(1), B);
+        assert!(!cache.has_question(), "nobody who may send there has asked");
+        assert_eq!(cache.resolve(at(1), ip(1), 9), Resolution::Known(A));
+        assert_eq!(cache.next_question(at(1)), Some(Question { ip: ip(1), known: None, asker: 9 }), "everybody is asked");
+        assert!(cache.on_answer(at(2), ip(1), A));
+        assert_eq!(cache.resolve(at(3), ip(1), 9), Resolution::Known(A));
+        assert!(!cache.has_question(), "the doubt is settled");
+    }
+
+    #[test]
+    fn what_an_engine_asked_for_is_known_afterwards() {
+        let mut cache = NeighbourCache::new(NeighbourLimits::default());
+        cache.on_engine_asks(at(0), ip(1));
+        assert!(cache.is_empty(), "silent neighbours take no room");
+        assert!(cache.on_answer(at(1), ip(1), A));
+        assert!(!cache.on_answer(at(1), ip(2), A), "nobody asked for that one");
+        assert_eq!(cache.resolve(at(2), ip(1), 7), Resolution::Known(A));
+        assert!(!cache.has_question());
+        assert!(!cache.on_answer(at(3), ip(1), B), "a second answer is believed as little as any");
+        for n in 0..3 * ENGINE_QUESTIONS as u32 {
+            cache.on_engine_asks(at(10), std::net::Ipv4Addr::from_bits(0xc612_0000 + n).into());
+            assert!(cache.engine_asked.iter().all(|set| set.len() <= ENGINE_QUESTIONS), "bounded");
+        }
+        assert!(!cache.on_answer(at(11), IpAddr::from([198, 18, 0, 0]), A), "too many were asked since");
+        cache.on_engine_asks(at(5_000), ip(7));
+        cache.on_engine_asks(at(8_000), ip(8));
+        cache.on_engine_asks(at(11_000), ip(9));
+        assert!(!cache.on_answer(at(11_000), ip(7), A), "asked too long ago");
+        assert!(cache.on_answer(at(11_000), ip(8), A));
     }
 
     #[test]

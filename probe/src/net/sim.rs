@@ -40,10 +40,14 @@ pub struct HostRule {
     pub present: u16,
     /// Whether they answer ARP and neighbour solicitations.
     pub resolves: bool,
+    /// The hardware address that they all answer with; `None`: each has its own.
+    pub mac: Option<Mac>,
     /// Whether they answer echo requests.
     pub echo: bool,
     /// Time to the answer.
     pub rtt: Duration,
+    /// Time to the answer to a question for a neighbour: a link answers sooner than a host.
+    pub resolve_time: Duration,
     /// At most this is added to the time, so that answers overtake each other.
     pub jitter: Duration,
     /// How many of a thousand packets are lost, in each direction.
@@ -65,8 +69,10 @@ impl HostRule {
             network: (network, prefix),
             present: 1_000,
             resolves: true,
+            mac: None,
             echo: true,
             rtt: Duration::from_millis(1),
+            resolve_time: Duration::from_micros(200),
             jitter: Duration::ZERO,
             loss: 0,
             duplicates: 0,
@@ -148,7 +154,8 @@ impl Scenario {
             IpAddr::V6(ip) => u128::from(ip) as u64,
         })
         .to_be_bytes();
-        answers.then_some(Mac([0x06, a, b, c, d, e]))
+        let own = Mac([0x06, a, b, c, d, e]);
+        answers.then(|| self.host(ip).and_then(|rule| rule.mac).unwrap_or(own))
     }
 
     /// The routes that a kernel would have here.
@@ -270,6 +277,20 @@ impl SimLink {
         }
     }
 
+    /// Sends a neighbour's answer after the time that its rule says, unless it is lost, and perhaps twice; a router's comes for sure.
+    fn answer_question(&mut self, at: Instant, ip: IpAddr, frame: Vec<u8>) {
+        let Some(rule) = self.scenario.host(ip).cloned() else {
+            return self.inject(at + Duration::from_micros(200), frame);
+        };
+        if self.chance(rule.loss) || self.chance(rule.loss) {
+            return;
+        }
+        if self.chance(rule.duplicates) {
+            self.inject(at + rule.resolve_time + rule.resolve_time, frame.clone());
+        }
+        self.inject(at + rule.resolve_time, frame);
+    }
+
     fn answer_arp(&mut self, at: Instant, payload: &[u8]) {
         let Some(request) = Arp::parse(payload) else {
             return;
@@ -283,7 +304,7 @@ impl SimLink {
                 target: request.sender,
             };
             let frame = [&eth::header(OWN_MAC, mac, eth::TYPE_ARP)[..], &reply.emit()[..]].concat();
-            self.inject(at + Duration::from_micros(200), frame);
+            self.answer_question(at, IpAddr::V4(request.target), frame);
         }
     }
 
@@ -293,7 +314,7 @@ impl SimLink {
         {
             let advert = ndp::advertise(message.target, mac, message.src);
             let frame = [&eth::header(OWN_MAC, mac, eth::TYPE_IPV6)[..], &advert[..]].concat();
-            self.inject(at + Duration::from_micros(200), frame);
+            self.answer_question(at, IpAddr::V6(message.target), frame);
         }
     }
 

@@ -8,7 +8,9 @@ use super::eth::{self, Mac};
 
 /// Length of the packet for Ethernet and IPv4.
 pub const LEN: usize = 28;
-const HARDWARE_ETHERNET: u16 = 1;
+/// How every packet starts: hardware type Ethernet. An IP packet has its version there, and never these.
+pub const FIRST_BYTES: [u8; 2] = [0, 1];
+const HARDWARE_ETHERNET: u16 = u16::from_be_bytes(FIRST_BYTES);
 const REQUEST: u16 = 1;
 const REPLY: u16 = 2;
 

@@ -1,9 +1,16 @@
 //! The last look at a packet before it leaves: where does it really go?
 //!
-//! Invariant: an address is only ever returned for a packet that ends at that address: its lengths are consistent and it
-//! carries no source route that would send it on.
+//! A question for a neighbour goes to everybody on the link, but it is about one address: that of an ARP request, and of a
+//! neighbour solicitation to the group that its target listens in. That address is what policy is asked about.
+//!
+//! Invariant: an address is only ever returned for a packet that ends at that address, or asks for it: its lengths are consistent
+//! and it carries no source route that would send it on.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+
+use super::arp::{self, Arp, Operation};
+use super::eth::Mac;
+use super::ndp;
 
 const OPTION_END: u8 = 0;
 const OPTION_NOP: u8 = 1;
@@ -13,14 +20,45 @@ const HOP_BY_HOP: u8 = 0;
 const ROUTING: u8 = 43;
 const DESTINATION_OPTIONS: u8 = 60;
 
-/// The destination of an IP packet that is about to leave; `None` where the packet is malformed or source-routed
-/// (RFC 791, section 3.1; RFC 8200, section 4.4).
+/// How a packet reaches its destination.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Way {
+    /// By its route.
+    Routed,
+    /// An ARP request, to everybody on the link, from this hardware address and this address.
+    Arp(Mac, Ipv4Addr),
+    /// A neighbour solicitation to this group.
+    Solicitation(Ipv6Addr),
+}
+
+/// The destination of a packet that is about to leave, see [`examine`].
 pub fn destination(packet: &[u8]) -> Option<IpAddr> {
+    examine(packet).map(|(dst, _)| dst)
+}
+
+/// The destination of a packet that is about to leave, and the way there; `None` where the packet is malformed or source-routed
+/// (RFC 791, section 3.1; RFC 8200, section 4.4), or is an ARP packet other than a request.
+pub fn examine(packet: &[u8]) -> Option<(IpAddr, Way)> {
     match packet.first()? >> 4 {
-        4 => destination_v4(packet).map(IpAddr::V4),
-        6 => destination_v6(packet).map(IpAddr::V6),
+        4 => destination_v4(packet).map(|dst| (dst.into(), Way::Routed)),
+        6 => destination_v6(packet).and_then(|dst| solicited(packet, dst)),
+        0 => {
+            let request = Arp::parse(packet).filter(|arp| arp.operation == Operation::Request && packet.len() == arp::LEN)?;
+            Some((request.target.into(), Way::Arp(request.sender_mac, request.sender)))
+        }
         _ => None,
     }
+}
+
+/// The address that a packet to `dst` is about. To a solicited-node group (RFC 4291, section 2.7.1) nothing goes but the
+/// solicitation of an address that listens there.
+fn solicited(packet: &[u8], dst: Ipv6Addr) -> Option<(IpAddr, Way)> {
+    let [.., a, b, c] = dst.octets();
+    if dst != ndp::solicited_node(Ipv6Addr::from_bits(u128::from(u32::from_be_bytes([0, a, b, c])))) {
+        return Some((dst.into(), Way::Routed));
+    }
+    let asked = ndp::Neighbour::parse(packet).filter(|message| !message.advert && ndp::solicited_node(message.target) == dst)?;
+    Some((asked.target.into(), Way::Solicitation(dst)))
 }
 
 fn destination_v4(packet: &[u8]) -> Option<Ipv4Addr> {
@@ -86,6 +124,29 @@ mod tests {
         assert_eq!(destination(&v4(&[1, 1, 68, 4, 0, 0, 0, 0])), "192.0.2.1".parse().ok());
         assert_eq!(destination(&v6(58, &[])), "::1".parse().ok());
         assert_eq!(destination(&v6(0, &[58, 0, 0, 0, 0, 0, 0, 0])), "::1".parse().ok());
+    }
+
+    #[test]
+    fn questions_are_about_the_address_asked_for() {
+        let mac = Mac([2, 0, 0, 0, 0, 1]);
+        let [sender, target] = [1, 9].map(|n| Ipv4Addr::new(192, 0, 2, n));
+        let request = Arp { operation: Operation::Request, sender_mac: mac, sender, target_mac: Mac::default(), target };
+        assert_eq!(examine(&request.emit()), Some((target.into(), Way::Arp(mac, sender))));
+        let reply = Arp { operation: Operation::Reply, ..request };
+        assert_eq!(examine(&reply.emit()), None, "engines answer for nobody");
+        assert_eq!(examine(&[&request.emit()[..], &[0]].concat()), None, "more than a request");
+
+        let [src, target] = ["2001:db8::1", "2001:db8::12:3456"].map(|text| text.parse::<Ipv6Addr>().unwrap());
+        let group = ndp::solicited_node(target);
+        assert_eq!(examine(&ndp::solicit(src, mac, target, group)), Some((target.into(), Way::Solicitation(group))));
+        assert_eq!(examine(&ndp::solicit(src, mac, target, target)), Some((target.into(), Way::Routed)));
+        let other: Ipv6Addr = "ff02::1:ff00:1".parse().unwrap();
+        assert_eq!(examine(&ndp::solicit(src, mac, target, other)), None, "the target does not listen there");
+        let all: Ipv6Addr = "ff02::1".parse().unwrap();
+        assert_eq!(examine(&ndp::solicit(src, mac, target, all)), Some((all.into(), Way::Routed)), "to all is to all");
+        let mut other = v6(58, &[128, 0, 0, 0, 0, 0, 0, 0]);
+        other[24..40].copy_from_slice(&group.octets());
+        assert_eq!(examine(&other), None, "no solicitation");
     }
 
     #[test]

@@ -71,6 +71,8 @@ pub struct Neighbour {
     pub advert: bool,
     /// Source address of the packet.
     pub src: Ipv6Addr,
+    /// Destination address of the packet.
+    pub dst: Ipv6Addr,
     /// The address that it is about.
     pub target: Ipv6Addr,
     /// Hardware address of the sender (solicitation) or of the target (advertisement), where the option is there.
@@ -81,7 +83,8 @@ pub struct Neighbour {
 
 impl Neighbour {
     /// Reads a neighbour message from an IPv6 packet; `None` for everything else, and for what fails a check: hop limit
-    /// not 255 (it came from another link), wrong checksum, a code, a multicast target, an option of length zero.
+    /// not 255 (it came from another link), wrong checksum, a code, a multicast target, an option of length zero, an answer to a
+    /// group that claims to be solicited.
     pub fn parse(packet: &[u8]) -> Option<Self> {
         let (header, rest) = packet.split_first_chunk::<IPV6_HEADER>()?;
         let body = rest.get(..usize::from(u16::from_be_bytes([header[4], header[5]])))?;
@@ -101,6 +104,10 @@ impl Neighbour {
             return None;
         }
         let advert = kind == TYPE_ADVERT;
+        let solicited = advert && message[4] & 0x40 != 0;
+        if solicited && dst.is_multicast() {
+            return None;
+        }
         let wanted = if advert { OPTION_TARGET_MAC } else { OPTION_SOURCE_MAC };
         let mut mac = None;
         while let [option, units, ..] = *options {
@@ -111,7 +118,7 @@ impl Neighbour {
             }
             options = options.get(len..)?;
         }
-        Some(Self { advert, src, target, mac, solicited: advert && message[4] & 0x40 != 0 })
+        Some(Self { advert, src, dst, target, mac, solicited })
     }
 }
 
@@ -140,7 +147,7 @@ mod tests {
         let whole = icmpv6::Icmpv6Packet::new(ip.payload()).unwrap();
         assert_eq!(whole.get_checksum(), icmpv6::checksum(&whole, &src, &group));
         let ours = Neighbour::parse(&bytes).unwrap();
-        assert_eq!(ours, Neighbour { advert: false, src, target, mac: Some(MAC), solicited: false });
+        assert_eq!(ours, Neighbour { advert: false, src, dst: group, target, mac: Some(MAC), solicited: false });
     }
 
     #[test]

@@ -239,6 +239,8 @@ pub(super) struct Chunk {
     packets: u64,
     bytes: u64,
     duplicates: u64,
+    /// Positions on the link for which a proxy answers: asked by IP packets.
+    by_ip: Bits,
 }
 
 impl Chunk {
@@ -264,6 +266,7 @@ impl Chunk {
             packets: 0,
             bytes: 0,
             duplicates: 0,
+            by_ip: Bits::default(),
         }
     }
 
@@ -274,7 +277,7 @@ impl Chunk {
             level.waiting.reset();
             level.cursor = 0;
         }
-        let sets = [&mut self.answered, &mut self.hearsay, &mut self.weak, &mut self.refused].into_iter();
+        let sets = [&mut self.answered, &mut self.hearsay, &mut self.weak, &mut self.refused, &mut self.by_ip].into_iter();
         sets.chain(&mut self.unreached).for_each(Bits::reset);
         // A chunk in which everything answered is the exception: its memory is not kept.
         (self.found, self.states) = (Vec::new(), Vec::new());
@@ -543,6 +546,42 @@ impl Chunk {
         });
         // One answer and a few replacements for each of 65,536 positions.
         place as u32
+    }
+
+    /// The attempt that an answer which names none is taken to answer, and how long ago the first one was: `None` if there was none.
+    pub(super) fn asked(&self, now: Instant, offset: u32) -> Option<(u8, Duration)> {
+        let (last, _) = self.last_sent(self.attempts, offset)?;
+        let first = (0..=last).find_map(|attempt| self.sent_at(attempt, offset))?;
+        Some((last, now.saturating_since(first)))
+    }
+
+    /// Whether a position was answered.
+    pub(super) fn is_answered(&self, offset: u32) -> bool {
+        self.answered.get(offset)
+    }
+
+    /// Whether a position is asked by IP packets though it is on the link.
+    pub(super) fn is_by_ip(&self, offset: u32) -> bool {
+        self.by_ip.get(offset)
+    }
+
+    /// A position begins anew, with IP packets: what was answered on the link says nothing. Whether it was answered.
+    pub(super) fn ask_by_ip(&mut self, now: Instant, offset: u32) -> bool {
+        let answered = self.answered.clear(offset);
+        if answered {
+            self.hearsay.clear(offset);
+            self.weak.clear(offset);
+            self.found.retain(|found| found.offset != offset);
+        }
+        for level in &mut self.levels {
+            level.waiting.clear(offset);
+        }
+        for time in self.sent.iter_mut().filter_map(|times| times.get_mut(offset as usize)) {
+            *time = NEVER;
+        }
+        self.by_ip.set(offset);
+        self.pending.push(now, offset, 0);
+        answered
     }
 
     /// The first position whose fate is not decided.

@@ -1,15 +1,21 @@
 //! The raw-packet scan as an [`Engine`]: the schedule's probes as packets, packets as answers.
 
-use picket_wire::space::TargetSpace;
+use std::collections::VecDeque;
 use std::sync::Arc;
 
+use picket_wire::job::Technique;
+use picket_wire::space::{Target, TargetSpace};
+
 use super::kinds::Kind;
+use super::onlink::OnLink;
 use super::report::{Event, Progress, Stats};
 use super::schedule::{Probe, Schedule};
 pub use super::spec::Cut;
-use super::spec::{RawIdentity, ScanPlan, SpecError};
+use super::spec::{RawIdentity, ScanPlan, SpecError, Timing};
 use crate::net::engine::{Engine, NotSent, Transmit};
+use crate::net::onlink::LocalLink;
 use crate::net::time::Instant;
+use crate::packet::eth::Mac;
 
 /// A token is the attempt above the position, which has 60 bits ([`picket_wire::space::MAX_LEN`]).
 const ATTEMPT_SHIFT: u32 = 60;
@@ -21,6 +27,13 @@ pub struct ScanEngine {
     schedule: Schedule,
     space: Arc<TargetSpace>,
     kind: Kind,
+    technique: Technique,
+    link: Option<OnLink>,
+    /// Attempts that ask in different ways, where IP packets are sent.
+    round: u8,
+    timing: Timing,
+    /// What is told before the schedule's next event.
+    told: VecDeque<Event>,
     progress: Arc<Progress>,
     on_stop: Cut,
 }
@@ -34,11 +47,37 @@ impl ScanEngine {
         if identity.source.v4.is_none() && identity.source.v6.is_none() {
             return Err(SpecError::NoSource);
         }
-        let kind = Kind::new(plan.technique, identity, plan.attempts).ok_or(SpecError::NotRaw(plan.technique))?;
+        // Behind a proxy there is no asking but by IP.
+        let by_ip = if plan.technique == Technique::Neighbour { Technique::Echo } else { plan.technique };
+        let kind = Kind::new(by_ip, identity, plan.attempts).ok_or(SpecError::NotRaw(plan.technique))?;
         let progress = Arc::new(Progress::default());
         let schedule = Schedule::new(plan);
         progress.publish(schedule.next(), &schedule.stats());
-        Ok(Self { schedule, space: Arc::clone(&plan.space), kind, progress, on_stop: Cut::Final })
+        Ok(Self {
+            schedule,
+            space: Arc::clone(&plan.space),
+            kind,
+            technique: plan.technique,
+            link: None,
+            round: plan.round(),
+            timing: plan.timing,
+            told: VecDeque::new(),
+            progress,
+            on_stop: Cut::Final,
+        })
+    }
+
+    /// Targets on this link are asked by ARP and neighbour solicitation, where the technique allows that. Without a link
+    /// [`Technique::Neighbour`] reaches nothing.
+    #[must_use]
+    pub fn on_link(mut self, link: Option<LocalLink>) -> Self {
+        let wanted = matches!(self.technique, Technique::Neighbour | Technique::Discover);
+        let Some(link) = link.filter(|_| wanted) else { return self };
+        if self.timing == Timing::default() && self.space.ranges().all(|(first, last)| link.holds(first, last)) {
+            self.schedule.all_on_link();
+        }
+        self.link = Some(OnLink::new(Arc::new(link)));
+        self
     }
 
     /// Ends the scan now; its last reports and [`Event::Done`] follow at once, and nothing more is sent.
@@ -70,7 +109,13 @@ impl ScanEngine {
 
     fn write(&self, probe: Probe, buf: &mut [u8]) -> Option<Transmit> {
         let target = self.space.target(probe.position)?;
-        let len = self.kind.patch(target, probe.attempt, buf)?;
+        let by_ip = self.link.is_some() && self.schedule.is_by_ip(probe.position);
+        let link = self.link.as_ref().filter(|_| !by_ip);
+        let len = match link.and_then(|link| link.neighbour().patch(target.addr, buf)) {
+            Some(len) => len,
+            None if self.technique == Technique::Neighbour && !by_ip => return None,
+            None => self.kind.patch(target, probe.attempt, buf)?,
+        };
         Some(Transmit { dst: target.addr, token: u64::from(probe.attempt) << ATTEMPT_SHIFT | probe.position, len })
     }
 }
@@ -104,6 +149,22 @@ impl Engine for ScanEngine {
         }
     }
 
+    fn on_frame(&mut self, now: Instant, from: Option<Mac>, packet: &[u8]) {
+        if let Some(link) = &mut self.link
+            && let Some(answered) = link.neighbour().accept(from, packet)
+        {
+            let target = Target { addr: answered.addr, port: None };
+            if let Some(position) = self.space.position(target)
+                && link.on_answer(now, position, answered, &mut self.schedule, &mut self.told)
+            {
+                // Who answers now may be far behind the proxy.
+                self.schedule.not_all_on_link(self.timing, self.round);
+            }
+        } else {
+            self.on_packet(now, packet);
+        }
+    }
+
     fn poll_timeout(&self) -> Option<(Instant, &'static str)> {
         self.schedule.poll_timeout()
     }
@@ -114,7 +175,14 @@ impl Engine for ScanEngine {
 
     fn poll_event(&mut self) -> Option<Event> {
         self.progress.publish(self.schedule.next(), &self.schedule.stats());
-        self.schedule.poll_event()
+        if self.told.is_empty() {
+            let event = self.schedule.poll_event()?;
+            if let Some(link) = &mut self.link {
+                link.before(&event, &mut self.told);
+            }
+            self.told.push_back(event);
+        }
+        self.told.pop_front()
     }
 
     fn stop(&mut self) {

@@ -13,7 +13,7 @@ use picket_wire::result::State;
 use super::chunk::{Chunk, Taken};
 use super::report::{Done, Event, LateReport, Stats};
 use super::rto::Rto;
-use super::spec::{ChunkLimits, Cut, ScanPlan};
+use super::spec::{ChunkLimits, Cut, ScanPlan, Timing};
 use crate::net::engine::NotSent;
 use crate::net::time::Instant;
 
@@ -30,6 +30,15 @@ const RETIRED_COST: u64 = 128;
 pub(super) struct Probe {
     pub(super) position: u64,
     pub(super) attempt: u8,
+}
+
+/// What an answer would be.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Heeded {
+    /// One that goes into the report of its chunk.
+    Open,
+    /// A late one.
+    Late,
 }
 
 #[derive(Debug)]
@@ -65,6 +74,9 @@ pub(super) struct Schedule {
     /// Those among them whose round trip is not known.
     blind: u64,
     over: bool,
+    /// Whether answers teach how long to wait, now, and whether those do that name no attempt.
+    learning: bool,
+    unmarked_teach: bool,
 }
 
 impl Schedule {
@@ -93,6 +105,8 @@ impl Schedule {
             late: 0,
             blind: 0,
             over: false,
+            learning: true,
+            unmarked_teach: false,
         }
     }
 
@@ -267,7 +281,7 @@ impl Schedule {
     }
 
     fn learn(&mut self, rtt: Option<Duration>) {
-        if rtt.is_some_and(|rtt| self.rto.sample(rtt)) {
+        if self.learning && rtt.is_some_and(|rtt| self.rto.sample(rtt)) {
             self.look_again();
         }
     }
@@ -291,6 +305,63 @@ impl Schedule {
             Some(Taken::New(None)) | None => {
                 (self.stats.late, self.late, self.blind) = (self.stats.late + 1, self.late + 1, self.blind + 1);
             }
+        }
+    }
+
+    /// The chunk that a position belongs to, its offset there, and whether the chunk is open or reported and still listened for.
+    fn known_chunk(&self, position: u64) -> Option<(&Chunk, u32, Heeded)> {
+        let open = self.chunks.partition_point(|chunk| chunk.from() <= position).checked_sub(1);
+        let retired = self.retired.partition_point(|(_, chunk)| chunk.from() <= position).checked_sub(1);
+        let open = open.and_then(|index| self.chunks.get(index)).map(|chunk| (chunk, Heeded::Open));
+        let (chunk, how) = open.or_else(|| Some((&self.retired.get(retired?)?.1, Heeded::Late)))?;
+        let offset = u32::try_from(position - chunk.from()).ok().filter(|offset| *offset < chunk.len())?;
+        Some((chunk, offset, how))
+    }
+
+    /// What the first answer for a position is now: `None` where it was not asked, or has answered.
+    pub(super) fn heeds(&self, now: Instant, position: u64) -> Option<Heeded> {
+        let (chunk, offset, how) = self.known_chunk(position)?;
+        (!chunk.is_answered(offset) && chunk.asked(now, offset).is_some()).then_some(how)
+    }
+
+    /// An answer came that does not name the attempt that it answers.
+    pub(super) fn answer_unmarked(&mut self, now: Instant, position: u64, state: State) {
+        let asked = self.known_chunk(position).and_then(|(chunk, offset, _)| chunk.asked(now, offset));
+        let (attempt, since_first) = asked.unwrap_or((0, Duration::ZERO));
+        self.learning = self.unmarked_teach;
+        if attempt > 0 && self.heeds(now, position).is_some() {
+            self.learn(Some(since_first));
+        }
+        self.answer(now, Probe { position, attempt }, state, 0);
+        self.learning = true;
+    }
+
+    /// Whether a position on the link is asked by IP packets.
+    pub(super) fn is_by_ip(&self, position: u64) -> bool {
+        self.known_chunk(position).is_some_and(|(chunk, offset, _)| chunk.is_by_ip(offset))
+    }
+
+    /// From here on a position is asked by IP packets, and what was answered on the link is forgotten. `false` where it has been
+    /// reported already.
+    pub(super) fn ask_by_ip(&mut self, now: Instant, position: u64) -> bool {
+        let Some((chunk, offset)) = self.chunk_of(position) else { return false };
+        let answered = chunk.ask_by_ip(now, offset);
+        self.stats.answers = self.stats.answers.saturating_sub(answered.into());
+        self.look_again();
+        true
+    }
+
+    /// All targets are on the link: what is asked there teaches how long to wait.
+    pub(super) fn all_on_link(&mut self) {
+        self.rto = Rto::new(Timing::ON_LINK, self.attempts);
+        self.unmarked_teach = true;
+    }
+
+    /// Some targets are further away: only they teach how long to wait for them, and what was learnt on the link is forgotten.
+    pub(super) fn not_all_on_link(&mut self, timing: Timing, round: u8) {
+        if core::mem::replace(&mut self.unmarked_teach, false) {
+            self.rto = Rto::new(timing, self.attempts).with_round(round);
+            self.look_again();
         }
     }
 

@@ -124,6 +124,21 @@ impl Default for Timing {
     }
 }
 
+impl Timing {
+    /// For targets that are all on the probe's own link and asked by ARP or neighbour solicitation.
+    ///
+    /// Over a wire such an answer comes from the other's kernel in less than a millisecond, so that asking again soon is no haste. Two
+    /// things take longer: a station that sleeps hears a broadcast only with the next beacon that announces it, every 100 ms in most
+    /// wireless networks and every 200 or 300 ms in some; and a box of small means may be busy. So a target is given up no sooner
+    /// than others are, and the first sleeper that answers later than it should makes the wait longer for all.
+    pub const ON_LINK: Timing = Timing {
+        floor: Duration::from_millis(100),
+        quick: Duration::from_millis(20),
+        initial: Duration::from_millis(150),
+        ceiling: Duration::from_secs(1),
+    };
+}
+
 /// Bounds of what is open at a time.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct ChunkLimits {

@@ -296,7 +296,7 @@ fn begin_raw(
     let plan = ScanPlan::new(Arc::clone(&work.space), 0, work.space.len(), options)?;
     let ports = station.ports();
     let identity = RawIdentity { source: station.source(), base_port: ports.base(0), ports, key: random()? };
-    let engine = ScanEngine::new(&plan, identity)?.on_stop(Cut::Final);
+    let engine = ScanEngine::new(&plan, identity)?.on_link(station.local_link()).on_stop(Cut::Final);
     let progress = engine.progress();
     let task = TaskSpec {
         name: "scan".to_owned(),

@@ -15,6 +15,12 @@ use crate::net::pacer::Limits;
 pub struct TaskId(pub(super) u64);
 
 impl TaskId {
+    /// A task of a simulation, where nobody else gives names.
+    #[cfg(test)]
+    pub(crate) const fn for_tests(number: u64) -> Self {
+        Self(number)
+    }
+
     /// The number, for logs.
     pub const fn get(self) -> u64 {
         self.0

@@ -3,6 +3,7 @@
 //! To add one: a file with a [`ProbeKind`], a line in [`Kind`], a scenario in the tests.
 
 mod echo;
+pub(super) mod neighbour;
 mod syn;
 
 use core::hash::Hasher;
