@@ -32,8 +32,8 @@ use crate::secret;
 use crate::store::sqlite::SqliteStore;
 use crate::store::{ApiToken, CertificateRecord, EnrolToken, ProbeRecord, Standing, Store, StoreError, UserRecord};
 use crate::view::{
-    DashboardUser, DashboardUserMade, FleetSummary, Health, JobRequest, JobState, JobView, Page, ProbeInvited, ProbeRequest, ProbeView,
-    RebuildCounts, ResultRow, Scope, Submitted, TokenMade, TokenView,
+    DashboardUser, DashboardUserMade, FleetSummary, Health, HostRow, JobRequest, JobState, JobView, Page, ProbeInvited, ProbeRequest,
+    ProbeView, RebuildCounts, ResultRow, Scope, Submitted, TokenMade, TokenView,
 };
 
 /// What the service is told once, at its start.
@@ -154,8 +154,25 @@ pub struct ResultQuery {
     pub net: Option<IpNet>,
     /// Only these ports.
     pub ports: Option<PortSet>,
-    /// Only in this state: `up`, `open`, `closed` or `filtered`.
+    /// Only in this state: `up`, `open`, `closed`, `filtered` or `unfiltered`.
     pub state: Option<String>,
+    /// Where the page before ended.
+    pub cursor: Option<String>,
+    /// Rows per page, 1 to 10,000; 1,000 where 0.
+    pub limit: u32,
+}
+
+/// Which hosts on links to list: those of a job, or the latest of every site.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct HostQuery {
+    /// Only of this job.
+    pub job: Option<JobId>,
+    /// Only in this site.
+    pub site: Option<SiteName>,
+    /// Only by this probe.
+    pub probe: Option<ProbeId>,
+    /// Only addresses in this network (a single address is a network too).
+    pub net: Option<IpNet>,
     /// Where the page before ended.
     pub cursor: Option<String>,
     /// Rows per page, 1 to 10,000; 1,000 where 0.
@@ -422,6 +439,15 @@ impl Service {
             }
             None => self.inner.store.ports(&rows::port_query(query)?).await.map_err(read)?.iter().map(rows::port_row).collect(),
         };
+        let next = rows.last().filter(|_| rows.len() == limit).map(|(_, cursor)| cursor.clone());
+        Ok(Page { items: rows.into_iter().map(|(row, _)| row).collect(), next })
+    }
+
+    /// Hosts seen on the links of probes.
+    pub async fn link_hosts(&self, query: &HostQuery) -> Result<Page<HostRow>, ServiceError> {
+        let limit = rows::page_size(query.limit)? as usize;
+        let found = self.inner.store.link_hosts(&rows::link_host_query(query)?).await.map_err(internal("read hosts on links"))?;
+        let rows: Vec<(HostRow, String)> = found.iter().map(rows::host_row).collect();
         let next = rows.last().filter(|_| rows.len() == limit).map(|(_, cursor)| cursor.clone());
         Ok(Page { items: rows.into_iter().map(|(row, _)| row).collect(), next })
     }

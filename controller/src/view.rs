@@ -5,8 +5,9 @@
 
 use std::net::IpAddr;
 
+use picket_wire::host::SeenBy;
 use picket_wire::ids::{JobId, Label, ProbeId, Role, SiteName};
-use picket_wire::job::{Mode, Priority, Selection, Technique};
+use picket_wire::job::{Mode, Priority, Selection, Technique, Transport};
 use picket_wire::result::Coverage;
 use serde::{Deserialize, Serialize};
 
@@ -308,9 +309,12 @@ pub struct ResultRow {
     pub addr: IpAddr,
     /// The port, for port scans.
     pub port: Option<u16>,
-    /// `up`, `open`, `closed` or `filtered`.
+    /// The port's protocol: `tcp`, `udp` or `sctp`.
+    #[serde(default)]
+    pub protocol: Option<Transport>,
+    /// `up`, `open`, `closed`, `filtered` or `unfiltered`.
     pub state: String,
-    /// What says so: `echo-reply`, `syn-ack`, `reset`, `connected`, `refused`, or the ICMP type and code.
+    /// What says so: `echo-reply`, `syn-ack`, `reset`, `connected`, `refused`, or the ICMP type and code and who sent it.
     pub reason: String,
     /// Round trip in microseconds.
     pub rtt_us: u64,
@@ -318,6 +322,76 @@ pub struct ResultRow {
     pub ttl: Option<u8>,
     /// When its batch was measured.
     pub seen: String,
+    /// What serves on an open port, where that was asked.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub service: Option<ServiceView>,
+}
+
+/// What serves on a port.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct ServiceView {
+    /// What asking came to: `identified`, `unidentified`, `silent`, `spared` (a fragile port: shaken hands only), `lost` (no
+    /// connection came about) or `refused` (by policy).
+    pub outcome: String,
+    /// The protocol, such as `ssh` or `http`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub name: Option<String>,
+    /// Whether it is spoken inside TLS.
+    #[serde(default)]
+    pub tls: bool,
+    /// Such as `OpenSSH`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub product: Option<String>,
+    /// Such as `9.2p1`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub version: Option<String>,
+    /// More that the product says of itself.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub extra: Option<String>,
+    /// The operating system, where the service tells.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub os: Option<String>,
+    /// The name that the host gives itself.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub hostname: Option<String>,
+    /// The kind of device, where the service tells.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub device: Option<String>,
+    /// CPE names.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub cpes: Vec<String>,
+    /// Everything else that was learnt, as names and values in the order found; a name may come more than once.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub facts: Vec<(String, String)>,
+    /// The first bytes that it said; what is not printable ASCII is escaped as in `\r\n` and `\xff`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub banner: Option<String>,
+    /// Why there was no connection.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub why: Option<String>,
+    /// When it was asked.
+    pub asked: String,
+}
+
+/// A host seen on a probe's own link: a row of `GET /v1/hosts`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct HostRow {
+    /// The site in which the address means something.
+    pub site: SiteName,
+    /// The probe on whose link it is.
+    pub probe: ProbeId,
+    /// The job that asked.
+    pub job: JobId,
+    /// The address.
+    pub addr: IpAddr,
+    /// Its hardware address, where it is known.
+    pub mac: Option<String>,
+    /// How it was learnt: `arp`, `proxy-arp`, `neighbour`, `all-nodes`, `router-advertisement`, `multicast` or `guessed`.
+    pub how: SeenBy,
+    /// When it was seen first.
+    pub first_seen: String,
+    /// When it was seen last.
+    pub last_seen: String,
 }
 
 /// A page of a list.
@@ -450,6 +524,12 @@ pub struct RebuildCounts {
     pub hosts: u64,
     /// Latest answers of hosts and ports.
     pub ports: u64,
+    /// Ports whose service was asked for.
+    #[serde(default)]
+    pub services: u64,
+    /// Hosts seen on links.
+    #[serde(default)]
+    pub link_hosts: u64,
 }
 
 /// Whether the controller is well.

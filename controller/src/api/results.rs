@@ -13,10 +13,10 @@ use super::extract::{Parameters, field};
 use super::jobs::{PAGE_MAX, limit};
 use super::problem::ApiError;
 use crate::errors::chain;
-use crate::service::{ResultQuery, ServiceError};
-use crate::view::{Page, ResultRow};
+use crate::service::{HostQuery, ResultQuery, ServiceError};
+use crate::view::{HostRow, Page, ResultRow};
 
-const STATES: [&str; 4] = ["up", "open", "closed", "filtered"];
+const STATES: [&str; 5] = ["up", "open", "closed", "filtered", "unfiltered"];
 /// Pages of the service that one page of the API may look through for rows of several states.
 const PAGES_MAX: usize = 20;
 const NDJSON: &str = "application/x-ndjson";
@@ -46,6 +46,30 @@ pub(super) async fn list(
     Ok(Json(selected.page(&api).await?).into_response())
 }
 
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct HostsQuery {
+    job: Option<String>,
+    site: Option<String>,
+    probe: Option<String>,
+    addr: Option<String>,
+    cursor: Option<String>,
+    limit: Option<String>,
+}
+
+/// `/v1/hosts`: hosts seen on the links of probes.
+pub(super) async fn hosts(State(api): State<Api>, Parameters(query): Parameters<HostsQuery>) -> Result<Json<Page<HostRow>>, ApiError> {
+    let query = HostQuery {
+        job: field("job", query.job.as_deref())?,
+        site: field("site", query.site.as_deref())?,
+        probe: field("probe", query.probe.as_deref())?,
+        net: field("addr", query.addr.as_deref())?,
+        cursor: query.cursor.clone(),
+        limit: limit(query.limit.as_deref(), PAGE_MAX)?,
+    };
+    Ok(Json(api.service.link_hosts(&query).await?))
+}
+
 /// Which rows: what the service can select by itself, and the states where there are several.
 #[derive(Debug, Clone)]
 struct Selected {
@@ -58,7 +82,10 @@ impl Selected {
         let mut states: Vec<String> = Vec::new();
         for state in query.state.iter().flat_map(|text| text.split(',')).filter(|text| !text.is_empty()) {
             if !STATES.contains(&state) {
-                return Err(ApiError::input("state", format!("`{state}` is not a result's state: use up, open, closed or filtered")));
+                return Err(ApiError::input(
+                    "state",
+                    format!("`{state}` is not a result's state: use up, open, closed, filtered or unfiltered"),
+                ));
             }
             states.push(state.to_owned());
         }

@@ -81,7 +81,7 @@ pub(super) fn percent(done: u64, total: u64) -> u64 {
 
 /// The sum that must come out even: `asked = answered + silent + refused + not reached`.
 pub(super) fn coverage(c: &Coverage) -> String {
-    let states = [("up", c.up), ("open", c.open), ("closed", c.closed), ("filtered", c.filtered)];
+    let states = [("up", c.up), ("open", c.open), ("closed", c.closed), ("filtered", c.filtered), ("unfiltered", c.unfiltered)];
     let named: Vec<String> = states.iter().filter(|(_, n)| *n > 0).map(|(name, n)| format!("{} {name}", count(*n))).collect();
     let detail = if named.is_empty() { String::new() } else { format!(" ({})", named.join(", ")) };
     format!(

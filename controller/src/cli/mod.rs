@@ -11,6 +11,7 @@ mod connect;
 mod failure;
 mod follow;
 mod format;
+mod hosts;
 mod interrupt;
 mod jobs;
 mod probes;
@@ -76,6 +77,9 @@ enum Command {
         after_help = "Examples:\n  picket results --job 65f0c1d200a4b7e1\n  picket results --addr 198.18.0.0/24 --state open --output csv > open.csv"
     )]
     Results(results::ResultsArgs),
+    /// Show the hosts that were seen on the probes' own links
+    #[command(after_help = "Example:\n  picket hosts --site hq --addr 198.18.0.0/24")]
+    Hosts(hosts::HostsArgs),
     /// Add, list, show and revoke probes
     #[command(subcommand)]
     Probe(probes::ProbeCommand),
@@ -193,6 +197,7 @@ async fn dispatch(command: Command, context: &mut Context<'_>) -> Result<Exit, F
         Command::Discover(args) => scan::discover(args, context).await,
         Command::Job(command) => jobs::run(command, context).await,
         Command::Results(args) => results::run(args, context).await,
+        Command::Hosts(args) => hosts::run(args, context).await,
         Command::Probe(command) => probes::run(command, context).await,
         Command::Fleet(args) => probes::fleet(args, context).await,
         Command::Token(command) => admin::token(command, context).await,

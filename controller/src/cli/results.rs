@@ -10,7 +10,7 @@ use super::client::{Client, Query};
 use super::failure::{Exit, Failure};
 use super::table::{Align, Columns};
 use super::{Context, format};
-use crate::view::{Page, ResultRow};
+use crate::view::{Page, ResultRow, ServiceView};
 
 /// Rows of a table for people, where they do not say otherwise.
 const TABLE_ROWS: usize = 100;
@@ -39,6 +39,8 @@ pub(super) enum RowState {
     Closed,
     /// A router or the host said that it lets nothing through
     Filtered,
+    /// The port is reachable, open or not
+    Unfiltered,
     /// Every state
     All,
 }
@@ -50,6 +52,7 @@ impl RowState {
             RowState::Open => "open",
             RowState::Closed => "closed",
             RowState::Filtered => "filtered",
+            RowState::Unfiltered => "unfiltered",
             RowState::All => "all",
         }
     }
@@ -64,7 +67,7 @@ pub(super) struct OutputArgs {
     /// Print one JSON document
     #[arg(long, conflicts_with = "output", help_heading = "Output")]
     pub(super) json: bool,
-    /// Only rows in these states [default: up and open in tables, everything in other forms]
+    /// Only rows in these states [default: up, open and unfiltered in tables, everything in other forms]
     #[arg(long, value_enum, value_delimiter = ',', value_name = "STATE", help_heading = "Output")]
     pub(super) state: Vec<RowState>,
     /// At most so many rows; 0 for all [default: 100 in tables, all in other forms]
@@ -80,7 +83,7 @@ impl OutputArgs {
     /// The states to ask for; none means all.
     fn states(&self) -> Vec<&'static str> {
         match self.state.as_slice() {
-            [] if self.is_table() => vec!["up", "open"],
+            [] if self.is_table() => vec!["up", "open", "unfiltered"],
             [] => Vec::new(),
             states if states.contains(&RowState::All) => Vec::new(),
             states => states.iter().map(|state| state.as_str()).collect(),
@@ -222,7 +225,7 @@ async fn first(client: &Client, query: Query, args: &OutputArgs) -> Result<(Vec<
         };
         more |= pages(client, query, args.rows(), take).await?;
     }
-    rows.sort_by_key(|row| (order(row.addr), row.port, row.site.clone(), row.probe.clone()));
+    rows.sort_by_key(|row| (order(row.addr), row.port, row.protocol, row.site.clone(), row.probe.clone()));
     more |= rows.len() > args.rows();
     rows.truncate(args.rows());
     Ok((rows, more))
@@ -283,7 +286,12 @@ fn columns(rows: &[ResultRow], jobs: bool) -> Columns {
     if has_ports {
         heading.push(("PORT", Right));
     }
-    heading.extend([("STATE", Left), ("REASON", Left), ("RTT", Right), ("TTL", Right), ("PROBE", Left), ("SITE", Left)]);
+    heading.extend([("STATE", Left), ("REASON", Left)]);
+    let has_services = rows.iter().any(|row| row.service.is_some());
+    if has_services {
+        heading.extend([("SERVICE", Left), ("VERSION", Left)]);
+    }
+    heading.extend([("RTT", Right), ("TTL", Right), ("PROBE", Left), ("SITE", Left)]);
     if jobs {
         heading.extend([("SEEN", Left), ("JOB", Left)]);
     }
@@ -291,10 +299,14 @@ fn columns(rows: &[ResultRow], jobs: bool) -> Columns {
     for row in rows {
         let mut cells = vec![row.addr.to_string()];
         if has_ports {
-            cells.push(row.port.map(|port| port.to_string()).unwrap_or_default());
+            cells.push(port(row));
         }
         let ttl = row.ttl.map(|ttl| ttl.to_string()).unwrap_or_default();
-        cells.extend([row.state.clone(), row.reason.clone(), format::rtt(row.rtt_us), ttl, row.probe.to_string(), row.site.to_string()]);
+        cells.extend([row.state.clone(), row.reason.clone()]);
+        if has_services {
+            cells.extend(row.service.as_ref().map(|service| [service_name(service), service_version(service)]).unwrap_or_default());
+        }
+        cells.extend([format::rtt(row.rtt_us), ttl, row.probe.to_string(), row.site.to_string()]);
         if jobs {
             cells.extend([format::moment(&row.seen), row.job.to_string()]);
         }
@@ -303,10 +315,42 @@ fn columns(rows: &[ResultRow], jobs: bool) -> Columns {
     columns
 }
 
-const CSV_HEADING: &str = "site,probe,job,addr,port,state,reason,rtt_us,ttl,seen\r\n";
+/// As in `80/tcp`.
+fn port(row: &ResultRow) -> String {
+    match (row.port, row.protocol) {
+        (Some(port), Some(protocol)) => format!("{port}/{}", protocol.as_str()),
+        (Some(port), None) => port.to_string(),
+        (None, _) => String::new(),
+    }
+}
+
+/// The protocol, or what asking came to; `ssl/` before it where it is spoken inside TLS, as other scanners write it.
+fn service_name(service: &ServiceView) -> String {
+    let name = service.name.clone().unwrap_or_else(|| service.outcome.clone());
+    if service.tls { format!("ssl/{name}") } else { name }
+}
+
+/// Product, version and what else it says of itself in a line; of what nobody knows, the first bytes.
+fn service_version(service: &ServiceView) -> String {
+    let extra = service.extra.as_ref().map(|extra| format!("({extra})"));
+    let parts = [service.product.clone(), service.version.clone(), extra];
+    let text = parts.into_iter().flatten().collect::<Vec<_>>().join(" ");
+    let otherwise = || service.why.clone().or_else(|| service.banner.clone().filter(|_| service.name.is_none())).unwrap_or_default();
+    let text = if text.is_empty() { otherwise() } else { text };
+    match text.char_indices().nth(VERSION_WIDTH) {
+        Some((at, _)) => format!("{}...", text.get(..at).unwrap_or_default()),
+        None => text,
+    }
+}
+
+/// Longest text in the column of versions, in characters; everything is in the other forms.
+const VERSION_WIDTH: usize = 50;
+
+const CSV_HEADING: &str = "site,probe,job,addr,port,state,reason,rtt_us,ttl,seen,protocol,service,tls,product,version,service_outcome\r\n";
 
 fn csv_line(row: &ResultRow) -> String {
     let optional = |value: Option<String>| value.unwrap_or_default();
+    let service = row.service.as_ref();
     let fields = [
         row.site.to_string(),
         row.probe.to_string(),
@@ -318,6 +362,12 @@ fn csv_line(row: &ResultRow) -> String {
         row.rtt_us.to_string(),
         optional(row.ttl.map(|ttl| ttl.to_string())),
         row.seen.clone(),
+        optional(row.protocol.map(|protocol| protocol.as_str().to_owned())),
+        optional(service.and_then(|service| service.name.clone())),
+        optional(service.map(|service| service.tls.to_string())),
+        optional(service.and_then(|service| service.product.clone())),
+        optional(service.and_then(|service| service.version.clone())),
+        optional(service.map(|service| service.outcome.clone())),
     ];
     fields.map(|field| csv_field(&field)).join(",") + "\r\n"
 }
@@ -341,11 +391,13 @@ mod tests {
             job: JobId(0x65f0_c1d2_00a4_b7e1),
             addr: addr.parse().unwrap(),
             port,
+            protocol: Some(picket_wire::job::Transport::Tcp),
             state: state.into(),
             reason: reason.into(),
             rtt_us,
             ttl,
             seen: "2026-11-21T10:00:00.123Z".into(),
+            service: None,
         };
         vec![
             row("2001:db8::7", Some(443), "open", "syn-ack", 1_234_567, Some(255)),
@@ -372,6 +424,19 @@ mod tests {
         let hosts =
             rows().into_iter().map(|row| ResultRow { port: None, state: "up".into(), reason: "echo-reply".into(), ..row }).collect();
         insta::assert_snapshot!("table_of_hosts", shown(hosts, false, false));
+        let mut served = rows();
+        served[0].service = Some(ServiceView {
+            outcome: "identified".into(),
+            name: Some("http".into()),
+            tls: true,
+            product: Some("nginx".into()),
+            version: Some("1.22.1".into()),
+            extra: Some("Debian \u{1b}[2J".into()),
+            ..ServiceView::default()
+        });
+        served[1].service =
+            Some(ServiceView { outcome: "unidentified".into(), banner: Some("\\x00what ".repeat(20)), ..ServiceView::default() });
+        insta::assert_snapshot!("table_of_services", shown(served, false, false));
         insta::assert_snapshot!("table_of_nothing", shown(Vec::new(), false, false));
     }
 

@@ -29,7 +29,7 @@ use crate::jobs::plan::{self, Action, Limits, Outcome};
 use crate::pki::Pki;
 use crate::results::project::{self, Origin};
 use crate::service::{ServiceConfig, ServiceError, Shared};
-use crate::store::{Change, Fate, Ingest, ProbeRecord, RawRecord, Store, StoreError};
+use crate::store::{Change, Fate, Ingest, LateRow, ProbeRecord, RawRecord, Store, StoreError};
 use crate::view::{JobView, ProbeJob};
 
 /// Bytes of records that one transaction takes, about: at 4 bytes an answer, 130,000 answers.
@@ -98,6 +98,12 @@ pub(crate) struct Core {
 
 fn internal(action: &'static str) -> impl FnOnce(StoreError) -> ServiceError {
     move |error| ServiceError::Internal { action, source: Box::new(error) }
+}
+
+/// Where a record came from.
+fn origin<'a>(probe: &'a ProbeRecord, raw: &RawRecord, job: &Job) -> Origin<'a> {
+    let transport = job.options().technique.transport();
+    Origin { probe: probe.key, site: &probe.site, stream: raw.stream, sequence: raw.sequence, received: raw.received, transport }
 }
 
 impl Core {
@@ -507,7 +513,10 @@ impl Core {
         ingest.stored = acks.values().filter(|(_, stored)| *stored > 0).copied().collect();
         if !ingest.records.is_empty() {
             let stored = self.store.ingest(&ingest).await;
-            self.failed(stored)?;
+            let ingested = self.failed(stored)?;
+            for late in ingested.lates {
+                self.late_counts(&late);
+            }
         }
         let now = self.clock.now();
         for ((probe, stream), (_, stored)) in acks {
@@ -561,13 +570,9 @@ impl Core {
             Err(error) => return Ok(Err(error.to_string())),
         };
         let job = match &record {
-            Record::Batch(batch) => Some(batch.lease.job),
             Record::LeaseEnded { lease, .. } => Some(lease.job),
             Record::JobRefused { job, .. } => Some(*job),
-            Record::Late(late) => Some(late.lease.job),
-            Record::Services(services) => Some(services.lease.job),
-            Record::Hosts(hosts) => Some(hosts.lease.job),
-            Record::Loss { .. } => None,
+            other => project::lease_of(other).map(|lease| lease.job),
         };
         if let Some(job) = job
             && !self.recall(job).await?
@@ -583,8 +588,33 @@ impl Core {
                 ingest.losses.push((raw.stream, records, bytes));
                 Ok(Fate::Counted)
             }
-            Record::Late(_) | Record::Services(_) | Record::Hosts(_) => Err("this controller keeps no such records".to_owned()),
+            found @ (Record::Late(_) | Record::Services(_) | Record::Hosts(_)) => self.extras(probe, raw, &found, ingest),
         })
+    }
+
+    /// What is told beside batches: late answers, services, hosts on the link.
+    fn extras(&mut self, probe: &ProbeId, raw: &RawRecord, record: &Record, ingest: &mut Ingest) -> Result<Fate, String> {
+        let id = project::lease_of(record).ok_or("it is of no lease")?;
+        let unknown = || format!("lease {id} was never granted to this probe");
+        let job = self.jobs.get(&id.job).ok_or_else(unknown)?;
+        let lease = job.leases.get(&id.grant).filter(|lease| lease.probe == *probe).ok_or_else(unknown)?;
+        let known = self.registry.get(probe).map(|probe| &probe.record).ok_or_else(unknown)?;
+        let origin = origin(known, raw, job);
+        match record {
+            Record::Late(late) => project::late(late, lease, &job.space, origin, &mut ingest.projection),
+            Record::Services(services) => project::services(services, lease, &job.space, origin, &mut ingest.projection),
+            Record::Hosts(hosts) => project::hosts(hosts, origin, &mut ingest.projection),
+            _ => Err("it tells no findings".to_owned()),
+        }
+    }
+
+    /// A late answer was entered in the database: a silent position is an answered one now.
+    fn late_counts(&mut self, late: &LateRow) {
+        let probe = self.jobs.get(&late.lease.job).and_then(|job| job.leases.get(&late.lease.grant)).map(|lease| lease.probe.clone());
+        if let (Some(job), Some(probe)) = (self.jobs.get_mut(&late.lease.job), probe) {
+            job.late(&probe, late.row.answer.state);
+            self.touched.insert(late.lease.job);
+        }
     }
 
     fn batch(&mut self, probe: &ProbeId, raw: &RawRecord, batch: &ResultBatch, ingest: &mut Ingest) -> Result<Fate, String> {
@@ -595,7 +625,7 @@ impl Core {
         project::belongs(batch, lease)?;
         let part = lease.part;
         let record = self.registry.get(probe).map(|probe| &probe.record).ok_or_else(unknown)?;
-        let origin = Origin { probe: record.key, site: &record.site, stream: raw.stream, sequence: raw.sequence };
+        let origin = origin(record, raw, job);
         let book = job.parts.iter().find(|book| book.record.number == part).ok_or_else(unknown)?;
         let (fate, pieces) = project::project(batch, whole, part, &book.covered, &job.space, origin, &mut ingest.projection);
         if fate != Fate::Counted {

@@ -9,20 +9,22 @@ use picket_wire::codec;
 use picket_wire::command::Command;
 use picket_wire::envelope::{self, Serials};
 use picket_wire::event::{Activity, Event, LeaseStatus, Live};
+use picket_wire::host::{HardwareAddress, HostBatch, HostSeen, SeenBy};
 use picket_wire::ids::{JobId, LeaseId, ProbeId, Role, SessionId, StreamId};
-use picket_wire::job::{JobSpec, Lease};
+use picket_wire::job::{JobSpec, Lease, Transport};
 use picket_wire::policy::AddressPolicy;
-use picket_wire::result::{Answer, BatchHead, LeaseEnd, Record, ResultBatch, Runs, State};
+use picket_wire::result::{Answer, BatchHead, EXTRAS_MAX, LateAnswer, LateBatch, LeaseEnd, Record, ResultBatch, Runs, State};
+use picket_wire::service::{BANNER_MAX, Service as Served, ServiceBatch, ServiceFound, ServiceOutcome};
 use picket_wire::space::{Target, TargetSpace};
 use picket_wire::topic::{Prefix, Topic};
-use picket_wire::units::UnixMillis;
+use picket_wire::units::{RttCode, UnixMillis};
 use tokio::sync::mpsc;
 
 use super::{Inbound, Outgoing};
 use crate::clock::{Clock, date};
 use crate::fleet::registry::tests::{beat, birth, record};
 use crate::pki::{Names, Pki};
-use crate::service::{ResultQuery, Service, ServiceConfig, Timing};
+use crate::service::{HostQuery, ResultQuery, Service, ServiceConfig, Timing};
 use crate::store::sqlite::SqliteStore;
 use crate::store::{ProbeRecord, Store};
 use crate::view::{JobRequest, JobState, JobView, ProbeState, ResultRow};
@@ -598,6 +600,30 @@ async fn what_is_not_believed_is_kept_and_acknowledged() {
     field.probes[0].append(&Record::Batch(stolen));
     field.probes[0].append(&Record::Batch(beyond));
     field.probes[0].append(&Record::JobRefused { job: JobId(1), reason: "which job?".into() });
+    let late = |lease, position| Record::Late(LateBatch { lease, answers: vec![late_answer(position)] });
+    let served =
+        |lease, position, outcome| Record::Services(ServiceBatch { lease, at: now, found: vec![ServiceFound { position, outcome }] });
+    let seen = |lease, addr: &str, count| {
+        let host = HostSeen { addr: addr.parse().unwrap(), mac: None, how: SeenBy::Arp };
+        Record::Hosts(HostBatch { lease, at: now, hosts: vec![host; count] })
+    };
+    let nobody = LeaseId { job: JobId(5), grant: 1 };
+    let oversized = ServiceOutcome::Unidentified { banner: vec![0; BANNER_MAX + 1] };
+    for record in [
+        late(foreign, lease.from),
+        late(mine, outside),
+        late(mine, u64::MAX),
+        Record::Late(LateBatch { lease: mine, answers: vec![late_answer(0); EXTRAS_MAX + 1] }),
+        served(foreign, lease.from, ServiceOutcome::Silent),
+        served(mine, outside, ServiceOutcome::Silent),
+        served(mine, field.probes[0].leases[&mine].0.from, oversized),
+        seen(foreign, "198.18.0.1", 1),
+        seen(nobody, "198.18.0.1", 1),
+        seen(mine, "224.0.0.1", 1),
+        seen(mine, "198.18.0.1", EXTRAS_MAX + 1),
+    ] {
+        field.probes[0].append(&record);
+    }
     field.probes[0].last += 1;
     let last = field.probes[0].last;
     field.probes[0].spool.insert(last, vec![1, 0xff, 0xff]);
@@ -605,9 +631,77 @@ async fn what_is_not_believed_is_kept_and_acknowledged() {
     assert!(field.probes[0].spool.is_empty(), "they block nothing");
     assert_eq!(field.service.job(job.id).await.unwrap().coverage.asked, 0);
     let counts = field.service.rebuild().await.unwrap();
-    assert_eq!((counts.records, counts.batches), (4, 0));
+    assert_eq!((counts.records, counts.rejected, counts.batches), (15, 14, 0));
+    assert_eq!((counts.hosts, counts.services, counts.link_hosts), (0, 0, 0));
     field.finish(job.id).await;
     assert_truth(&field.of_job(job.id).await);
+}
+
+fn late_answer(position: u64) -> LateAnswer {
+    LateAnswer { position, state: State::Open, rtt: RttCode::encode(Duration::from_millis(900)), ttl: 60 }
+}
+
+#[tokio::test]
+async fn late_answers_services_and_hosts_count_once() {
+    let mut field = Field::new(&["attic"]).await;
+    let job = field.submit(serde_json::json!({ "targets": ["198.18.0.0/28"], "ports": "1-4", "technique": "syn" })).await;
+    let now = field.clock.now().wall;
+    let (id, (lease, _)) = field.probes[0].leases.iter().next().map(|(id, held)| (*id, held.clone())).unwrap();
+    let space = TargetSpace::new(&field.probes[0].jobs[&job.id].0.targets).unwrap();
+    let state = |position: u64| Probe::state(space.target(position).unwrap());
+    let silent: Vec<u64> = (lease.from..lease.to).filter(|position| state(*position).is_none()).collect();
+    let open = (lease.from..lease.to).find(|position| state(*position) == Some(State::Open)).unwrap();
+    let ssh = ServiceOutcome::Identified(Box::new(Served { name: "ssh".into(), product: Some("OpenSSH".into()), ..Served::default() }));
+    let services = |outcome: ServiceOutcome| {
+        Record::Services(ServiceBatch { lease: id, at: now, found: vec![ServiceFound { position: open, outcome }] })
+    };
+    let hosts = HostBatch {
+        lease: id,
+        at: now,
+        hosts: vec![HostSeen { addr: "198.18.7.7".parse().unwrap(), mac: Some(HardwareAddress([2, 0, 0, 0, 0, 7])), how: SeenBy::Arp }],
+    };
+    // As after a crash between the services and their batch: the services are told twice.
+    let probe = &mut field.probes[0];
+    probe.append(&Record::Hosts(hosts.clone()));
+    probe.append(&services(ServiceOutcome::Silent));
+    probe.append(&Record::Hosts(hosts));
+    probe.append(&services(ssh));
+    let late = |positions: &[u64]| Record::Late(LateBatch { lease: id, answers: positions.iter().map(|at| late_answer(*at)).collect() });
+    // Nothing is reported yet that could be late.
+    probe.append(&late(&silent[..1]));
+    field.quiet().await;
+    let done = field.finish(job.id).await;
+    assert_eq!((done.state, done.coverage.silent), (JobState::Done, silent.len() as u64));
+    let rows = field.of_job(job.id).await.len();
+
+    let probe = &mut field.probes[0];
+    probe.append(&late(&[silent[0], silent[1], open, silent[0]]));
+    probe.append(&late(&silent[1..3]));
+    field.quiet().await;
+    assert!(field.probes[0].spool.is_empty());
+    let everything = async |field: &Field| {
+        let view = field.service.job(job.id).await.unwrap();
+        let hosts = field.service.link_hosts(&HostQuery::default()).await.unwrap().items;
+        (view.coverage, view.probes, field.of_job(job.id).await, field.rows(ResultQuery::default()).await, hosts)
+    };
+    let before = everything(&field).await;
+    assert!(before.0.adds_up());
+    assert_eq!((before.0.open, before.0.silent), (done.coverage.open + 3, done.coverage.silent - 3));
+    assert_eq!((before.2.len(), before.3.len()), (rows + 3, rows + 3));
+    for rows in [&before.2, &before.3] {
+        let served: Vec<&ResultRow> = rows.iter().filter(|row| row.service.is_some()).collect();
+        let target = space.target(open).unwrap();
+        let [row] = served.as_slice() else { panic!("{} rows have a service", served.len()) };
+        assert_eq!((row.addr, row.port, row.protocol), (target.addr, target.port, Some(Transport::Tcp)));
+        let service = row.service.as_ref().unwrap();
+        assert_eq!((service.outcome.as_str(), service.product.as_deref()), ("identified", Some("OpenSSH")));
+    }
+    assert_eq!((before.4.len(), before.4[0].mac.as_deref()), (1, Some("02:00:00:00:00:07")));
+    let counts = field.service.rebuild().await.unwrap();
+    assert_eq!((counts.rejected, counts.services, counts.link_hosts), (0, 1, 1));
+    assert_eq!(everything(&field).await, before);
+    field.restart().await;
+    assert_eq!(everything(&field).await, before);
 }
 
 #[tokio::test]

@@ -10,7 +10,7 @@ use std::time::Duration;
 use picket_wire::event::LeaseStatus;
 use picket_wire::ids::{JobId, LeaseId, ProbeId};
 use picket_wire::job::{Lease, Mode, ScanOptions};
-use picket_wire::result::Coverage;
+use picket_wire::result::{Coverage, State};
 use picket_wire::space::{SpaceError, TargetSpace};
 use picket_wire::units::{PacketsPerSecond, UnixMillis};
 
@@ -253,6 +253,14 @@ impl Job {
             part.covered.insert(span);
         }
         *self.by_probe.entry(probe.clone()).or_default() += coverage;
+    }
+
+    /// Enters that a silent position has answered after all.
+    pub fn late(&mut self, probe: &ProbeId, state: State) {
+        if let Some(coverage) = self.by_probe.get_mut(probe) {
+            coverage.silent = coverage.silent.saturating_sub(1);
+            coverage.add_answers(state, 1);
+        }
     }
 
     /// The planner's view of it.

@@ -1,13 +1,22 @@
-//! What a batch means: which of its positions count, and which answers that gives. Pure.
+//! What records mean: which positions of a batch count, and which answers, services and hosts they give. Pure.
 //!
 //! **Invariant:** a position of a part counts once: the batch that came first has it.
+//! **Invariant:** nothing is taken for a position that lies outside the lease it came under.
 
-use picket_wire::ids::SiteName;
-use picket_wire::result::{Coverage, ResultBatch};
-use picket_wire::space::TargetSpace;
+use std::collections::HashSet;
+use std::net::IpAddr;
+
+use picket_wire::addr::canonical;
+use picket_wire::host::{HostBatch, HostSeen};
+use picket_wire::ids::{LeaseId, SiteName};
+use picket_wire::job::Transport;
+use picket_wire::result::{Coverage, EXTRAS_MAX, LateBatch, Record, ResultBatch};
+use picket_wire::service::ServiceBatch;
+use picket_wire::space::{Target, TargetSpace};
+use picket_wire::units::UnixMillis;
 
 use crate::jobs::ranges::{Span, Spans};
-use crate::store::{BatchRow, Fate, LeaseRecord, Observation, PortRow, Projection};
+use crate::store::{BatchRow, Fate, LateRow, LeaseRecord, LinkHostRow, Observation, PortRow, Projection, ServiceRow};
 
 /// Where a batch came from.
 #[derive(Debug, Clone, Copy)]
@@ -20,6 +29,21 @@ pub struct Origin<'a> {
     pub stream: i64,
     /// The record's number there.
     pub sequence: u64,
+    /// When it came.
+    pub received: UnixMillis,
+    /// The protocol of the job's ports.
+    pub transport: Option<Transport>,
+}
+
+/// The lease whose findings a record tells; none for records about other things.
+pub fn lease_of(record: &Record) -> Option<LeaseId> {
+    match record {
+        Record::Batch(batch) => Some(batch.lease),
+        Record::Late(late) => Some(late.lease),
+        Record::Services(services) => Some(services.lease),
+        Record::Hosts(hosts) => Some(hosts.lease),
+        Record::LeaseEnded { .. } | Record::JobRefused { .. } | Record::Loss { .. } => None,
+    }
 }
 
 /// Whether a batch may count under a lease at all; the reason why not.
@@ -75,7 +99,7 @@ pub fn project(
             seen,
         };
         out.observations.push(observation);
-        out.ports.push(PortRow { site: origin.site.clone(), addr: target.addr, port: target.port, answer: observation });
+        out.ports.push(origin.port_row(target, observation));
     }
     for (index, (span, coverage)) in pieces.iter().enumerate() {
         out.batches.push(BatchRow {
@@ -92,6 +116,134 @@ pub fn project(
         });
     }
     (fate, pieces)
+}
+
+impl Origin<'_> {
+    fn port_row(&self, Target { addr, port }: Target, answer: Observation) -> PortRow {
+        PortRow { site: self.site.clone(), addr, port, transport: self.transport.filter(|_| port.is_some()), answer }
+    }
+
+    /// A moment that a probe told, which may be wrong: never after the record came.
+    fn moment(&self, told: UnixMillis) -> UnixMillis {
+        told.min(self.received)
+    }
+}
+
+fn inside(lease: &LeaseRecord, id: LeaseId, position: u64) -> Result<(), String> {
+    match (lease.span.from..lease.span.to).contains(&position) {
+        true => Ok(()),
+        false => Err(format!("position {position} is not in lease {id} ({} to {})", lease.span.from, lease.span.to)),
+    }
+}
+
+fn not_too_many(what: &str, count: usize) -> Result<(), String> {
+    if count > EXTRAS_MAX { Err(format!("{count} {what} in one record, at most {EXTRAS_MAX} are allowed")) } else { Ok(()) }
+}
+
+/// Adds late answers to `out`. Which of them count, the database decides: where the batch on their position reported silence.
+pub fn late(batch: &LateBatch, lease: &LeaseRecord, space: &TargetSpace, origin: Origin<'_>, out: &mut Projection) -> Result<Fate, String> {
+    not_too_many("late answers", batch.answers.len())?;
+    let mut rows = Vec::with_capacity(batch.answers.len());
+    for answer in &batch.answers {
+        inside(lease, batch.lease, answer.position)?;
+        let target = space.target(answer.position).ok_or("a position beyond the job's targets")?;
+        let rank = space.index(target).ok_or("a position without a target")?;
+        let observation = Observation {
+            job: batch.lease.job,
+            rank,
+            probe: origin.probe,
+            state: answer.state,
+            rtt_us: u64::try_from(answer.rtt.decode().as_micros()).unwrap_or(u64::MAX >> 1),
+            ttl: answer.ttl,
+            seen: origin.received,
+        };
+        rows.push(LateRow { lease: batch.lease, part: lease.part, position: answer.position, row: origin.port_row(target, observation) });
+    }
+    out.lates.extend(rows);
+    Ok(Fate::Counted)
+}
+
+/// Adds services to `out`.
+pub fn services(
+    batch: &ServiceBatch,
+    lease: &LeaseRecord,
+    space: &TargetSpace,
+    origin: Origin<'_>,
+    out: &mut Projection,
+) -> Result<Fate, String> {
+    batch.check().map_err(|error| error.to_string())?;
+    let transport = origin.transport.ok_or("services of a job without ports")?;
+    let mut rows = Vec::with_capacity(batch.found.len());
+    for found in &batch.found {
+        inside(lease, batch.lease, found.position)?;
+        let target = space.target(found.position).ok_or("a position beyond the job's targets")?;
+        let (rank, port) = space.index(target).zip(target.port).ok_or("a position without a port")?;
+        rows.push(ServiceRow {
+            site: origin.site.clone(),
+            addr: target.addr,
+            port,
+            transport,
+            job: batch.lease.job,
+            rank,
+            probe: origin.probe,
+            outcome: found.outcome.clone(),
+            seen: origin.moment(batch.at),
+        });
+    }
+    out.services.extend(rows);
+    Ok(Fate::Counted)
+}
+
+/// Adds hosts seen on a link to `out`. They need not be targets of the job.
+pub fn hosts(batch: &HostBatch, origin: Origin<'_>, out: &mut Projection) -> Result<Fate, String> {
+    not_too_many("hosts", batch.hosts.len())?;
+    if let Some(host) = batch.hosts.iter().find(|host| !is_host(host.addr)) {
+        return Err(format!("{} is no address of a host", host.addr));
+    }
+    let row = |host: &HostSeen| LinkHostRow {
+        site: origin.site.clone(),
+        host: HostSeen { addr: canonical(host.addr), ..*host },
+        job: batch.lease.job,
+        probe: origin.probe,
+        seen: origin.moment(batch.at),
+    };
+    out.link_hosts.extend(batch.hosts.iter().map(row));
+    Ok(Fate::Counted)
+}
+
+fn is_host(addr: IpAddr) -> bool {
+    let addr = canonical(addr);
+    let broadcast = matches!(addr, IpAddr::V4(v4) if v4.is_broadcast());
+    !addr.is_unspecified() && !addr.is_multicast() && !addr.is_loopback() && !broadcast
+}
+
+/// The positions that a batch reported as silent.
+#[derive(Debug, Clone)]
+pub struct Silence {
+    from: u64,
+    to: u64,
+    answered: HashSet<u64>,
+    /// Refused or never asked: half-open ranges of offsets.
+    not_asked: Vec<(u64, u64)>,
+}
+
+impl Silence {
+    /// Those of a batch.
+    pub fn of(batch: &ResultBatch) -> Self {
+        let runs = core::iter::once(batch.refused()).chain(batch.not_reached().iter().map(|(_, runs)| runs));
+        Self {
+            from: batch.from,
+            to: batch.to,
+            answered: batch.answers().map(|answer| answer.offset).collect(),
+            not_asked: runs.flat_map(|runs| runs.spans()).collect(),
+        }
+    }
+
+    /// Whether a position was asked and stayed silent.
+    pub fn holds(&self, position: u64) -> bool {
+        let Some(offset) = position.checked_sub(self.from).filter(|_| position < self.to) else { return false };
+        !self.answered.contains(&offset) && !self.not_asked.iter().any(|(from, to)| (*from..*to).contains(&offset))
+    }
 }
 
 /// The coverage of one piece of a batch, packets left out.
@@ -153,11 +305,20 @@ mod tests {
         ResultBatch::new(head, answers, refused, vec![(NotReached::NoRoute, lost)])
     }
 
+    #[test]
+    fn silence_is_what_nothing_else_was_said_of() {
+        let batch = batch(100, 160);
+        let silence = Silence::of(&batch);
+        let silent = (0..300).filter(|position| silence.holds(*position)).count() as u64;
+        assert_eq!(silent, batch.check().unwrap().silent);
+        assert!(!silence.holds(99) && !silence.holds(160) && !silence.holds(100));
+    }
+
     proptest! {
         #[test]
         fn pieces_add_up_whatever_came_before(earlier in proptest::collection::vec((0u64..200, 1u64..40), 0..6), from in 0u64..150, len in 1u64..60) {
             let (space, site) = (space(), "attic".parse().unwrap());
-            let origin = Origin { probe: 1, site: &site, stream: 1, sequence: 1 };
+            let origin = Origin { probe: 1, site: &site, stream: 1, sequence: 1, received: UnixMillis(5000), transport: Some(Transport::Tcp) };
             let mut covered = Spans::default();
             let mut out = Projection::default();
             let mut total = Coverage::default();

@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use picket_wire::codec;
 use picket_wire::ids::{JobId, ProbeId};
+use picket_wire::job::Transport;
 use picket_wire::result::Record;
 use picket_wire::space::TargetSpace;
 
@@ -14,6 +15,7 @@ use crate::store::{Fate, JobStored, LeaseRecord, ProbeRecord, Projection, Projec
 
 struct Known {
     space: Arc<TargetSpace>,
+    transport: Option<Transport>,
     leases: HashMap<u32, LeaseRecord>,
     covered: BTreeMap<u32, Spans>,
 }
@@ -30,7 +32,8 @@ impl Rebuild {
         let known = |stored: JobStored| {
             let space = Arc::new(TargetSpace::new(&stored.job.spec.targets).ok()?);
             let leases = stored.leases.into_iter().map(|lease| (lease.number, lease)).collect();
-            Some((stored.job.spec.id, Known { space, leases, covered: BTreeMap::new() }))
+            let transport = stored.job.spec.kind.scan().technique.transport();
+            Some((stored.job.spec.id, Known { space, transport, leases, covered: BTreeMap::new() }))
         };
         Self {
             jobs: jobs.into_iter().filter_map(known).collect(),
@@ -38,19 +41,35 @@ impl Rebuild {
         }
     }
 
-    fn read(&mut self, probe: &ProbeId, record: &RawRecord, out: &mut Projection) -> Result<Fate, String> {
-        let Record::Batch(batch) = codec::decode(&record.bytes).map_err(|error| error.to_string())? else { return Ok(Fate::Counted) };
-        let whole = batch.check().map_err(|error| error.to_string())?;
-        let unknown = || format!("lease {} was never granted to this probe", batch.lease);
-        let job = self.jobs.get_mut(&batch.lease.job).ok_or_else(unknown)?;
-        let lease = job.leases.get(&batch.lease.grant).filter(|lease| lease.probe == *probe).ok_or_else(unknown)?;
-        project::belongs(&batch, lease)?;
+    fn read(&mut self, probe: &ProbeId, raw: &RawRecord, out: &mut Projection) -> Result<Fate, String> {
+        let record: Record = codec::decode(&raw.bytes).map_err(|error| error.to_string())?;
+        let Some(id) = project::lease_of(&record) else { return Ok(Fate::Counted) };
+        let unknown = || format!("lease {id} was never granted to this probe");
+        let job = self.jobs.get_mut(&id.job).ok_or_else(unknown)?;
+        let lease = job.leases.get(&id.grant).filter(|lease| lease.probe == *probe).ok_or_else(unknown)?;
         let origin = self.probes.get(probe).ok_or_else(unknown)?;
-        let origin = Origin { probe: origin.key, site: &origin.site, stream: record.stream, sequence: record.sequence };
-        let covered = job.covered.entry(lease.part).or_default();
-        let (fate, pieces) = project::project(&batch, whole, lease.part, covered, &job.space, origin, out);
-        pieces.into_iter().for_each(|(span, _)| covered.insert(span));
-        Ok(fate)
+        let origin = Origin {
+            probe: origin.key,
+            site: &origin.site,
+            stream: raw.stream,
+            sequence: raw.sequence,
+            received: raw.received,
+            transport: job.transport,
+        };
+        match &record {
+            Record::Batch(batch) => {
+                let whole = batch.check().map_err(|error| error.to_string())?;
+                project::belongs(batch, lease)?;
+                let covered = job.covered.entry(lease.part).or_default();
+                let (fate, pieces) = project::project(batch, whole, lease.part, covered, &job.space, origin, out);
+                pieces.into_iter().for_each(|(span, _)| covered.insert(span));
+                Ok(fate)
+            }
+            Record::Late(late) => project::late(late, lease, &job.space, origin, out),
+            Record::Services(services) => project::services(services, lease, &job.space, origin, out),
+            Record::Hosts(hosts) => project::hosts(hosts, origin, out),
+            Record::LeaseEnded { .. } | Record::JobRefused { .. } | Record::Loss { .. } => Ok(Fate::Counted),
+        }
     }
 }
 

@@ -3,15 +3,16 @@
 use std::net::IpAddr;
 
 use picket_wire::addr::{AddrSet, IpNet};
-use picket_wire::ids::SiteName;
-use picket_wire::job::Technique;
+use picket_wire::ids::{ProbeId, SiteName};
+use picket_wire::job::{Technique, Transport};
+use picket_wire::service::ServiceOutcome;
 use picket_wire::space::{Target, TargetSpace};
 use picket_wire::units::PortSet;
 
 use crate::clock::rfc3339;
-use crate::service::{ResultQuery, ServiceError};
-use crate::store::{Found, FoundPort, ObservationQuery, PortQuery};
-use crate::view::ResultRow;
+use crate::service::{HostQuery, ResultQuery, ServiceError};
+use crate::store::{Found, FoundHost, FoundPort, FoundService, LinkHostQuery, ObservationQuery, PortQuery};
+use crate::view::{HostRow, ResultRow, ServiceView};
 
 const LIMIT_DEFAULT: u32 = 1_000;
 const LIMIT_MAX: u32 = 10_000;
@@ -35,7 +36,8 @@ fn state(text: Option<&str>) -> Result<Option<u8>, ServiceError> {
         "open" => Ok(2),
         "closed" => Ok(3),
         "filtered" => Ok(4),
-        _ => Err(invalid("state", format!("`{text}` is not a state: use up, open, closed or filtered"))),
+        "unfiltered" => Ok(5),
+        _ => Err(invalid("state", format!("`{text}` is not a state: use up, open, closed, filtered or unfiltered"))),
     };
     text.map(number).transpose()
 }
@@ -99,11 +101,12 @@ pub fn observation_query(
 
 /// The database's form of a query over all jobs.
 pub fn port_query(query: &ResultQuery) -> Result<PortQuery, ServiceError> {
-    let parse = |cursor: &str| -> Option<(SiteName, IpAddr, Option<u16>)> {
+    let parse = |cursor: &str| -> Option<(SiteName, IpAddr, Option<u16>, Option<Transport>)> {
         let mut parts = cursor.split('_');
-        let (site, addr, port) = (parts.next()?, parts.next()?, parts.next()?);
+        let (site, addr, port, transport) = (parts.next()?, parts.next()?, parts.next()?, parts.next()?);
         let port = if port.is_empty() { None } else { Some(port.parse().ok()?) };
-        Some((site.parse().ok()?, addr.parse().ok()?, port))
+        let transport = Transport::ALL.into_iter().find(|known| known.as_str() == transport);
+        Some((site.parse().ok()?, addr.parse().ok()?, port, transport))
     };
     let after = query.cursor.as_deref().map(|cursor| parse(cursor).ok_or_else(|| bad_cursor(cursor))).transpose()?;
     Ok(PortQuery {
@@ -127,11 +130,13 @@ pub fn job_row(found: &Found, space: &TargetSpace, technique: Technique) -> Opti
         job: answer.job,
         addr: target.addr,
         port: target.port,
+        protocol: technique.transport().filter(|_| target.port.is_some()),
         state: answer.state.as_str().to_owned(),
         reason: answer.state.reason(technique),
         rtt_us: answer.rtt_us,
         ttl: (answer.ttl != 0).then_some(answer.ttl),
         seen: rfc3339(answer.seen),
+        service: found.service.as_ref().map(service),
     };
     Some((row, format!("{}.{}", answer.rank, answer.probe)))
 }
@@ -145,12 +150,75 @@ pub fn port_row(found: &FoundPort) -> (ResultRow, String) {
         job: answer.job,
         addr: port.addr,
         port: port.port,
+        protocol: port.transport,
         state: answer.state.as_str().to_owned(),
         reason: answer.state.reason(found.technique),
         rtt_us: answer.rtt_us,
         ttl: (answer.ttl != 0).then_some(answer.ttl),
         seen: rfc3339(answer.seen),
+        service: found.service.as_ref().map(service),
     };
-    let cursor = format!("{}_{}_{}", port.site, port.addr, port.port.map_or_else(String::new, |port| port.to_string()));
+    let number = port.port.map_or_else(String::new, |port| port.to_string());
+    let cursor = format!("{}_{}_{number}_{}", port.site, port.addr, port.transport.map_or("", Transport::as_str));
+    (row, cursor)
+}
+
+/// A service as people see it.
+fn service((outcome, asked): &FoundService) -> ServiceView {
+    let banner = |bytes: &[u8]| (!bytes.is_empty()).then(|| bytes.escape_ascii().to_string());
+    let view = ServiceView { outcome: outcome.as_str().to_owned(), asked: rfc3339(*asked), ..ServiceView::default() };
+    match outcome {
+        ServiceOutcome::Identified(service) => ServiceView {
+            name: Some(service.name.clone()),
+            tls: service.tls,
+            product: service.product.clone(),
+            version: service.version.clone(),
+            extra: service.extra.clone(),
+            os: service.os.clone(),
+            hostname: service.hostname.clone(),
+            device: service.device.clone(),
+            cpes: service.cpes.clone(),
+            facts: service.facts.clone(),
+            banner: banner(&service.banner),
+            ..view
+        },
+        ServiceOutcome::Unidentified { banner: bytes } => ServiceView { banner: banner(bytes), ..view },
+        ServiceOutcome::Lost(why) => ServiceView { why: Some(why.clone()), ..view },
+        ServiceOutcome::Silent | ServiceOutcome::Spared | ServiceOutcome::Refused => view,
+    }
+}
+
+/// The database's form of a query for hosts on links.
+pub fn link_host_query(query: &HostQuery) -> Result<LinkHostQuery, ServiceError> {
+    let parse = |cursor: &str| -> Option<(SiteName, IpAddr, ProbeId)> {
+        let mut parts = cursor.split('_');
+        let (site, addr, probe) = (parts.next()?, parts.next()?, parts.next()?);
+        Some((site.parse().ok()?, addr.parse().ok()?, probe.parse().ok()?))
+    };
+    let after = query.cursor.as_deref().map(|cursor| parse(cursor).ok_or_else(|| bad_cursor(cursor))).transpose()?;
+    Ok(LinkHostQuery {
+        job: query.job,
+        site: query.site.clone(),
+        probe: query.probe.clone(),
+        addrs: query.net.map(bounds),
+        after,
+        limit: page_size(query.limit)?,
+    })
+}
+
+/// A row of hosts on links, and the cursor behind it.
+pub fn host_row(found: &FoundHost) -> (HostRow, String) {
+    let FoundHost { row, first_seen, probe } = found;
+    let cursor = format!("{}_{}_{probe}", row.site, row.host.addr);
+    let row = HostRow {
+        site: row.site.clone(),
+        probe: probe.clone(),
+        job: row.job,
+        addr: row.host.addr,
+        mac: row.host.mac.map(|mac| mac.to_string()),
+        how: row.host.how,
+        first_seen: rfc3339(*first_seen),
+        last_seen: rfc3339(row.seen),
+    };
     (row, cursor)
 }

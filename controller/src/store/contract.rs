@@ -3,10 +3,12 @@
 use std::sync::Arc;
 
 use picket_wire::addr::parse_set;
+use picket_wire::host::{HardwareAddress, SeenBy};
 use picket_wire::ids::{JobId, LeaseId, ProbeId, StreamId};
-use picket_wire::job::{JobKind, JobSpec, Mode, Priority, ScanOptions, Technique};
+use picket_wire::job::{JobKind, JobSpec, Mode, Priority, ScanOptions, Technique, Transport};
 use picket_wire::policy::AddressPolicy;
-use picket_wire::result::{Coverage, State};
+use picket_wire::result::{Answer, BatchHead, Coverage, NotReached, Record, ResultBatch, Runs, State, UpReason};
+use picket_wire::service::{Service, ServiceOutcome};
 use picket_wire::space::{Target, TargetSpace, TargetSpec};
 use picket_wire::units::UnixMillis;
 
@@ -74,7 +76,7 @@ fn projection(job: &JobRecord, probe: i64, stream: i64, first: u64, count: u64, 
         let Target { addr, port } = space.natural(rank).unwrap();
         let answer = Observation { job: job.spec.id, rank, probe, state, rtt_us: 100 + rank, ttl: 60, seen: UnixMillis(seen) };
         out.observations.push(answer);
-        out.ports.push(PortRow { site: "hq".parse().unwrap(), addr, port, answer });
+        out.ports.push(PortRow { site: "hq".parse().unwrap(), addr, port, transport: Some(Transport::Tcp), answer });
     }
     out.batches.push(BatchRow {
         lease: LeaseId { job: job.spec.id, grant: 1 },
@@ -100,6 +102,10 @@ pub(crate) async fn suite(store: Arc<dyn Store>) {
     jobs(store).await;
     ingest(store).await;
     pages(store).await;
+    states(store).await;
+    lates(store).await;
+    services(store).await;
+    link_hosts(store).await;
 }
 
 async fn numbers(store: &dyn Store) {
@@ -243,7 +249,7 @@ async fn pages(store: &dyn Store) {
     assert_eq!((ports.len(), ports[4].technique), (20, Technique::Syn));
     let (addr, port) = (ports[4].row.addr, ports[4].row.port);
     assert_eq!((addr.to_string().as_str(), port), ("198.18.0.1", Some(80)));
-    let after = PortQuery { after: Some(("hq".parse().unwrap(), addr, port)), limit: 1, ..query.clone() };
+    let after = PortQuery { after: Some(("hq".parse().unwrap(), addr, port, Some(Transport::Tcp))), limit: 1, ..query.clone() };
     assert_eq!(store.ports(&after).await.unwrap(), [ports[5].clone()]);
     let one = PortQuery { addrs: Some((addr, addr)), ports: Some(vec![(443, 443), (1, 22)]), ..query.clone() };
     assert_eq!(store.ports(&one).await.unwrap().iter().map(|found| found.row.port).collect::<Vec<_>>(), [Some(22), Some(443)]);
@@ -260,4 +266,217 @@ async fn pages(store: &dyn Store) {
         assert_eq!(ports.len(), 20);
         assert!(ports.iter().all(|found| found.row.answer.state == wins), "{number}");
     }
+}
+
+/// The job's rows of one page, as they are.
+async fn found(store: &dyn Store, job: u64) -> Vec<Found> {
+    let query =
+        ObservationQuery { job: JobId(job), ranks: None, columns: None, site: None, probe: None, state: None, after: None, limit: 100 };
+    store.observations(&query).await.unwrap()
+}
+
+async fn latest(store: &dyn Store, addr: &str) -> Vec<FoundPort> {
+    let addr = addr.parse().unwrap();
+    store.ports(&PortQuery { addrs: Some((addr, addr)), limit: 100, ..PortQuery::default() }).await.unwrap()
+}
+
+fn answer_at(addr: &str, port: Option<u16>, transport: Option<Transport>, answer: Observation) -> PortRow {
+    PortRow { site: "hq".parse().unwrap(), addr: addr.parse().unwrap(), port, transport, answer }
+}
+
+async fn states(store: &dyn Store) {
+    let probe = store.probes().await.unwrap()[0].clone();
+    let job = job(30);
+    store.apply(&[Change::Job(Box::new(job.clone()))]).await.unwrap();
+    let router = "192.0.2.1".parse().unwrap();
+    let all = [
+        State::Up,
+        State::UpBy(UpReason::Arp),
+        State::UpBy(UpReason::Sctp),
+        State::Open,
+        State::Closed,
+        State::Filtered { icmp_type: 3, icmp_code: 13 },
+        State::FilteredBy { icmp_type: 3, icmp_code: 1, from: router },
+        State::FilteredBy { icmp_type: 1, icmp_code: 4, from: "2001:db8::1".parse().unwrap() },
+        State::Unfiltered,
+    ];
+    let observation = |rank: usize, state| Observation {
+        job: job.spec.id,
+        rank: rank as u64,
+        probe: probe.key,
+        state,
+        rtt_us: 7,
+        ttl: 9,
+        seen: UnixMillis(500),
+    };
+    let mut projection = Projection {
+        observations: all.iter().enumerate().map(|(rank, state)| observation(rank, *state)).collect(),
+        ..Projection::default()
+    };
+    // A port of one number under three protocols, and the host as a whole, are four things.
+    for (transport, state) in
+        [(Some(Transport::Tcp), State::Open), (Some(Transport::Udp), State::Closed), (Some(Transport::Sctp), all[7]), (None, all[1])]
+    {
+        projection.ports.push(answer_at("198.18.9.9", transport.map(|_| 53), transport, observation(0, state)));
+    }
+    store.ingest(&Ingest { projection, ..Ingest::default() }).await.unwrap();
+    assert_eq!(found(store, 30).await.iter().map(|found| found.answer.state).collect::<Vec<_>>(), all);
+    let rows = latest(store, "198.18.9.9").await;
+    let states: Vec<_> = rows.iter().map(|found| (found.row.transport, found.row.answer.state)).collect();
+    assert_eq!(
+        states,
+        [(None, all[1]), (Some(Transport::Tcp), State::Open), (Some(Transport::Udp), State::Closed), (Some(Transport::Sctp), all[7])]
+    );
+    let third = &rows[2].row;
+    let after = PortQuery {
+        addrs: Some((third.addr, third.addr)),
+        after: Some((third.site.clone(), third.addr, third.port, third.transport)),
+        limit: 9,
+        ..PortQuery::default()
+    };
+    assert_eq!(store.ports(&after).await.unwrap(), [rows[3].clone()]);
+
+    // That a filter lets packets through does not replace what is known of the port; a later answer of the port does.
+    for (seen, state, wins) in [
+        (600, State::Unfiltered, State::Open),
+        (700, State::Closed, State::Closed),
+        (800, all[6], all[6]),
+        (900, State::Unfiltered, State::Unfiltered),
+    ] {
+        let row = answer_at("198.18.9.9", Some(53), Some(Transport::Tcp), Observation { seen: UnixMillis(seen), ..observation(0, state) });
+        store.ingest(&Ingest { projection: Projection { ports: vec![row], ..Projection::default() }, ..Ingest::default() }).await.unwrap();
+        assert_eq!(latest(store, "198.18.9.9").await[1].row.answer.state, wins, "{state:?}");
+    }
+}
+
+async fn lates(store: &dyn Store) {
+    let probe = store.probes().await.unwrap()[0].clone();
+    let stream = store.stream(probe.key, StreamId(77)).await.unwrap().key;
+    let job = job(40);
+    store.apply(&[Change::Job(Box::new(job.clone())), Change::Lease(JobId(40), lease())]).await.unwrap();
+    let id = LeaseId { job: JobId(40), grant: 1 };
+    let head = BatchHead {
+        lease: id,
+        from: 0,
+        to: 10,
+        started: UnixMillis(1000),
+        took: std::time::Duration::from_millis(5),
+        packets: 10,
+        duplicates: 0,
+    };
+    let open = Answer { offset: 3, state: State::Open, rtt: std::time::Duration::ZERO, ttl: 1 };
+    let batch = ResultBatch::new(head, vec![open], Runs::from_ascending([4]), vec![(NotReached::NoRoute, Runs::from_ascending([5]))]);
+    let space = TargetSpace::new(&job.spec.targets).unwrap();
+    let late = |position: u64, grant| {
+        let target = space.target(position).unwrap();
+        let answer = Observation {
+            job: JobId(40),
+            rank: space.index(target).unwrap(),
+            probe: probe.key,
+            state: State::Closed,
+            rtt_us: 9,
+            ttl: 3,
+            seen: UnixMillis(9_999),
+        };
+        let row = answer_at(&target.addr.to_string(), target.port, Some(Transport::Tcp), answer);
+        LateRow { lease: LeaseId { grant, ..id }, part: 0, position, row }
+    };
+    let mut projection = Projection::default();
+    let site = "hq".parse().unwrap();
+    let origin = crate::results::project::Origin {
+        probe: probe.key,
+        site: &site,
+        stream,
+        sequence: 1,
+        received: UnixMillis(2000),
+        transport: Some(Transport::Tcp),
+    };
+    let whole = batch.check().unwrap();
+    crate::results::project::project(&batch, whole, 0, &Default::default(), &space, origin, &mut projection);
+    // Silent: counts, also in the transaction of its batch. Answered, refused, not reached, another's, not reported: nothing.
+    projection.lates = [(1, 1), (3, 1), (4, 1), (5, 1), (2, 2), (15, 1), (1, 1)].map(|(position, grant)| late(position, grant)).into();
+    let raw = |sequence, record: &Record| RawRecord { bytes: picket_wire::codec::encode(record), ..raw(stream, sequence) };
+    let first = Ingest { records: vec![raw(1, &Record::Batch(batch))], projection, ..Ingest::default() };
+    assert_eq!(store.ingest(&first).await.unwrap().lates, [late(1, 1)]);
+    let again = Projection { lates: vec![late(1, 1), late(2, 1), late(9, 1)], ..Projection::default() };
+    let counted = store.ingest(&Ingest { projection: again, ..Ingest::default() }).await.unwrap();
+    assert_eq!(counted.lates, [late(2, 1), late(9, 1)]);
+
+    let stored = store.job(JobId(40)).await.unwrap().unwrap();
+    let coverage = stored.coverage[0].1;
+    assert!(coverage.adds_up());
+    assert_eq!(
+        (coverage.asked, coverage.open, coverage.closed, coverage.silent, coverage.refused, coverage.not_reached),
+        (10, 1, 3, 4, 1, 1)
+    );
+    let rows = found(store, 40).await;
+    assert_eq!(rows.len(), 4);
+    let closed = rows.iter().find(|found| found.answer.state == State::Closed).unwrap();
+    assert_eq!(closed.answer.seen, UnixMillis(1005), "as late as its batch, and not when the record came");
+    let target = space.target(9).unwrap();
+    let ports = latest(store, &target.addr.to_string()).await;
+    assert!(ports.iter().any(|found| found.row.port == target.port && found.row.answer.state == State::Closed));
+}
+
+async fn services(store: &dyn Store) {
+    let probe = store.probes().await.unwrap()[0].clone();
+    let row = |rank: u64, port, outcome: ServiceOutcome, seen| ServiceRow {
+        site: "hq".parse().unwrap(),
+        addr: "198.18.0.0".parse().unwrap(),
+        port,
+        transport: Transport::Tcp,
+        job: JobId(10),
+        rank,
+        probe: probe.key,
+        outcome,
+        seen: UnixMillis(seen),
+    };
+    let ssh = |version: &str| {
+        ServiceOutcome::Identified(Box::new(Service { name: "ssh".into(), version: Some(version.into()), ..Service::default() }))
+    };
+    let put = async |rows: Vec<ServiceRow>| {
+        let projection = Projection { services: rows, ..Projection::default() };
+        store.ingest(&Ingest { projection, ..Ingest::default() }).await.unwrap();
+    };
+    put(vec![row(0, 22, ssh("1"), 200), row(1, 80, ServiceOutcome::Silent, 200), row(40, 9, ssh("of no open port"), 200)]).await;
+    // A range measured again says it again, in the same message even: once is enough.
+    put(vec![row(0, 22, ServiceOutcome::Silent, 300), row(0, 22, ssh("2"), 300)]).await;
+    let rows = found(store, 10).await;
+    assert_eq!(rows[0].service, Some((ssh("2"), UnixMillis(300))));
+    assert_eq!(rows[1].service, Some((ServiceOutcome::Silent, UnixMillis(200))));
+    assert_eq!((&rows[2].service, rows.len()), (&None, 20));
+    put(vec![row(0, 22, ssh("older, told later"), 100)]).await;
+    let ports = latest(store, "198.18.0.0").await;
+    assert_eq!(ports[0].service, Some((ssh("2"), UnixMillis(300))), "what was asked last stays");
+    assert_eq!(ports[1].service, Some((ServiceOutcome::Silent, UnixMillis(200))));
+}
+
+async fn link_hosts(store: &dyn Store) {
+    let probe = store.probes().await.unwrap()[0].clone();
+    let row = |addr: &str, mac: u8, how, job, seen| LinkHostRow {
+        site: "hq".parse().unwrap(),
+        host: HostSeen { addr: addr.parse().unwrap(), mac: Some(HardwareAddress([2, 0, 0, 0, 0, mac])), how },
+        job: JobId(job),
+        probe: probe.key,
+        seen: UnixMillis(seen),
+    };
+    let put = async |rows: Vec<LinkHostRow>| {
+        let projection = Projection { link_hosts: rows, ..Projection::default() };
+        store.ingest(&Ingest { projection, ..Ingest::default() }).await.unwrap();
+    };
+    put(vec![row("198.18.0.9", 1, SeenBy::Arp, 10, 100), row("2001:db8::9", 2, SeenBy::AllNodes, 10, 100)]).await;
+    put(vec![row("198.18.0.9", 3, SeenBy::ProxyArp, 11, 50), row("198.18.0.9", 4, SeenBy::Arp, 11, 300)]).await;
+    let query = LinkHostQuery { limit: 10, ..LinkHostQuery::default() };
+    let all = store.link_hosts(&query).await.unwrap();
+    assert_eq!(
+        all.iter().map(|found| found.row.clone()).collect::<Vec<_>>(),
+        [row("198.18.0.9", 4, SeenBy::Arp, 11, 300), row("2001:db8::9", 2, SeenBy::AllNodes, 10, 100)]
+    );
+    assert_eq!((all[0].first_seen, &all[0].probe), (UnixMillis(100), &probe.id));
+    let of = async |query: LinkHostQuery| store.link_hosts(&query).await.unwrap().len();
+    assert_eq!(of(LinkHostQuery { job: Some(JobId(10)), ..query.clone() }).await, 2);
+    assert_eq!(of(LinkHostQuery { job: Some(JobId(12)), ..query.clone() }).await, 0);
+    assert_eq!(of(LinkHostQuery { site: Some("elsewhere".parse().unwrap()), ..query.clone() }).await, 0);
+    let after = Some(("hq".parse().unwrap(), all[0].row.host.addr, probe.id.clone()));
+    assert_eq!(store.link_hosts(&LinkHostQuery { after, ..query }).await.unwrap(), [all[1].clone()]);
 }

@@ -14,9 +14,11 @@ use std::net::IpAddr;
 
 use async_trait::async_trait;
 use picket_wire::event::Birth;
+use picket_wire::host::HostSeen;
 use picket_wire::ids::{JobId, Label, LeaseId, ProbeId, Role, SiteName, StreamId};
-use picket_wire::job::{JobSpec, Technique};
+use picket_wire::job::{JobSpec, Technique, Transport};
 use picket_wire::result::{Coverage, State};
+use picket_wire::service::ServiceOutcome;
 use picket_wire::units::UnixMillis;
 
 use crate::jobs::plan::Outcome;
@@ -330,8 +332,62 @@ pub struct PortRow {
     pub addr: IpAddr,
     /// The port; `None` for the host as a whole.
     pub port: Option<u16>,
+    /// The port's protocol; `None` for the host as a whole.
+    pub transport: Option<Transport>,
     /// The answer; its rank means nothing here.
     pub answer: Observation,
+}
+
+/// An answer to a position that a batch reported as silent. It counts where that batch is the one that counts, and where the
+/// position has no answer yet: only the database can tell.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct LateRow {
+    /// The lease that the position was asked under.
+    pub lease: LeaseId,
+    /// The part.
+    pub part: u32,
+    /// The position.
+    pub position: u64,
+    /// The answer; when it was seen is the end of the batch.
+    pub row: PortRow,
+}
+
+/// What serves on a port.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ServiceRow {
+    /// The site.
+    pub site: SiteName,
+    /// The address.
+    pub addr: IpAddr,
+    /// The port.
+    pub port: u16,
+    /// Its protocol.
+    pub transport: Transport,
+    /// The job.
+    pub job: JobId,
+    /// Rank of the target in the natural order of the job's space.
+    pub rank: u64,
+    /// The probe.
+    pub probe: i64,
+    /// What asking came to.
+    pub outcome: ServiceOutcome,
+    /// When it was asked.
+    pub seen: UnixMillis,
+}
+
+/// A host seen on a probe's link.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct LinkHostRow {
+    /// The site.
+    pub site: SiteName,
+    /// The host.
+    pub host: HostSeen,
+    /// The job that asked.
+    pub job: JobId,
+    /// The probe.
+    pub probe: i64,
+    /// When it was seen.
+    pub seen: UnixMillis,
 }
 
 /// What raw records mean, ready to be stored.
@@ -343,6 +399,12 @@ pub struct Projection {
     pub observations: Vec<Observation>,
     /// The same by site and address.
     pub ports: Vec<PortRow>,
+    /// Answers that came late, stored after all of the above.
+    pub lates: Vec<LateRow>,
+    /// What serves on ports.
+    pub services: Vec<ServiceRow>,
+    /// Hosts seen on links.
+    pub link_hosts: Vec<LinkHostRow>,
 }
 
 /// Raw records with everything that follows from them.
@@ -360,6 +422,13 @@ pub struct Ingest {
     pub changes: Vec<Change>,
 }
 
+/// What storing records came to.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Ingested {
+    /// The late answers that count: each has turned a silent position into an answered one.
+    pub lates: Vec<LateRow>,
+}
+
 /// Which observations of a job to read.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ObservationQuery {
@@ -373,7 +442,7 @@ pub struct ObservationQuery {
     pub site: Option<SiteName>,
     /// Only by this probe.
     pub probe: Option<ProbeId>,
-    /// Only in this state: 1 up, 2 open, 3 closed, 4 filtered.
+    /// Only in this state: 1 up, 2 open, 3 closed, 4 filtered, 5 unfiltered.
     pub state: Option<u8>,
     /// Only after this rank and probe.
     pub after: Option<(u64, i64)>,
@@ -392,13 +461,44 @@ pub struct PortQuery {
     pub addrs: Option<(IpAddr, IpAddr)>,
     /// Ports, inclusive ranges.
     pub ports: Option<Vec<(u16, u16)>>,
-    /// Only in this state: 1 up, 2 open, 3 closed, 4 filtered.
+    /// Only in this state: 1 up, 2 open, 3 closed, 4 filtered, 5 unfiltered.
     pub state: Option<u8>,
     /// Only after this.
-    pub after: Option<(SiteName, IpAddr, Option<u16>)>,
+    pub after: Option<(SiteName, IpAddr, Option<u16>, Option<Transport>)>,
     /// At most so many.
     pub limit: u32,
 }
+
+/// Which hosts on links to read: those of a job, or the latest of every site.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct LinkHostQuery {
+    /// Only of this job.
+    pub job: Option<JobId>,
+    /// Only in this site.
+    pub site: Option<SiteName>,
+    /// Only by this probe.
+    pub probe: Option<ProbeId>,
+    /// Addresses from the first to the second.
+    pub addrs: Option<(IpAddr, IpAddr)>,
+    /// Only after this.
+    pub after: Option<(SiteName, IpAddr, ProbeId)>,
+    /// At most so many.
+    pub limit: u32,
+}
+
+/// A host on a link with the names that go with it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct FoundHost {
+    /// The host, as it was seen last.
+    pub row: LinkHostRow,
+    /// When it was seen first; within a job the same as last.
+    pub first_seen: UnixMillis,
+    /// The probe.
+    pub probe: ProbeId,
+}
+
+/// What serves on a port, and when that was asked.
+pub type FoundService = (ServiceOutcome, UnixMillis);
 
 /// An answer with the names that go with it.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -409,6 +509,8 @@ pub struct Found {
     pub probe: ProbeId,
     /// The site.
     pub site: SiteName,
+    /// What serves there, where that was asked and the port is open.
+    pub service: Option<FoundService>,
 }
 
 /// A latest answer with the names that go with it.
@@ -420,6 +522,8 @@ pub struct FoundPort {
     pub probe: ProbeId,
     /// What was sent.
     pub technique: Technique,
+    /// What serves there, where that was asked and the port is open.
+    pub service: Option<FoundService>,
 }
 
 /// Makes projections from raw records, in the order of their arrival.
@@ -487,7 +591,7 @@ pub trait Store: Send + Sync {
     /// A probe's stream, made where it is new.
     async fn stream(&self, probe: i64, stream: StreamId) -> Result<StreamRecord, StoreError>;
     /// Stores records and everything that follows from them.
-    async fn ingest(&self, ingest: &Ingest) -> Result<(), StoreError>;
+    async fn ingest(&self, ingest: &Ingest) -> Result<Ingested, StoreError>;
     /// Makes all projections anew.
     async fn rebuild(&self, projector: &mut dyn Projector) -> Result<RebuildCounts, StoreError>;
 
@@ -495,6 +599,8 @@ pub trait Store: Send + Sync {
     async fn observations(&self, query: &ObservationQuery) -> Result<Vec<Found>, StoreError>;
     /// Latest answers, by site, address and port.
     async fn ports(&self, query: &PortQuery) -> Result<Vec<FoundPort>, StoreError>;
+    /// Hosts on links, by site, address and probe.
+    async fn link_hosts(&self, query: &LinkHostQuery) -> Result<Vec<FoundHost>, StoreError>;
 }
 
 /// The number that stands for a state in the database and its queries.

@@ -1,6 +1,10 @@
 //! The database in SQLite: one file, one writer, several readers beside it (write-ahead log).
 //!
+//! Services, hosts on links and late answers are written and read in `extras`.
+//!
 //! **Invariant:** a commit is on the disk when it returns (`synchronous = FULL`): probes delete what is acknowledged.
+
+mod extras;
 
 use std::collections::{BTreeMap, HashMap};
 use std::net::IpAddr;
@@ -12,8 +16,8 @@ use futures_util::future::BoxFuture;
 use picket_wire::codec;
 use picket_wire::event::Birth;
 use picket_wire::ids::{JobId, ProbeId, SiteName, StreamId};
-use picket_wire::job::{JobSpec, Technique};
-use picket_wire::result::{Coverage, State};
+use picket_wire::job::{JobSpec, Technique, Transport};
+use picket_wire::result::{Coverage, State, UpReason};
 use picket_wire::units::UnixMillis;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
@@ -24,9 +28,9 @@ use sqlx::sqlite::{
 use sqlx::{QueryBuilder, Row, Sqlite, Transaction};
 
 use super::{
-    ApiToken, BatchRow, CertificateRecord, Change, EnrolToken, Fate, Found, FoundPort, Ingest, JobRecord, JobStored, LeaseEnding,
-    LeaseRecord, Observation, ObservationQuery, PartRecord, PortQuery, PortRow, ProbeRecord, Projection, Projector, RawRecord, Standing,
-    Store, StoreError, StreamRecord, UserRecord, state_number,
+    ApiToken, BatchRow, CertificateRecord, Change, EnrolToken, Fate, Found, FoundHost, FoundPort, Ingest, Ingested, JobRecord, JobStored,
+    LateRow, LeaseEnding, LeaseRecord, LinkHostQuery, Observation, ObservationQuery, PartRecord, PortQuery, PortRow, ProbeRecord,
+    Projection, Projector, RawRecord, Standing, Store, StoreError, StreamRecord, UserRecord, state_number,
 };
 use crate::jobs::ranges::Span;
 use crate::pki::Serial;
@@ -39,18 +43,22 @@ const ROWS: usize = 500;
 const REBUILD_PAGE: i64 = 500;
 
 /// The steps from an empty database to today's, in order. What was released is never changed, only added to.
-const MIGRATIONS: [(i64, &str, &str); 1] = [(1, "initial", include_str!("../../migrations/sqlite/0001_initial.sql"))];
+const MIGRATIONS: [(i64, &str, &str); 2] = [
+    (1, "initial", include_str!("../../migrations/sqlite/0001_initial.sql")),
+    (2, "surveys", include_str!("../../migrations/sqlite/0002_surveys.sql")),
+];
 
-/// The migrations that are part of the program.
+/// The migrations that are part of the program; the first so many of them.
 #[derive(Debug)]
-struct Embedded;
+struct Embedded(usize);
 
 impl MigrationSource<'static> for Embedded {
     fn resolve(self) -> BoxFuture<'static, Result<Vec<Migration>, Box<dyn std::error::Error + Send + Sync>>> {
         let migration = |(version, name, sql): (i64, &'static str, &'static str)| {
             Migration::new(version, name.into(), MigrationType::Simple, sql.into(), false)
         };
-        Box::pin(async move { Ok(MIGRATIONS.into_iter().map(migration).collect()) })
+        let taken = self.0;
+        Box::pin(async move { Ok(MIGRATIONS.into_iter().take(taken).map(migration).collect()) })
     }
 }
 
@@ -125,23 +133,50 @@ fn parse_addr(bytes: &[u8]) -> Result<IpAddr> {
     }
 }
 
+/// What made a state: the kind of answer of a host, ICMP type and code of a filtered target.
 fn state_reason(state: State) -> i64 {
     match state {
+        State::UpBy(by) => UP_REASONS.iter().position(|reason| *reason == by).map_or(0, |index| index as i64 + 1),
         State::Filtered { icmp_type, icmp_code } | State::FilteredBy { icmp_type, icmp_code, .. } => {
             i64::from(icmp_type) * 256 + i64::from(icmp_code)
         }
-        _ => 0,
+        State::Up | State::Open | State::Closed | State::Unfiltered => 0,
     }
 }
 
-fn parse_state(state: i64, reason: i64) -> Result<State> {
-    Ok(match state {
-        1 => State::Up,
-        2 => State::Open,
-        3 => State::Closed,
-        4 => State::Filtered { icmp_type: (reason >> 8) as u8, icmp_code: reason as u8 },
-        5 => State::Unfiltered,
-        other => return Err(damaged("read an answer", format!("unknown state {other}"))),
+/// Who said so, where that was not the target.
+fn state_origin(state: State) -> Option<Vec<u8>> {
+    match state {
+        State::FilteredBy { from, .. } => Some(addr_bytes(from)),
+        _ => None,
+    }
+}
+
+/// What showed that a host is up, by its number in the database less one; 0 is an echo reply.
+const UP_REASONS: [UpReason; 8] = [
+    UpReason::Arp,
+    UpReason::Neighbour,
+    UpReason::Timestamp,
+    UpReason::SynAck,
+    UpReason::Reset,
+    UpReason::Udp,
+    UpReason::PortUnreachable,
+    UpReason::Sctp,
+];
+
+fn parse_state(row: &SqliteRow) -> Result<State> {
+    let (state, reason): (i64, i64) = (row.get("state"), row.get("reason"));
+    let origin: Option<Vec<u8>> = row.get("origin");
+    let (icmp_type, icmp_code) = ((reason >> 8) as u8, reason as u8);
+    let up = || usize::try_from(reason - 1).ok().and_then(|index| UP_REASONS.get(index));
+    Ok(match (state, origin) {
+        (1, _) => up().map_or(State::Up, |by| State::UpBy(*by)),
+        (2, _) => State::Open,
+        (3, _) => State::Closed,
+        (4, None) => State::Filtered { icmp_type, icmp_code },
+        (4, Some(from)) => State::FilteredBy { icmp_type, icmp_code, from: parse_addr(&from)? },
+        (5, _) => State::Unfiltered,
+        (other, _) => return Err(damaged("read an answer", format!("unknown state {other}"))),
     })
 }
 
@@ -179,7 +214,7 @@ impl SqliteStore {
             .pragma("cache_size", "-65536")
             .pragma("temp_store", "memory");
         let writer = SqlitePoolOptions::new().max_connections(1).connect_with(options.clone()).await.doing("open the database")?;
-        let migrator = Migrator::new(Embedded).await;
+        let migrator = Migrator::new(Embedded(MIGRATIONS.len())).await;
         let updated = async { migrator?.run(&writer).await };
         updated.await.map_err(|error| StoreError::Database { action: "bring the database up to date", source: Box::new(error) })?;
         let readers = SqlitePoolOptions::new().max_connections(3).connect_with(options.read_only(true)).await.doing("open the database")?;
@@ -211,7 +246,7 @@ impl SqliteStore {
         for row in rows("SELECT part, first, past FROM batches WHERE job = ? ORDER BY part, first").await.doing("read a job's batches")? {
             stored.covered.push((row.get("part"), Span { from: unsigned(&row, "first"), to: unsigned(&row, "past") }));
         }
-        let sums = "SELECT p.id, sum(past - first) AS asked, sum(up) AS up, sum(open) AS open, sum(closed) AS closed, sum(filtered) AS filtered, \
+        let sums = "SELECT p.id, sum(past - first) AS asked, sum(up) AS up, sum(open) AS open, sum(closed) AS closed, sum(filtered) AS filtered, sum(unfiltered) AS unfiltered, \
                     sum(silent) AS silent, sum(refused) AS refused, sum(not_reached) AS not_reached, sum(packets) AS packets \
                     FROM batches b JOIN probes p ON p.key = b.probe WHERE job = ? GROUP BY p.id ORDER BY p.id";
         for row in rows(sums).await.doing("sum up a job's batches")? {
@@ -222,7 +257,7 @@ impl SqliteStore {
                 open: count("open"),
                 closed: count("closed"),
                 filtered: count("filtered"),
-                unfiltered: 0,
+                unfiltered: count("unfiltered"),
                 silent: count("silent"),
                 refused: count("refused"),
                 not_reached: count("not_reached"),
@@ -445,7 +480,7 @@ async fn write_batches(connection: &mut SqliteConnection, batches: &[BatchRow]) 
     for chunk in batches.chunks(ROWS) {
         let mut builder = QueryBuilder::new(
             "INSERT INTO batches (job, part, first, past, probe, lease, stream, sequence, started, took_ms, packets, duplicates, \
-             up, open, closed, filtered, silent, refused, not_reached) ",
+             up, open, closed, filtered, unfiltered, silent, refused, not_reached) ",
         );
         builder.push_values(chunk, |mut row, batch| {
             let coverage = &batch.coverage;
@@ -466,6 +501,7 @@ async fn write_batches(connection: &mut SqliteConnection, batches: &[BatchRow]) 
                 coverage.open,
                 coverage.closed,
                 coverage.filtered,
+                coverage.unfiltered,
                 coverage.silent,
                 coverage.refused,
                 coverage.not_reached,
@@ -482,13 +518,14 @@ async fn write_observations(connection: &mut SqliteConnection, observations: &[O
     let mut sorted: Vec<&Observation> = observations.iter().collect();
     sorted.sort_unstable_by_key(|answer| (answer.job, answer.rank, answer.probe));
     for chunk in sorted.chunks(ROWS) {
-        let mut builder = QueryBuilder::new("INSERT INTO observations (job, rank, probe, state, reason, rtt_us, ttl, seen) ");
+        let mut builder = QueryBuilder::new("INSERT INTO observations (job, rank, probe, state, reason, origin, rtt_us, ttl, seen) ");
         builder.push_values(chunk, |mut row, answer| {
             row.push_bind(number(answer.job.0))
                 .push_bind(number(answer.rank))
                 .push_bind(answer.probe)
                 .push_bind(state_number(answer.state))
                 .push_bind(state_reason(answer.state))
+                .push_bind(state_origin(answer.state))
                 .push_bind(number(answer.rtt_us))
                 .push_bind(answer.ttl)
                 .push_bind(number(answer.seen.0));
@@ -498,8 +535,28 @@ async fn write_observations(connection: &mut SqliteConnection, observations: &[O
     Ok(())
 }
 
+/// The protocol's number, as IP has it; 0 for a host as a whole.
+fn transport_number(transport: Option<Transport>) -> i64 {
+    match transport {
+        None => 0,
+        Some(Transport::Tcp) => 6,
+        Some(Transport::Udp) => 17,
+        Some(Transport::Sctp) => 132,
+    }
+}
+
+fn parse_transport(row: &SqliteRow) -> Option<Transport> {
+    let number: i64 = row.get("transport");
+    Transport::ALL.into_iter().find(|transport| transport_number(Some(*transport)) == number)
+}
+
+/// Whether a state tells if the port is open; that a filter lets packets through says less, and does not replace it.
+fn says_more(state: State) -> bool {
+    matches!(state, State::Open | State::Closed)
+}
+
 async fn write_ports(connection: &mut SqliteConnection, ports: &[PortRow]) -> Result<()> {
-    let mut latest: BTreeMap<(&str, Vec<u8>, i32), &Observation> = BTreeMap::new();
+    let mut latest: BTreeMap<(&str, Vec<u8>, i32, i64), &Observation> = BTreeMap::new();
     let mut hosts: BTreeMap<(&str, Vec<u8>), (UnixMillis, UnixMillis)> = BTreeMap::new();
     for row in ports {
         let addr = addr_bytes(row.addr);
@@ -509,21 +566,24 @@ async fn write_ports(connection: &mut SqliteConnection, ports: &[PortRow]) -> Re
             let seen = hosts.entry((row.site.as_str(), addr.clone())).or_insert((answer.seen, answer.seen));
             *seen = (seen.0.min(answer.seen), seen.1.max(answer.seen));
         }
-        let key = (row.site.as_str(), addr, row.port.map_or(-1, i32::from));
+        let key = (row.site.as_str(), addr, row.port.map_or(-1, i32::from), transport_number(row.transport));
         let entry = latest.entry(key).or_insert(answer);
-        if answer.seen >= entry.seen {
+        if answer.seen >= entry.seen && !(answer.state == State::Unfiltered && says_more(entry.state)) {
             *entry = answer;
         }
     }
     let latest: Vec<_> = latest.into_iter().collect();
     for chunk in latest.chunks(ROWS) {
-        let mut builder = QueryBuilder::new("INSERT INTO ports (site, addr, port, state, reason, rtt_us, ttl, seen, probe, job) ");
-        builder.push_values(chunk, |mut row, ((site, addr, port), answer)| {
+        let mut builder =
+            QueryBuilder::new("INSERT INTO ports (site, addr, port, transport, state, reason, origin, rtt_us, ttl, seen, probe, job) ");
+        builder.push_values(chunk, |mut row, ((site, addr, port, transport), answer)| {
             row.push_bind(*site)
                 .push_bind(addr.as_slice())
                 .push_bind(*port)
+                .push_bind(*transport)
                 .push_bind(state_number(answer.state))
                 .push_bind(state_reason(answer.state))
+                .push_bind(state_origin(answer.state))
                 .push_bind(number(answer.rtt_us))
                 .push_bind(answer.ttl)
                 .push_bind(number(answer.seen.0))
@@ -531,8 +591,9 @@ async fn write_ports(connection: &mut SqliteConnection, ports: &[PortRow]) -> Re
                 .push_bind(number(answer.job.0));
         });
         builder.push(
-            " ON CONFLICT (site, addr, port) DO UPDATE SET state = excluded.state, reason = excluded.reason, rtt_us = excluded.rtt_us, \
-             ttl = excluded.ttl, seen = excluded.seen, probe = excluded.probe, job = excluded.job WHERE excluded.seen >= ports.seen",
+            " ON CONFLICT (site, addr, port, transport) DO UPDATE SET state = excluded.state, reason = excluded.reason, \
+             origin = excluded.origin, rtt_us = excluded.rtt_us, ttl = excluded.ttl, seen = excluded.seen, probe = excluded.probe, \
+             job = excluded.job WHERE excluded.seen >= ports.seen AND NOT (excluded.state = 5 AND ports.state IN (2, 3))",
         );
         run(connection, builder, chunk.len(), "store ports").await?;
     }
@@ -551,10 +612,14 @@ async fn write_ports(connection: &mut SqliteConnection, ports: &[PortRow]) -> Re
     Ok(())
 }
 
-async fn write_projection(connection: &mut SqliteConnection, projection: &Projection) -> Result<()> {
+/// Gives the late answers that count.
+async fn write_projection(connection: &mut SqliteConnection, projection: &Projection) -> Result<Vec<LateRow>> {
     write_batches(connection, &projection.batches).await?;
     write_observations(connection, &projection.observations).await?;
-    write_ports(connection, &projection.ports).await
+    write_ports(connection, &projection.ports).await?;
+    extras::write_services(connection, &projection.services).await?;
+    extras::write_link_hosts(connection, &projection.link_hosts).await?;
+    extras::write_lates(connection, &projection.lates).await
 }
 
 async fn count(connection: &mut SqliteConnection, sql: &'static str) -> Result<u64> {
@@ -567,7 +632,7 @@ fn observation(row: &SqliteRow, rank: u64) -> Result<Observation> {
         job: JobId(unsigned(row, "job")),
         rank,
         probe: row.get("probe"),
-        state: parse_state(row.get("state"), row.get("reason"))?,
+        state: parse_state(row)?,
         rtt_us: unsigned(row, "rtt_us"),
         ttl: row.get("ttl"),
         seen: moment(row, "seen"),
@@ -796,10 +861,10 @@ impl Store for SqliteStore {
         Ok(StreamRecord { key: row.get("key"), stored: unsigned(&row, "stored") })
     }
 
-    async fn ingest(&self, ingest: &Ingest) -> Result<()> {
+    async fn ingest(&self, ingest: &Ingest) -> Result<Ingested> {
         let mut transaction = self.begin().await?;
         write_raw(&mut transaction, &ingest.records).await?;
-        write_projection(&mut transaction, &ingest.projection).await?;
+        let lates = write_projection(&mut transaction, &ingest.projection).await?;
         for (stream, stored) in &ingest.stored {
             sqlx::query("UPDATE streams SET stored = max(stored, ?) WHERE key = ?")
                 .bind(number(*stored))
@@ -820,13 +885,14 @@ impl Store for SqliteStore {
         for change in &ingest.changes {
             write_change(&mut transaction, change).await?;
         }
-        transaction.commit().await.doing("store results")
+        transaction.commit().await.doing("store results")?;
+        Ok(Ingested { lates })
     }
 
     async fn rebuild(&self, projector: &mut dyn Projector) -> Result<RebuildCounts> {
         let mut transaction = self.begin().await?;
-        for sql in ["DELETE FROM batches", "DELETE FROM observations", "DELETE FROM ports", "DELETE FROM hosts"] {
-            sqlx::query(sql).execute(&mut *transaction).await.doing("clear the projections")?;
+        for table in ["batches", "observations", "ports", "hosts", "services", "job_services", "link_hosts", "job_hosts"] {
+            sqlx::query(&format!("DELETE FROM {table}")).execute(&mut *transaction).await.doing("clear the projections")?;
         }
         let mut counts = RebuildCounts::default();
         let mut last = 0i64;
@@ -867,13 +933,17 @@ impl Store for SqliteStore {
         counts.observations = count(&mut transaction, "SELECT count(*) FROM observations").await?;
         counts.hosts = count(&mut transaction, "SELECT count(*) FROM hosts").await?;
         counts.ports = count(&mut transaction, "SELECT count(*) FROM ports").await?;
+        counts.services = count(&mut transaction, "SELECT count(*) FROM services").await?;
+        counts.link_hosts = count(&mut transaction, "SELECT count(*) FROM link_hosts").await?;
         transaction.commit().await.doing("store the projections")?;
         Ok(counts)
     }
 
     async fn observations(&self, query: &ObservationQuery) -> Result<Vec<Found>> {
         let mut builder = QueryBuilder::new(
-            "SELECT o.*, p.id AS probe_id, p.site AS site FROM observations o JOIN probes p ON p.key = o.probe WHERE o.job = ",
+            "SELECT o.*, p.id AS probe_id, p.site AS site, s.outcome AS service, s.seen AS asked FROM observations o \
+             JOIN probes p ON p.key = o.probe \
+             LEFT JOIN job_services s ON o.state = 2 AND s.job = o.job AND s.rank = o.rank AND s.probe = o.probe WHERE o.job = ",
         );
         builder.push_bind(number(query.job.0));
         if let Some((rank, probe)) = query.after {
@@ -902,16 +972,21 @@ impl Store for SqliteStore {
                 answer: observation(row, unsigned(row, "rank"))?,
                 probe: parse("read answers", row.get("probe_id"))?,
                 site: parse("read answers", row.get("site"))?,
+                service: extras::service(row)?,
             })
         };
         rows.iter().map(found).collect()
     }
 
     async fn ports(&self, query: &PortQuery) -> Result<Vec<FoundPort>> {
-        let mut builder = QueryBuilder::new("SELECT o.*, p.id AS probe_id FROM ports o JOIN probes p ON p.key = o.probe WHERE 1");
-        if let Some((site, addr, port)) = &query.after {
-            builder.push(" AND (o.site, o.addr, o.port) > (").push_bind(site.as_str()).push(", ").push_bind(addr_bytes(*addr));
-            builder.push(", ").push_bind(port.map_or(-1, i32::from)).push(")");
+        let mut builder = QueryBuilder::new(
+            "SELECT o.*, p.id AS probe_id, s.outcome AS service, s.seen AS asked FROM ports o JOIN probes p ON p.key = o.probe \
+             LEFT JOIN services s ON o.state = 2 AND s.site = o.site AND s.addr = o.addr AND s.port = o.port \
+             AND s.transport = o.transport WHERE 1",
+        );
+        if let Some((site, addr, port, transport)) = &query.after {
+            builder.push(" AND (o.site, o.addr, o.port, o.transport) > (").push_bind(site.as_str()).push(", ").push_bind(addr_bytes(*addr));
+            builder.push(", ").push_bind(port.map_or(-1, i32::from)).push(", ").push_bind(transport_number(*transport)).push(")");
         }
         if let Some((first, last)) = query.addrs {
             builder.push(" AND o.addr BETWEEN ").push_bind(addr_bytes(first)).push(" AND ").push_bind(addr_bytes(last));
@@ -928,7 +1003,7 @@ impl Store for SqliteStore {
         if let Some(probe) = &query.probe {
             builder.push(" AND p.id = ").push_bind(probe.as_str());
         }
-        builder.push(" ORDER BY o.site, o.addr, o.port LIMIT ").push_bind(query.limit);
+        builder.push(" ORDER BY o.site, o.addr, o.port, o.transport LIMIT ").push_bind(query.limit);
         let rows = builder.build().fetch_all(&self.readers).await.doing("read ports")?;
         let mut techniques: HashMap<JobId, Technique> = HashMap::new();
         let mut found = Vec::with_capacity(rows.len());
@@ -952,9 +1027,15 @@ impl Store for SqliteStore {
             let addr = parse_addr(row.get("addr"))?;
             let port = u16::try_from(row.get::<i64, _>("port")).ok();
             let probe = parse("read ports", row.get("probe_id"))?;
-            found.push(FoundPort { row: PortRow { site, addr, port, answer: observation(row, 0)? }, probe, technique });
+            let transport = parse_transport(row);
+            let row_found = PortRow { site, addr, port, transport, answer: observation(row, 0)? };
+            found.push(FoundPort { row: row_found, probe, technique, service: extras::service(row)? });
         }
         Ok(found)
+    }
+
+    async fn link_hosts(&self, query: &LinkHostQuery) -> Result<Vec<FoundHost>> {
+        extras::link_hosts(&self.readers, query).await
     }
 }
 
@@ -983,5 +1064,31 @@ mod tests {
         }
         let row = sqlx::query("PRAGMA journal_mode").fetch_one(&store.writer).await.unwrap();
         assert_eq!(row.get::<String, _>(0), "wal");
+    }
+
+    #[tokio::test]
+    async fn a_database_of_the_first_version_is_brought_up_to_date() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("picket.db");
+        let options = SqliteConnectOptions::new().filename(&path).create_if_missing(true);
+        let old = SqlitePoolOptions::new().max_connections(1).connect_with(options).await.unwrap();
+        Migrator::new(Embedded(1)).await.unwrap().run(&old).await.unwrap();
+        for port in [-1, 80] {
+            let row = "INSERT INTO ports (site, addr, port, state, reason, rtt_us, ttl, seen, probe, job) VALUES ('hq', x'04c6120001', ?, 2, 0, 1, 2, 3, 4, 5)";
+            sqlx::query(row).bind(port).execute(&old).await.unwrap();
+        }
+        old.close().await;
+
+        let store = SqliteStore::open(&path).await.unwrap();
+        let rows = sqlx::query("SELECT port, transport FROM ports ORDER BY port").fetch_all(&store.readers).await.unwrap();
+        let kept: Vec<(i64, i64)> = rows.iter().map(|row| (row.get("port"), row.get("transport"))).collect();
+        assert_eq!(kept, [(-1, 0), (80, 6)]);
+        let schema = async |store: &SqliteStore| {
+            let rows =
+                sqlx::query("SELECT sql FROM sqlite_master WHERE sql NOT NULL ORDER BY name").fetch_all(&store.readers).await.unwrap();
+            rows.iter().map(|row| row.get::<String, _>("sql")).collect::<Vec<_>>()
+        };
+        let fresh = SqliteStore::open(&dir.path().join("fresh.db")).await.unwrap();
+        assert_eq!(schema(&store).await, schema(&fresh).await);
     }
 }
