@@ -67,6 +67,8 @@ pub enum UpReason {
     PortUnreachable,
     /// An SCTP INIT-ACK or ABORT.
     Sctp,
+    /// Another ICMP error, from the host itself: it refuses us, and is there.
+    IcmpError,
 }
 
 impl UpReason {
@@ -81,6 +83,7 @@ impl UpReason {
             UpReason::Udp => "udp-response",
             UpReason::PortUnreachable => "port-unreach",
             UpReason::Sctp => "sctp-response",
+            UpReason::IcmpError => "icmp-error",
         }
     }
 }

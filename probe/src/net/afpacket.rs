@@ -48,9 +48,9 @@ pub struct LinkConfig {
 }
 
 impl LinkConfig {
-    /// Defaults, for answers to TCP source ports `lowest..=highest`.
+    /// Defaults, for answers to TCP, UDP and SCTP source ports `lowest..=highest`.
     pub fn for_ports(lowest: u16, highest: u16) -> Self {
-        let filter = Filter { ports: (lowest, highest), protocols: vec![6] };
+        let filter = Filter { ports: (lowest, highest), protocols: vec![6, 17, 132] };
         Self { filter, receive_buffer: 8 << 20, send_buffer: 1 << 20, mark: None, bypass_qdisc: false }
     }
 }

@@ -35,7 +35,7 @@ use super::time::Instant;
 use crate::packet::arp::{self, Arp, Operation};
 use crate::packet::eth::{self, Mac};
 use crate::packet::guard::{self, Way};
-use crate::packet::{ndp, tcp};
+use crate::packet::{ndp, provoked};
 
 /// Wait for room, in the kernel's queue or at whoever takes the events. No descriptor says when a queue has drained; this is
 /// 300 frames of 84 bytes at 1 Gbit/s, a third of the usual queue.
@@ -270,7 +270,7 @@ impl<L: Link, E, S: EventSink<E>> Drive<L, E, S> {
             let count = link.receive(&mut |received| {
                 stats.received_packets += 1;
                 // The kernel answers what belongs to no socket of its own, and asks no pacer: charged here, paid by waiting.
-                if let Some(len) = tcp::provoked_reset(received.payload) {
+                if let Some(len) = provoked::provoked_reply(received.payload) {
                     resets += 1;
                     bytes += header + len;
                 }

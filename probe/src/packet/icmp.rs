@@ -1,4 +1,4 @@
-//! ICMP (RFC 792) and ICMPv6 (RFC 4443): echo, and errors with the packet that they quote.
+//! ICMP (RFC 792) and ICMPv6 (RFC 4443): echo, timestamp, and errors with the packet that they quote.
 //!
 //! It must not know cookies, attempts or what an answer means. Checksums are not verified on the way in, see [`super::ip`].
 
@@ -11,10 +11,16 @@ use super::ip::{PROTOCOL_ICMP, PROTOCOL_ICMPV6, Packet, V4_HEADER_LEN, V4Templat
 pub const ECHO_HEADER_LEN: usize = 8;
 /// Length of the payload of the echo requests that we send: with IPv4 the frame stays at the Ethernet minimum.
 pub const ECHO_PAYLOAD_LEN: usize = 16;
+/// Length of a timestamp message (RFC 792): header, identifier, sequence number and three timestamps.
+pub const TIMESTAMP_LEN: usize = 20;
 const ECHO_LEN: usize = ECHO_HEADER_LEN + ECHO_PAYLOAD_LEN;
 
 /// ICMP type "destination unreachable" (RFC 792).
 pub const V4_UNREACHABLE: u8 = 3;
+/// Code "protocol unreachable" of [`V4_UNREACHABLE`].
+pub const V4_PROTOCOL_UNREACHABLE: u8 = 2;
+/// Code "port unreachable" of [`V4_UNREACHABLE`].
+pub const V4_PORT_UNREACHABLE: u8 = 3;
 /// Code "fragmentation needed" of [`V4_UNREACHABLE`] (RFC 1191): no verdict on the destination.
 pub const V4_FRAGMENTATION_NEEDED: u8 = 4;
 /// ICMP type "time exceeded" (RFC 792).
@@ -23,6 +29,8 @@ pub const V4_TIME_EXCEEDED: u8 = 11;
 pub const V4_PARAMETER_PROBLEM: u8 = 12;
 /// ICMPv6 type "destination unreachable" (RFC 4443, section 3.1).
 pub const V6_UNREACHABLE: u8 = 1;
+/// Code "port unreachable" of [`V6_UNREACHABLE`].
+pub const V6_PORT_UNREACHABLE: u8 = 4;
 /// ICMPv6 type "packet too big" (RFC 4443, section 3.2).
 pub const V6_TOO_BIG: u8 = 2;
 /// ICMPv6 type "time exceeded" (RFC 4443, section 3.3).
@@ -30,8 +38,13 @@ pub const V6_TIME_EXCEEDED: u8 = 3;
 /// ICMPv6 type "parameter problem" (RFC 4443, section 3.4).
 pub const V6_PARAMETER_PROBLEM: u8 = 4;
 
+/// Code "unrecognised next header" of [`V6_PARAMETER_PROBLEM`]: nobody speaks the protocol there.
+pub const V6_UNKNOWN_NEXT_HEADER: u8 = 1;
+
 const V4_ECHO_REPLY: u8 = 0;
 const V4_ECHO_REQUEST: u8 = 8;
+const V4_TIMESTAMP: u8 = 13;
+const V4_TIMESTAMP_REPLY: u8 = 14;
 const V6_ECHO_REQUEST: u8 = 128;
 const V6_ECHO_REPLY: u8 = 129;
 
@@ -53,6 +66,25 @@ impl<'a> Echo<'a> {
     }
 }
 
+/// A timestamp message, request or reply (RFC 792).
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Timestamp {
+    /// Identifier.
+    pub id: u16,
+    /// Sequence number.
+    pub seq: u16,
+    /// What the asker wrote; a reply repeats it. `None` where a quote ends before it.
+    pub originate: Option<u32>,
+}
+
+impl Timestamp {
+    fn parse(message: &[u8]) -> Option<Self> {
+        let (h, rest) = message.split_first_chunk::<ECHO_HEADER_LEN>()?;
+        let originate = rest.first_chunk::<4>().map(|bytes| u32::from_be_bytes(*bytes));
+        Some(Self { id: u16::from_be_bytes([h[4], h[5]]), seq: u16::from_be_bytes([h[6], h[7]]), originate })
+    }
+}
+
 /// A message that somebody may have sent us.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Message<'a> {
@@ -60,6 +92,10 @@ pub enum Message<'a> {
     EchoRequest(Echo<'a>),
     /// Somebody answers.
     EchoReply(Echo<'a>),
+    /// Somebody asks for the time.
+    TimestampRequest(Timestamp),
+    /// Somebody tells it.
+    TimestampReply(Timestamp),
     /// A router or host reports on a packet.
     Error {
         /// Type.
@@ -88,6 +124,10 @@ impl<'a> Message<'a> {
             }
             (PROTOCOL_ICMP, IpAddr::V4(_), V4_ECHO_REPLY) | (PROTOCOL_ICMPV6, IpAddr::V6(_), V6_ECHO_REPLY) if icmp_code == 0 => {
                 Echo::parse(message).map(Message::EchoReply)
+            }
+            (PROTOCOL_ICMP, IpAddr::V4(_), V4_TIMESTAMP) if icmp_code == 0 => Timestamp::parse(message).map(Message::TimestampRequest),
+            (PROTOCOL_ICMP, IpAddr::V4(_), V4_TIMESTAMP_REPLY) if icmp_code == 0 => {
+                Timestamp::parse(message).filter(|_| message.len() >= TIMESTAMP_LEN).map(Message::TimestampReply)
             }
             (PROTOCOL_ICMP, IpAddr::V4(_), V4_UNREACHABLE | V4_TIME_EXCEEDED | V4_PARAMETER_PROBLEM) => error(),
             (PROTOCOL_ICMPV6, IpAddr::V6(_), V6_UNREACHABLE..=V6_PARAMETER_PROBLEM) => error(),
@@ -161,6 +201,45 @@ impl EchoTemplate {
     }
 }
 
+/// What differs between two timestamp requests.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct TimestampRequest {
+    /// Destination address.
+    pub dst: Ipv4Addr,
+    /// Identifier.
+    pub id: u16,
+    /// Sequence number.
+    pub seq: u16,
+    /// Originate timestamp; with its highest bit set it is in no particular unit (RFC 792).
+    pub originate: u32,
+}
+
+/// The constant bytes of timestamp requests, IP header included.
+#[derive(Debug, Clone, Copy)]
+pub struct TimestampTemplate(V4Template);
+
+impl TimestampTemplate {
+    /// A template for requests from `src`.
+    pub fn new(src: Ipv4Addr, ttl: u8) -> Self {
+        Self(V4Template::new(src, PROTOCOL_ICMP, ttl, TIMESTAMP_LEN as u16))
+    }
+
+    /// Writes the packet for `request` and gives its length; `None` where `buf` is too short.
+    pub fn write(&self, request: &TimestampRequest, buf: &mut [u8]) -> Option<usize> {
+        let packet = buf.first_chunk_mut::<{ V4_HEADER_LEN + TIMESTAMP_LEN }>()?;
+        let mut m = [0; TIMESTAMP_LEN];
+        m[0] = V4_TIMESTAMP;
+        m[4..6].copy_from_slice(&request.id.to_be_bytes());
+        m[6..8].copy_from_slice(&request.seq.to_be_bytes());
+        m[8..12].copy_from_slice(&request.originate.to_be_bytes());
+        let sum = super::checksum::checksum(&m);
+        m[2..4].copy_from_slice(&sum.to_be_bytes());
+        packet[..V4_HEADER_LEN].copy_from_slice(&self.0.header(request.dst));
+        packet[V4_HEADER_LEN..].copy_from_slice(&m);
+        Some(packet.len())
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use pnet_packet::icmp::{self, IcmpPacket, echo_request::EchoRequestPacket};
@@ -215,6 +294,24 @@ mod tests {
             let oracle = Icmpv6Packet::new(ip.payload()).unwrap();
             prop_assert_eq!(oracle.get_checksum(), icmpv6::checksum(&oracle, &V6.0, &V6.1));
             prop_assert_eq!(parse(&buf[..len]), Some(Message::EchoRequest(Echo { id, seq, payload: &payload })));
+        }
+
+        #[test]
+        fn timestamps_are_what_pnet_reads(dst: u32, id: u16, seq: u16, originate: u32) {
+            let template = TimestampTemplate::new(V4.0, 64);
+            let mut buf = [0xaa; 100];
+            let len = template.write(&TimestampRequest { dst: Ipv4Addr::from_bits(dst), id, seq, originate }, &mut buf).unwrap();
+            let ip = Packet::parse(&buf[..len]).unwrap();
+            let oracle = IcmpPacket::new(ip.payload()).unwrap();
+            prop_assert_eq!((oracle.get_icmp_type().0, oracle.get_icmp_code().0, ip.payload().len()), (13, 0, 20));
+            prop_assert_eq!(oracle.get_checksum(), icmp::checksum(&oracle));
+            let stamp = Timestamp { id, seq, originate: Some(originate) };
+            prop_assert_eq!(parse(&buf[..len]), Some(Message::TimestampRequest(stamp)));
+            let mut reply = ip.payload().to_vec();
+            reply[0] = 14;
+            let (whole, cut) = (v4_packet(&reply), v4_packet(&reply[..19]));
+            prop_assert_eq!(parse(&whole), Some(Message::TimestampReply(stamp)));
+            prop_assert_eq!(parse(&cut), None, "a reply is whole");
         }
 
         #[test]

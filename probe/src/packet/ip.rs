@@ -20,6 +20,8 @@ pub const PROTOCOL_ICMP: u8 = 1;
 pub const PROTOCOL_TCP: u8 = 6;
 /// Protocol number of UDP (RFC 768).
 pub const PROTOCOL_UDP: u8 = 17;
+/// Protocol number of SCTP (RFC 9260).
+pub const PROTOCOL_SCTP: u8 = 132;
 /// Next header value of ICMPv6 (RFC 4443, section 1).
 pub const PROTOCOL_ICMPV6: u8 = 58;
 

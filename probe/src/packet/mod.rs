@@ -11,4 +11,8 @@ pub mod guard;
 pub mod icmp;
 pub mod ip;
 pub mod ndp;
+pub mod payload;
+pub mod provoked;
+pub mod sctp;
 pub mod tcp;
+pub mod udp;

@@ -1,4 +1,4 @@
-//! TCP headers (RFC 9293, section 3.1): a view of what comes, and the SYN that we send.
+//! TCP headers (RFC 9293, section 3.1): a view of what comes, and the SYN and ACK that we send.
 //!
 //! It must not know cookies, attempts or what an answer means. Checksums are not verified on the way in, see [`super::ip`].
 
@@ -10,6 +10,8 @@ use super::ip::{PROTOCOL_TCP, Packet, V4_HEADER_LEN, V4Template, V6_HEADER_LEN, 
 pub const HEADER_LEN: usize = 20;
 /// Length of the SYN that we send: a header and the maximum segment size option.
 pub const SYN_LEN: usize = 24;
+/// Length of the ACK that we send.
+pub const ACK_LEN: usize = HEADER_LEN;
 /// Offset of the flags.
 const FLAGS: usize = 13;
 /// What Linux offers on an Ethernet: some filters drop a SYN that no ordinary system would send.
@@ -138,12 +140,74 @@ const fn syn_segment(mss: u16) -> [u8; SYN_LEN] {
     [0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0x60, Flags::SYN, w[0], w[1], 0, 0, 0, 0, 2, 4, m[0], m[1]]
 }
 
+const fn ack_segment() -> [u8; ACK_LEN] {
+    let w = WINDOW.to_be_bytes();
+    [0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0x50, Flags::ACK, w[0], w[1], 0, 0, 0, 0]
+}
+
+const ACK: [u8; ACK_LEN] = ack_segment();
 const SYN_V4: [u8; SYN_LEN] = syn_segment(MSS_V4);
 const SYN_V6: [u8; SYN_LEN] = syn_segment(MSS_V6);
 
+/// What differs between two ACKs.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Ack {
+    /// Destination address.
+    pub dst: IpAddr,
+    /// Source port.
+    pub src_port: u16,
+    /// Destination port.
+    pub dst_port: u16,
+    /// Sequence number.
+    pub seq: u32,
+    /// Acknowledgement number: the sequence number of the RST that answers (RFC 9293, section 3.10.7.1).
+    pub ack: u32,
+}
+
+/// The constant bytes of ACK packets, IP header included, for both families.
+#[derive(Debug, Clone, Copy)]
+pub struct AckTemplate {
+    v4: Option<V4Template>,
+    v6: Option<V6Template>,
+}
+
+impl AckTemplate {
+    /// Templates for the families that have a source address.
+    pub fn new(v4: Option<Ipv4Addr>, v6: Option<Ipv6Addr>, ttl: u8) -> Self {
+        Self {
+            v4: v4.map(|src| V4Template::new(src, PROTOCOL_TCP, ttl, ACK_LEN as u16)),
+            v6: v6.map(|src| V6Template::new(src, PROTOCOL_TCP, ttl, ACK_LEN as u16)),
+        }
+    }
+
+    /// Writes the packet for `ack` and gives its length; `None` where the family has no source address or `buf` is too short.
+    pub fn write(&self, ack: &Ack, buf: &mut [u8]) -> Option<usize> {
+        let mut segment = ACK;
+        segment[8..12].copy_from_slice(&ack.ack.to_be_bytes());
+        let start = Syn { dst: ack.dst, src_port: ack.src_port, dst_port: ack.dst_port, seq: ack.seq };
+        match ack.dst {
+            IpAddr::V4(dst) => {
+                let template = self.v4.as_ref()?;
+                let packet = buf.first_chunk_mut::<{ V4_HEADER_LEN + ACK_LEN }>()?;
+                packet[..V4_HEADER_LEN].copy_from_slice(&template.header(dst));
+                packet[V4_HEADER_LEN..].copy_from_slice(&patched(segment, &start, template.pseudo_sum(dst)));
+                Some(packet.len())
+            }
+            IpAddr::V6(dst) => {
+                let template = self.v6.as_ref()?;
+                let packet = buf.first_chunk_mut::<{ V6_HEADER_LEN + ACK_LEN }>()?;
+                packet[..V6_HEADER_LEN].copy_from_slice(&template.header(dst));
+                packet[V6_HEADER_LEN..].copy_from_slice(&patched(segment, &start, template.pseudo_sum(dst)));
+                Some(packet.len())
+            }
+        }
+    }
+}
+
 /// The segment with its ports, sequence number and, from `sum` over the pseudo-header, checksum.
 #[inline]
-fn patched(mut segment: [u8; SYN_LEN], syn: &Syn, mut sum: super::checksum::Checksum) -> [u8; SYN_LEN] {
+fn patched<const N: usize>(mut segment: [u8; N], syn: &Syn, mut sum: super::checksum::Checksum) -> [u8; N] {
+    const { assert!(N >= HEADER_LEN) };
     segment[..2].copy_from_slice(&syn.src_port.to_be_bytes());
     segment[2..4].copy_from_slice(&syn.dst_port.to_be_bytes());
     segment[4..8].copy_from_slice(&syn.seq.to_be_bytes());
@@ -205,6 +269,25 @@ mod tests {
             prop_assert_eq!((oracle.get_source(), oracle.get_destination(), oracle.get_sequence()), (src_port, dst_port, seq));
             prop_assert_eq!(oracle.get_flags(), Flags::SYN);
             prop_assert_eq!(oracle.payload().len(), 0);
+            let sum = match dst {
+                IpAddr::V4(dst) => tcp::ipv4_checksum(&oracle, &src4, &dst),
+                IpAddr::V6(dst) => tcp::ipv6_checksum(&oracle, &src6, &dst),
+            };
+            prop_assert_eq!(oracle.get_checksum(), sum);
+        }
+
+        #[test]
+        fn acks_are_what_pnet_reads(dst4: u32, dst6: u128, v4: bool, src_port: u16, dst_port: u16, seq: u32, ack: u32) {
+            let (src4, src6) = (Ipv4Addr::new(192, 0, 2, 1), Ipv6Addr::LOCALHOST);
+            let template = AckTemplate::new(Some(src4), Some(src6), 64);
+            let dst = if v4 { IpAddr::V4(Ipv4Addr::from_bits(dst4)) } else { IpAddr::V6(Ipv6Addr::from_bits(dst6)) };
+            let mut buf = [0xaa; 1500];
+            let len = template.write(&Ack { dst, src_port, dst_port, seq, ack }, &mut buf).unwrap();
+            let ip = Packet::parse(&buf[..len]).unwrap();
+            prop_assert_eq!((ip.dst(), ip.protocol(), ip.ttl(), ip.payload().len()), (dst, PROTOCOL_TCP, 64, ACK_LEN));
+            let oracle = TcpPacket::new(ip.payload()).unwrap();
+            prop_assert_eq!((oracle.get_source(), oracle.get_destination()), (src_port, dst_port));
+            prop_assert_eq!((oracle.get_sequence(), oracle.get_acknowledgement(), oracle.get_flags()), (seq, ack, Flags::ACK));
             let sum = match dst {
                 IpAddr::V4(dst) => tcp::ipv4_checksum(&oracle, &src4, &dst),
                 IpAddr::V6(dst) => tcp::ipv6_checksum(&oracle, &src6, &dst),

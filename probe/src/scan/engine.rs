@@ -22,7 +22,7 @@ const ATTEMPT_SHIFT: u32 = 60;
 /// Most positions without a source address that are passed over before the loop gets its turn back.
 const SKIPS_PER_POLL: u32 = 1024;
 
-/// A scan by raw packets: TCP SYN or ICMP echo.
+/// A scan by raw packets, of any kind.
 pub struct ScanEngine {
     schedule: Schedule,
     space: Arc<TargetSpace>,
@@ -47,9 +47,7 @@ impl ScanEngine {
         if identity.source.v4.is_none() && identity.source.v6.is_none() {
             return Err(SpecError::NoSource);
         }
-        // Behind a proxy there is no asking but by IP.
-        let by_ip = if plan.technique == Technique::Neighbour { Technique::Echo } else { plan.technique };
-        let kind = Kind::new(by_ip, identity, plan.attempts).ok_or(SpecError::NotRaw(plan.technique))?;
+        let kind = Kind::new(plan, identity).ok_or(SpecError::NotRaw(plan.technique))?;
         let progress = Arc::new(Progress::default());
         let schedule = Schedule::new(plan);
         progress.publish(schedule.next(), &schedule.stats());
@@ -137,7 +135,7 @@ impl Engine for ScanEngine {
 
     fn on_not_sent(&mut self, now: Instant, token: u64, why: NotSent) {
         let probe = Probe { position: token & ((1 << ATTEMPT_SHIFT) - 1), attempt: (token >> ATTEMPT_SHIFT) as u8 };
-        let bytes = self.write(probe, &mut [0; 128]).map_or(0, |transmit| transmit.len);
+        let bytes = self.write(probe, &mut [0; 1500]).map_or(0, |transmit| transmit.len);
         self.schedule.not_sent(now, probe, why, bytes);
     }
 

@@ -176,6 +176,7 @@ pub struct ScanPlan {
     pub(super) technique: Technique,
     pub(super) attempts: u8,
     pub(super) host_probes: Vec<HostProbe>,
+    pub(super) ask_fragile: bool,
     /// Bounds of the wait for an answer.
     pub timing: Timing,
     /// Bounds of what is open at a time.
@@ -204,6 +205,7 @@ impl ScanPlan {
                 technique,
                 attempts,
                 host_probes: HostProbe::DEFAULT.to_vec(),
+                ask_fragile: false,
                 timing: Timing::default(),
                 chunks: ChunkLimits::default(),
             }),
@@ -212,8 +214,12 @@ impl ScanPlan {
 
     /// The same for a job, with what a survey adds.
     pub fn of_job(space: Arc<TargetSpace>, from: u64, to: u64, kind: &JobKind) -> Result<Self, SpecError> {
-        let plan = Self::new(space, from, to, kind.scan())?;
-        Ok(plan.with_host_probes(kind.survey().map_or(&[], |survey| &survey.host_probes)))
+        let mut plan = Self::new(space, from, to, kind.scan())?;
+        if let Some(survey) = kind.survey() {
+            plan = plan.with_host_probes(&survey.host_probes);
+            plan.ask_fragile = survey.services.is_some_and(|services| services.ask_fragile);
+        }
+        Ok(plan)
     }
 
     /// What hosts are asked, for [`Technique::Discover`]; an empty list leaves it at [`HostProbe::DEFAULT`].

@@ -14,7 +14,7 @@ use crate::packet::ip::Packet;
 const SIGNATURE: [u8; 8] = *b"picket\r\n";
 
 pub(in crate::scan) struct Echo {
-    pub(super) run: Run,
+    run: Run,
     template: EchoTemplate,
 }
 
@@ -42,6 +42,10 @@ impl Echo {
 }
 
 impl ProbeKind for Echo {
+    fn run(&self) -> &Run {
+        &self.run
+    }
+
     #[inline]
     fn patch(&self, target: Target, attempt: u8, buf: &mut [u8]) -> Option<usize> {
         self.template.write(&self.request(target, attempt), buf)

@@ -11,7 +11,7 @@ use crate::packet::ip::{PROTOCOL_TCP, Packet};
 use crate::packet::tcp::{self, Flags, Segment, Start, SynTemplate};
 
 pub(in crate::scan) struct Syn {
-    pub(super) run: Run,
+    run: Run,
     template: SynTemplate,
 }
 
@@ -42,6 +42,10 @@ fn classify(segment: &Segment, sequence: u32) -> Option<State> {
 }
 
 impl ProbeKind for Syn {
+    fn run(&self) -> &Run {
+        &self.run
+    }
+
     #[inline]
     fn patch(&self, target: Target, attempt: u8, buf: &mut [u8]) -> Option<usize> {
         let (src_port, dst_port) = (self.run.mark(attempt), target.port?);
