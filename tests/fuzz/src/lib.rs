@@ -17,6 +17,7 @@ pub type Target = (&'static str, fn(&[u8]));
 pub const TARGETS: &[Target] = &[
     ("frame", targets::packet::frame),
     ("packet", targets::packet::packet),
+    ("answer", targets::packet::answer),
     ("scan", targets::scan::replies),
     ("message", targets::wire::message),
     ("envelope", targets::wire::envelope),

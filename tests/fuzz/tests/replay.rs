@@ -7,7 +7,7 @@ use std::path::Path;
 use picket_fuzz::TARGETS;
 
 /// Mutations of each corpus file.
-const MUTATIONS: u64 = 200;
+const MUTATIONS: u64 = 40;
 
 /// SplitMix64.
 fn next(state: &mut u64) -> u64 {

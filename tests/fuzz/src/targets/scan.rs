@@ -8,7 +8,10 @@ use core::time::Duration;
 use std::sync::Arc;
 
 use picket_probe::net::engine::{Engine, NotSent, Source, Transmit};
+use picket_probe::net::onlink::LocalLink;
+use picket_probe::net::route::{Interface, InterfaceAddress, InterfaceKind, Route, RouteAction, RouteTable};
 use picket_probe::net::time::Instant;
+use picket_probe::packet::eth::Mac;
 use picket_probe::scan::engine::ScanEngine;
 use picket_probe::scan::report::Event;
 use picket_probe::scan::spec::{Cut, RawIdentity, ScanPlan, SourcePorts};
@@ -16,7 +19,16 @@ use picket_wire::addr::parse_set;
 use picket_wire::job::{ScanOptions, Technique};
 use picket_wire::space::{TargetSpace, TargetSpec};
 
-const TECHNIQUES: &[Technique] = &[Technique::Syn, Technique::Echo];
+const TECHNIQUES: &[Technique] = &[
+    Technique::Syn,
+    Technique::Echo,
+    Technique::Udp,
+    Technique::Sctp,
+    Technique::Ack,
+    Technique::Timestamp,
+    Technique::Neighbour,
+    Technique::Discover,
+];
 /// Longest packet that an instruction makes up.
 const MADE_UP_MAX: usize = 255;
 
@@ -34,7 +46,30 @@ fn engine(technique: Technique) -> ScanEngine {
     let source = Source { v4: Some(Ipv4Addr::new(192, 0, 2, 1)), v6: Some(Ipv6Addr::new(0x2001, 0xdb8, 0xff, 0, 0, 0, 0, 1)) };
     let ports = SourcePorts::default();
     let identity = RawIdentity { source, base_port: ports.base(0), ports, key: *b"sixteen byte key" };
-    ScanEngine::new(&plan, identity).expect("a raw technique").on_stop(Cut::Final)
+    let engine = ScanEngine::new(&plan, identity).expect("a raw technique").on_stop(Cut::Final);
+    match technique {
+        Technique::Neighbour | Technique::Discover => engine.on_link(link()),
+        _ => engine,
+    }
+}
+
+/// A link on which half of the targets are neighbours.
+fn link() -> Option<LocalLink> {
+    let ip = |text: &str| text.parse().expect("an address");
+    let address = |text, prefix| InterfaceAddress { ip: ip(text), prefix, usable: true };
+    let addresses = vec![address("192.0.2.1", 24), address("198.18.0.250", 24), address("2001:db8:ff::1", 64), address("fe80::1", 64)];
+    let mac = Some(Mac([2, 0, 0, 0, 0, 1]));
+    let interface = Interface { index: 2, name: "eth0".into(), kind: InterfaceKind::Ethernet, mac, mtu: 1500, up: true, addresses };
+    let on_link = |network, prefix| Route {
+        network: ip(network),
+        prefix,
+        action: RouteAction::OnLink,
+        interface: Some(2),
+        source: None,
+        metric: 100,
+    };
+    let routes = vec![on_link("198.18.0.0", 30), on_link("2001:db8::", 127), on_link("fe80::", 64)];
+    RouteTable::new(interface, routes, &[]).local_link()
 }
 
 /// Reads instructions off the input; nothing is left at its end.
