@@ -1,97 +1,64 @@
-//! How fast and how cheap the packet loop sends: a SYN engine on an interface whose other end drops everything.
+//! How fast and how cheap a scan sends: the real SYN engine, policy, pacer and loop on an interface whose other end drops
+//! everything.
 //!
-//! `scripts/bench-send-loop` makes the lab and runs it beside masscan; by hand, in a namespace:
-//! `send_loop INTERFACE SECONDS [RATE, such as 100kpps]`.
+//! `scripts/bench-send-loop` makes the lab and runs it beside masscan and zmap; by hand, in a namespace:
+//! `send_loop INTERFACE SECONDS packet|xdp [RATE, such as 100kpps]`.
 
-use std::net::{IpAddr, Ipv4Addr};
+use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
 use picket_probe::net::afpacket::{AfPacket, LinkConfig};
-use picket_probe::net::drive::{self, DriveEvent, TaskSpec, Weight};
-use picket_probe::net::engine::{Engine, NotSent, Transmit};
+use picket_probe::net::afxdp::AfXdp;
+use picket_probe::net::drive::{self, DriveEvent, EventSink, TaskSpec, Weight};
 use picket_probe::net::netlink;
 use picket_probe::net::pacer::Limits;
-use picket_probe::net::time::Instant;
-use picket_probe::packet::checksum::{Checksum, checksum};
+use picket_probe::scan::engine::ScanEngine;
+use picket_probe::scan::report::Event;
+use picket_probe::scan::spec::{RawIdentity, ScanPlan, SourcePorts};
+use picket_wire::addr::{AddrSet, parse_set};
+use picket_wire::job::{ScanOptions, Technique};
+use picket_wire::policy::{AddressPolicy, Permit};
+use picket_wire::space::{TargetSpace, TargetSpec};
 
-/// A SYN to each address of 198.19.0.0/16, over and over: a template, patched for each target as a real scan does it, with
-/// a keyed sequence number by which its answer would be known.
-struct Syn {
-    template: [u8; 40],
-    next: u32,
-    retry: Vec<u32>,
-}
-
-impl Syn {
-    fn new(src: Ipv4Addr) -> Self {
-        let mut template = [0; 40];
-        template[..12].copy_from_slice(&[0x45, 0, 0, 40, 0, 0, 0, 0, 64, 6, 0, 0]);
-        template[12..16].copy_from_slice(&src.octets());
-        template[20..24].copy_from_slice(&[0xaf, 0xc8, 0, 80]);
-        template[32..36].copy_from_slice(&[0x50, 2, 4, 0]);
-        Self { template, next: 0, retry: Vec::new() }
-    }
-}
-
-impl Engine for Syn {
-    type Event = ();
-
-    fn poll_transmit(&mut self, _: Instant, buf: &mut [u8]) -> Option<Transmit> {
-        let n = self.retry.pop().unwrap_or(self.next);
-        self.next = self.next.max(n.wrapping_add(1));
-        let dst = Ipv4Addr::from(0xc613_0000 | n & 0xffff);
-        let packet = buf.first_chunk_mut::<40>()?;
-        *packet = self.template;
-        packet[16..20].copy_from_slice(&dst.octets());
-        let cookie = n.wrapping_mul(0x9e37_79b9).rotate_left(13) ^ u32::from(dst);
-        packet[24..28].copy_from_slice(&cookie.to_be_bytes());
-        let own = checksum(&packet[..20]);
-        packet[10..12].copy_from_slice(&own.to_be_bytes());
-        let mut sum = Checksum::new();
-        sum.add(&packet[12..20]);
-        sum.add_u16(6);
-        sum.add_u16(20);
-        sum.add(&packet[20..40]);
-        packet[36..38].copy_from_slice(&sum.finish().to_be_bytes());
-        Some(Transmit { dst: IpAddr::V4(dst), token: n.into(), len: 40 })
-    }
-
-    fn on_not_sent(&mut self, _: Instant, token: u64, why: NotSent) {
-        assert_eq!(why, NotSent::NeighbourPending, "the lab has a gateway that answers");
-        self.retry.push(token as u32);
-    }
-
-    fn on_packet(&mut self, _: Instant, _: &[u8]) {}
-
-    fn poll_timeout(&self) -> Option<(Instant, &'static str)> {
-        None
-    }
-
-    fn on_timeout(&mut self, _: Instant) {}
-
-    fn poll_event(&mut self) -> Option<()> {
-        None
-    }
-}
+/// 65 million probes: more than are sent.
+const TARGETS: &str = "198.19.0.0/16";
+const PORTS: &str = "1-1000";
 
 fn main() -> Result<(), Box<dyn std::error::Error>> {
     let mut arguments = std::env::args().skip(1);
-    let usage = "usage: send_loop INTERFACE SECONDS [RATE]";
+    let usage = "usage: send_loop INTERFACE SECONDS packet|xdp [RATE]";
     let interface = arguments.next().ok_or(usage)?;
     let seconds: f64 = arguments.next().ok_or(usage)?.parse()?;
+    let by = arguments.next().ok_or(usage)?;
     let limits = match arguments.next() {
         Some(rate) => Limits::packets(rate.parse()?),
         None => Limits::UNLIMITED,
     };
     let table = Arc::new(netlink::snapshot_blocking()?).table(&interface).ok_or("no such interface")?;
-    let source = table.source().v4.ok_or("the interface has no IPv4 address")?;
-    let link = AfPacket::open(table.interface(), &LinkConfig::for_ports(45_000, 45_000))?;
-    let (sink, _events) = tokio::sync::mpsc::unbounded_channel::<DriveEvent<()>>();
-    let (handle, thread) = drive::spawn(link, limits, Arc::new(table), sink)?;
-    let engine = Box::new(Syn::new(source));
-    handle.add(TaskSpec { name: "syn".into(), engine, weight: Weight::Bulk, rate: Limits::UNLIMITED, gate: Arc::new(|_| true) })?;
-    std::thread::park_timeout(Duration::from_millis(200));
+    let ports = SourcePorts::default();
+    let config = LinkConfig::for_ports(ports.first(), ports.last());
+    let identity = RawIdentity { source: table.source(), base_port: ports.base(0), ports, key: *b"sixteen random b" };
+    let routes = Arc::new(table);
+    let (handle, thread) = match by.as_str() {
+        "packet" => drive::spawn(AfPacket::open(routes.interface(), &config)?, limits, routes, Nowhere)?,
+        "xdp" => drive::spawn(AfXdp::open(routes.interface(), &config)?, limits, routes, Nowhere)?,
+        _ => return Err(usage.into()),
+    };
+    let include = parse_set(TARGETS)?;
+    let policy = AddressPolicy { allow: vec!["198.18.0.0/15".parse()?], deny: Vec::new() };
+    let permit = Permit::all_of([&policy]);
+    let spec = TargetSpec { include, exclude: AddrSet::default(), ports: Some(PORTS.parse()?), seed: 7 };
+    let space = Arc::new(TargetSpace::new(&spec)?);
+    let plan = ScanPlan::new(space.clone(), 0, space.len(), ScanOptions { technique: Technique::Syn, attempts: 1 })?;
+    handle.add(TaskSpec {
+        name: "syn".into(),
+        engine: Box::new(ScanEngine::new(&plan, identity)?),
+        weight: Weight::Bulk,
+        rate: Limits::UNLIMITED,
+        gate: Arc::new(move |addr: IpAddr| permit.permits(addr)),
+    })?;
+    std::thread::park_timeout(Duration::from_millis(1_200));
     let (from, cpu) = (handle.stats(), cpu_seconds());
     std::thread::park_timeout(Duration::from_secs_f64(seconds));
     let (to, cpu) = (handle.stats(), cpu_seconds() - cpu);
@@ -108,6 +75,16 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         to.latest_wakeup,
     );
     Ok(())
+}
+
+/// Reports go nowhere, at once: who reads them is not measured.
+struct Nowhere;
+
+impl EventSink<Event> for Nowhere {
+    fn offer(&mut self, event: DriveEvent<Event>) -> Result<(), DriveEvent<Event>> {
+        drop(event);
+        Ok(())
+    }
 }
 
 /// Processor time of this process so far, user and system.
