@@ -68,6 +68,8 @@ pub struct RawInterface {
     pub packets: Option<String>,
     /// Bit rate with its unit.
     pub bits: Option<String>,
+    /// `auto` or `off`.
+    pub xdp: Option<String>,
 }
 
 /// See [`AddressPolicy`].
@@ -99,6 +101,29 @@ pub struct InterfaceConfig {
     pub packets: PacketsPerSecond,
     /// Bits per second of layer-2 frames. Default 10 Mbit.
     pub bits: BitsPerSecond,
+    /// Whether frames may leave by AF_XDP. Default: where it is worth it.
+    pub xdp: XdpUse,
+}
+
+/// Whether frames may leave by AF_XDP, which no queueing discipline and no capture on this box sees.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum XdpUse {
+    /// Where the interface may send so fast that the processor time matters ([`XDP_FROM`]), the kernel has it, and nothing on
+    /// the box has to see the frames.
+    #[default]
+    Auto,
+    /// Never.
+    Off,
+}
+
+/// From this limit of an interface on, AF_XDP is worth what it hides: below, AF_PACKET costs a fraction of a core.
+pub const XDP_FROM: u32 = 100_000;
+
+impl InterfaceConfig {
+    /// Whether AF_XDP is to be tried.
+    pub fn wants_xdp(&self) -> bool {
+        self.xdp == XdpUse::Auto && self.packets.get() >= XDP_FROM
+    }
 }
 
 /// What the spool may take.
@@ -169,6 +194,7 @@ fn merge(under: Raw, over: Raw) -> Raw {
             name: over.interface.name.or(under.interface.name),
             packets: over.interface.packets.or(under.interface.packets),
             bits: over.interface.bits.or(under.interface.bits),
+            xdp: over.interface.xdp.or(under.interface.xdp),
         },
         policy: RawPolicy { allow: over.policy.allow.or(under.policy.allow), deny: over.policy.deny.or(under.policy.deny) },
         spool: RawSpool {
@@ -195,7 +221,7 @@ fn check(raw: Raw) -> Result<Config, ConfigError> {
         })?,
         None => log::LevelFilter::Info,
     };
-    let RawInterface { name, packets, bits } = raw.interface;
+    let RawInterface { name, packets, bits, xdp } = raw.interface;
     let default_policy = AddressPolicy::default();
     let max_bytes = raw.spool.max_bytes.unwrap_or(256 * 1024 * 1024);
     if max_bytes < SPOOL_MIN {
@@ -208,6 +234,7 @@ fn check(raw: Raw) -> Result<Config, ConfigError> {
             name,
             packets: parse("interface.packets", packets.as_deref().unwrap_or("1kpps"))?,
             bits: parse("interface.bits", bits.as_deref().unwrap_or("10Mbit"))?,
+            xdp: xdp_use(xdp.as_deref())?,
         },
         policy: AddressPolicy {
             allow: raw.policy.allow.map_or(Ok(default_policy.allow), |texts| nets("policy.allow", texts))?,
@@ -215,6 +242,14 @@ fn check(raw: Raw) -> Result<Config, ConfigError> {
         },
         spool: SpoolLimits { max_bytes, fsync_interval: Duration::from_millis(raw.spool.fsync_interval_ms.unwrap_or(1000)) },
     })
+}
+
+fn xdp_use(text: Option<&str>) -> Result<XdpUse, ConfigError> {
+    match text {
+        None | Some("auto") => Ok(XdpUse::Auto),
+        Some("off") => Ok(XdpUse::Off),
+        Some(other) => Err(ConfigError::Value { key: "interface.xdp", reason: format!("`{other}`: use `auto` or `off`") }),
+    }
 }
 
 #[cfg(test)]
@@ -234,6 +269,13 @@ mod tests {
         let config = load_text("", &[]).unwrap();
         assert_eq!((config.interface.packets.get(), config.interface.bits.get()), (1000, 10_000_000));
         assert_eq!(config.policy, AddressPolicy::default());
+    }
+
+    #[test]
+    fn a_slow_interface_needs_no_xdp() {
+        let wants = |text: &str| load_text(&format!("[interface]\n{text}"), &[]).unwrap().interface.wants_xdp();
+        assert!(!wants("") && !wants("packets = '99kpps'") && wants("packets = '100kpps'"));
+        assert!(wants("packets = '1Mpps'\nxdp = 'auto'") && !wants("packets = '1Mpps'\nxdp = 'off'"));
     }
 
     #[test]
@@ -264,6 +306,7 @@ mod tests {
             ("", &[("PICKET_INTERFACE__SPEED", "3")], &["environment", "unknown field `speed`"]),
             ("[interface]\npackets = '500'", &[], &["`interface.packets`", "`500` has no unit"]),
             ("[interface]\nbits = '10MB'", &[], &["`interface.bits`", "`10MB` is not a bit rate"]),
+            ("[interface]\nxdp = 'fast'", &[], &["`interface.xdp`", "`fast`", "`auto` or `off`"]),
             ("[policy]\nallow = ['198.18.0.0/33']", &[], &["`policy.allow`", "`198.18.0.0/33` has no such prefix length"]),
             ("log_level = 'loud'", &[], &["`log_level`", "`loud` is not a level"]),
             ("[spool]\nmax_bytes = 5", &[], &["`spool.max_bytes`", "5 is too small"]),

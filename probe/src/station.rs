@@ -9,6 +9,7 @@ use picket_wire::event::{Check, SelfTest};
 
 use crate::config::InterfaceConfig;
 use crate::net::afpacket::{AfPacket, LinkConfig, LinkError};
+use crate::net::afxdp::AfXdp;
 use crate::net::drive::{self, DriveHandle, EventSink};
 use crate::net::engine::Source;
 use crate::net::netlink::{NetlinkError, Watcher, snapshot_blocking};
@@ -88,8 +89,17 @@ impl Station {
         let snapshot = Arc::new(snapshot_blocking()?);
         let name = choose(&snapshot, config.name.as_deref())?.name.clone();
         let table = Arc::new(snapshot.table(&name).ok_or(StationError::NoInterface)?);
-        let link = AfPacket::open(table.interface(), &LinkConfig::for_ports(ports.first(), ports.last()))?;
-        let (handle, thread) = drive::spawn(link, limits(config), Arc::clone(&table), sink).map_err(StationError::Thread)?;
+        let (link, limits) = (LinkConfig::for_ports(ports.first(), ports.last()), limits(config));
+        let (handle, thread) = match config.wants_xdp().then(|| AfXdp::open(table.interface(), &link)) {
+            Some(Ok(link)) => drive::spawn(link, limits, Arc::clone(&table), sink),
+            other => {
+                if let Some(Err(error)) = other {
+                    log::debug!("sending by AF_PACKET, since {error}");
+                }
+                drive::spawn(AfPacket::open(table.interface(), &link)?, limits, Arc::clone(&table), sink)
+            }
+        }
+        .map_err(StationError::Thread)?;
         let routes = Arc::new(Mutex::new(table));
         let (newest, teller) = (Arc::clone(&routes), handle.clone());
         let watcher = Watcher::start(move |snapshot| {

@@ -323,13 +323,14 @@ impl Sender {
         true
     }
 
-    /// Makes a place one that the kernel passes over: it skips descriptions that are not valid.
+    /// Makes a place one that the kernel passes over: it skips descriptions that are not valid. No option may be set: after a
+    /// part of a packet that is not valid it would skip the rest of that packet, which is the next frame.
     fn take_back(&mut self, index: u32) {
         let at = (index & (TX_PLACES - 1)) as usize;
         if let Some(chunk) = self.places[at].take() {
             self.give_back(chunk);
         }
-        self.describe(index, libc::xdp_desc { addr: u64::MAX, len: 0, options: u32::MAX });
+        self.describe(index, libc::xdp_desc { addr: u64::MAX, len: 0, options: 0 });
     }
 
     fn describe(&mut self, index: u32, description: libc::xdp_desc) {

@@ -94,6 +94,8 @@ pub struct Drive<L, E, S> {
     routes: Arc<RouteTable>,
     pacer: Pacer,
     neighbours: NeighbourCache,
+    /// The next hop that was found last in the batch being put together.
+    hop: Option<(IpAddr, Mac)>,
     tasks: Vec<Task<E>>,
     batch: Batch,
     cargo: VecDeque<Cargo>,
@@ -132,6 +134,7 @@ impl<L: Link, E, S: EventSink<E>> Drive<L, E, S> {
             routes: routes.clone(),
             pacer: Pacer::new(limits),
             neighbours: NeighbourCache::new(NeighbourLimits::default()),
+            hop: None,
             tasks: Vec::new(),
             batch: Batch::default(),
             cargo: VecDeque::with_capacity(BATCH),
@@ -374,6 +377,7 @@ impl<L: Link, E, S: EventSink<E>> Drive<L, E, S> {
 
     /// Puts a batch together: questions first, then the tasks by turns.
     fn fill(&mut self, now: Instant, plan: &mut Plan) {
+        self.hop = None;
         for task in &mut self.tasks {
             task.plan = Some(task.pacer.plan(now));
         }
@@ -403,7 +407,7 @@ impl<L: Link, E, S: EventSink<E>> Drive<L, E, S> {
     /// Takes a packet of the task at `at` into the batch; returns the frame's length where it got that far.
     fn push_packet(&mut self, now: Instant, at: usize) -> Option<usize> {
         let engine_now = self.engine_now(now);
-        let Self { tasks, batch, framing, routes, neighbours, cargo, .. } = self;
+        let Self { tasks, batch, framing, routes, neighbours, hop, cargo, .. } = self;
         let task = tasks.get_mut(at)?;
         let header = match framing {
             Framing::Ethernet { .. } => eth::HEADER_LEN,
@@ -425,7 +429,7 @@ impl<L: Link, E, S: EventSink<E>> Drive<L, E, S> {
             Framing::Bare => Err(NotSent::NoRoute),
             Framing::Ethernet { mac } => {
                 let dst = match way {
-                    Way::Routed => hardware_address(now, routes, neighbours, task.id, transmit.dst)?,
+                    Way::Routed => hardware_address(now, routes, neighbours, hop, task.id, transmit.dst)?,
                     question => ask(now, routes, neighbours, *mac, transmit.dst, question)?,
                 };
                 let kind = match (way, transmit.dst) {
@@ -662,14 +666,30 @@ fn ask(now: Instant, routes: &RouteTable, neighbours: &mut NeighbourCache, own: 
     Ok(to)
 }
 
-fn hardware_address(now: Instant, routes: &RouteTable, neighbours: &mut NeighbourCache, task: TaskId, dst: IpAddr) -> Result<Mac, NotSent> {
+/// `last` is the gateway that was found last in this batch: most packets of a batch go the same way.
+fn hardware_address(
+    now: Instant,
+    routes: &RouteTable,
+    neighbours: &mut NeighbourCache,
+    last: &mut Option<(IpAddr, Mac)>,
+    task: TaskId,
+    dst: IpAddr,
+) -> Result<Mac, NotSent> {
     let hop = match routes.lookup(dst) {
         NextHop::OnLink(ip) | NextHop::Via(ip) => ip,
         NextHop::Group(mac) => return Ok(mac),
         NextHop::NoRoute => return Err(NotSent::NoRoute),
     };
+    if let Some((ip, mac)) = *last
+        && ip == hop
+    {
+        return Ok(mac);
+    }
     match neighbours.resolve(now, hop, task.0) {
-        Resolution::Known(mac) => Ok(mac),
+        Resolution::Known(mac) => {
+            *last = Some((hop, mac));
+            Ok(mac)
+        }
         Resolution::Pending | Resolution::Busy => Err(NotSent::NeighbourPending),
         Resolution::Failed => Err(NotSent::NoNeighbour),
     }
