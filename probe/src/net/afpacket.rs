@@ -7,8 +7,8 @@
 //!
 //! Needs CAP_NET_RAW. It must not know engines or limits.
 //!
-//! Invariant: the only unsafe code of the program is in this file and in `net::afxdp`: system calls whose arguments the safe wrappers do not
-//! offer. Every pointer given to the kernel points into memory that outlives the call.
+//! Invariant: the only unsafe code of the program is in this file and in `net::afxdp`: system calls whose arguments the safe
+//! wrappers do not offer. Every pointer given to the kernel points into memory that outlives the call.
 #![allow(unsafe_code, reason = "sendmmsg, recvmmsg and packet socket options have no safe wrapper that fits")]
 
 use std::io;
