@@ -115,6 +115,8 @@ pub(super) struct Conn {
 impl Conn {
     /// Opens a connection to the port when there is room, the pacers admit it and the gate permits it.
     pub(super) async fn open(port: &Arc<Port>) -> Result<Self, Unopened> {
+        // A refused address costs nobody's time.
+        check_gate(port)?;
         let begun = clock::now();
         let room = port.shared.room.clone().acquire_owned().await.map_err(|_| Unopened::Lost("the detection has ended".into()))?;
         port.add_waited(clock::now().saturating_since(begun));

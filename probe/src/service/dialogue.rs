@@ -42,6 +42,11 @@ pub(super) trait Dialogue: Send {
     /// No more comes; `input` is what was not yet taken. Returns what is known all the same.
     fn on_end(&mut self, input: &[u8], how: End) -> Option<Box<Finding>>;
 
+    /// Nothing was heard for as long as is waited: what to ask instead. `None` ends it.
+    fn on_silence(&mut self) -> Option<Step> {
+        None
+    }
+
     /// TLS stands, as [`Step::StartTls`] asked; `false` where it failed.
     fn on_tls(&mut self, _stands: bool) -> Step {
         Step::Foreign
@@ -55,12 +60,14 @@ pub(super) struct Finding {
     pub service: Service,
     /// What fingerprints may know more about: the database's key and the text, most telling first.
     pub lookups: Vec<(&'static str, String)>,
+    /// What is said before the connection is closed, where the protocol has a good-bye.
+    pub farewell: &'static [u8],
 }
 
 impl Finding {
     /// A finding of protocol `name`.
     pub(super) fn new(name: &str) -> Self {
-        Self { service: Service { name: name.to_owned(), ..Service::default() }, lookups: Vec::new() }
+        Self { service: Service { name: name.to_owned(), ..Service::default() }, ..Self::default() }
     }
 
     /// Notes a fact; an empty one is none.

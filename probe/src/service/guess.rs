@@ -62,11 +62,9 @@ pub(super) fn usual(port: u16, transport: Transport) -> Option<Protocol> {
     let udp = transport == Transport::Udp;
     Some(match port {
         53 | 5353 | 853 => Dns,
-        69 if udp => Tftp,
         123 if udp => Ntp,
         137 if udp => NetbiosName,
         161 if udp => Snmp,
-        500 | 4500 if udp => Ike,
         1900 if udp => Ssdp,
         3478 | 3479 | 5349 | 19302 if udp => Stun,
         5683 if udp => Coap,

@@ -24,7 +24,9 @@ use crate::net::clock;
 pub const WIDTH: usize = 6;
 /// Turns of a dialogue, more than any takes that comes to an end.
 const TURNS_MAX: usize = 256;
-/// How long a greeting may take to become whole.
+/// In how many more pieces a greeting may come that does not yet say what it is.
+const GREETING_PIECES: usize = 5;
+/// How long each of them may take.
 const WHOLE: Duration = Duration::from_millis(100);
 
 /// What is known of a port while it is still being asked, for when its time is over.
@@ -121,7 +123,7 @@ pub(super) async fn inquire(port: &Arc<Port>, notes: &Notes) -> ServiceOutcome {
             return notes.outcome(options);
         }
     };
-    notes.known().opened = target.transport == Transport::Tcp;
+    notes.known().opened = true;
     if options.site.spares(options.options.ask_fragile, target.transport, target.port).is_some() {
         return ServiceOutcome::Spared;
     }
@@ -157,7 +159,11 @@ async fn stream(port: &Arc<Port>, notes: &Notes, mut conn: Conn) -> Option<Box<F
     let mut heard = Vec::new();
     match conn.receive(&mut heard, deadlines.listen + 4 * conn.rtt()).await {
         Heard::Bytes => {
-            while guess::by_bytes(&heard).is_none() && conn.receive(&mut heard, WHOLE + 4 * conn.rtt()).await == Heard::Bytes {}
+            for _ in 0..GREETING_PIECES {
+                if guess::by_bytes(&heard).is_some() || conn.receive(&mut heard, WHOLE + 4 * conn.rtt()).await != Heard::Bytes {
+                    break;
+                }
+            }
             match greeted(port, notes, conn, heard).await {
                 Verdict::Found(finding) => Some(finding),
                 other => {
@@ -300,6 +306,9 @@ async fn converse(port: &Arc<Port>, notes: &Notes, mut conn: Conn, mut dialogue:
     let deadlines = port.shared.options.deadlines;
     let mut first: Vec<u8> = input.iter().copied().take(BANNER_MAX).collect();
     let mut said = Vec::new();
+    let mut upgraded = false;
+    // What is lost of datagrams is said once more.
+    let mut again = port.target.transport == Transport::Udp;
     let mut step = dialogue.start();
     if !input.is_empty() && step == Step::More {
         step = dialogue.on_bytes(&mut input);
@@ -310,7 +319,7 @@ async fn converse(port: &Arc<Port>, notes: &Notes, mut conn: Conn, mut dialogue:
                 if conn.send(&bytes).await.is_err() && conn.tls().is_some() {
                     break;
                 }
-                said.extend(bytes.iter().take(BANNER_MAX - said.len().min(BANNER_MAX)));
+                said = bytes;
                 None
             }
             Step::More => None,
@@ -319,6 +328,7 @@ async fn converse(port: &Arc<Port>, notes: &Notes, mut conn: Conn, mut dialogue:
                     Some(session) => conn.start_tls(session, &mut Vec::new()).await.is_ok(),
                     None => false,
                 };
+                upgraded = stands;
                 step = dialogue.on_tls(stands);
                 continue;
             }
@@ -326,7 +336,11 @@ async fn converse(port: &Arc<Port>, notes: &Notes, mut conn: Conn, mut dialogue:
             Step::Foreign => return if first.is_empty() { Verdict::Nothing } else { Verdict::Foreign(first) },
         };
         if let Some(finding) = finding {
-            return Verdict::Found(seal(port, &conn, finding, first));
+            if !finding.farewell.is_empty() {
+                // Whoever is gone already needs no good-bye.
+                let _ = conn.send(finding.farewell).await;
+            }
+            return Verdict::Found(seal(port, &conn, finding, first, upgraded));
         }
         let wait = if first.is_empty() { deadlines.answer } else { deadlines.follow } + 4 * conn.rtt();
         let before = input.len();
@@ -340,9 +354,20 @@ async fn converse(port: &Arc<Port>, notes: &Notes, mut conn: Conn, mut dialogue:
                 }
                 step = dialogue.on_bytes(&mut input);
             }
+            Heard::End(End::Silence) if again && first.is_empty() => {
+                again = false;
+                step = Step::Send(said.clone());
+            }
             Heard::End(how) => {
+                if how == End::Silence
+                    && let Some(next) = dialogue.on_silence()
+                {
+                    again = port.target.transport == Transport::Udp;
+                    step = next;
+                    continue;
+                }
                 return match dialogue.on_end(&input, how) {
-                    Some(finding) => Verdict::Found(seal(port, &conn, finding, first)),
+                    Some(finding) => Verdict::Found(seal(port, &conn, finding, first, upgraded)),
                     None if first.is_empty() => Verdict::Nothing,
                     None => Verdict::Foreign(first),
                 };
@@ -353,15 +378,12 @@ async fn converse(port: &Arc<Port>, notes: &Notes, mut conn: Conn, mut dialogue:
 }
 
 /// Adds to a finding what the connection knows.
-fn seal(port: &Port, conn: &Conn, mut finding: Box<Finding>, first: Vec<u8>) -> Box<Finding> {
+fn seal(port: &Port, conn: &Conn, mut finding: Box<Finding>, first: Vec<u8>, upgraded: bool) -> Box<Finding> {
     if finding.service.banner.is_empty() {
         finding.service.banner = first;
     }
-    // The outer session's facts are added by who began it.
-    if finding.service.tls
-        && finding.service.fact("tls.version").is_none()
-        && let Some(session) = conn.tls()
-    {
+    // What began in TLS is told by who began it.
+    if let Some(session) = conn.tls().filter(|_| upgraded) {
         agree(port, session, &mut finding);
     }
     finding
@@ -413,7 +435,7 @@ async fn ask_tls(port: &Arc<Port>, notes: &Notes, mut conn: Conn) -> Verdict {
 
 /// A finding inside a session: what was found there, with the session's facts first.
 fn inside(outer: Finding, inner: Finding) -> Finding {
-    let Finding { service, lookups } = outer;
+    let Finding { service, lookups, .. } = outer;
     let mut finding = inner;
     finding.service.tls = true;
     finding.service.facts.splice(0..0, service.facts);

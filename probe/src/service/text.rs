@@ -14,10 +14,6 @@ impl<'a> Reader<'a> {
         self.0
     }
 
-    pub(super) fn is_empty(&self) -> bool {
-        self.0.is_empty()
-    }
-
     /// The next `len` bytes.
     pub(super) fn take(&mut self, len: usize) -> Option<&'a [u8]> {
         let (head, tail) = self.0.split_at_checked(len)?;
@@ -165,7 +161,7 @@ mod tests {
         assert_eq!(reader.sized16(), Some(&b"abc"[..]));
         assert_eq!(reader.sized32(), None);
         assert_eq!(reader.u8(), Some(9));
-        assert!(reader.is_empty());
+        assert!(reader.rest().is_empty());
         assert_eq!(Reader::new(&[0xff; 4]).sized32(), None);
     }
 }

@@ -2,6 +2,7 @@
 
 use super::Setting;
 use crate::service::dialogue::{Dialogue, End, Finding, Step};
+use crate::service::recog::keys;
 use crate::service::text::{begins, clean, digits, find};
 
 /// Longest head that is waited for.
@@ -123,17 +124,17 @@ impl Dialogue for Http {
 }
 
 /// The head of an answer.
-struct Answer<'a> {
+pub(super) struct Answer<'a> {
     version: &'a [u8],
-    status: u16,
+    pub(super) status: u16,
     lines: Vec<(&'a [u8], &'a [u8])>,
 }
 
 impl<'a> Answer<'a> {
-    fn parse(head: &'a [u8]) -> Option<Self> {
+    pub(super) fn parse(head: &'a [u8]) -> Option<Self> {
         let mut lines = head.split(|byte| *byte == b'\n').map(|line| line.trim_ascii());
         let mut first = lines.next()?.split(|byte| *byte == b' ').filter(|part| !part.is_empty());
-        let version = first.next()?.get(5..)?;
+        let version = first.next()?.splitn(2, |byte| *byte == b'/').nth(1)?;
         let status = u16::try_from(digits(first.next()?)?).ok()?;
         let split = |line: &'a [u8]| {
             let at = line.iter().position(|byte| *byte == b':')?;
@@ -142,7 +143,7 @@ impl<'a> Answer<'a> {
         Some(Self { version, status, lines: lines.filter_map(split).take(100).collect() })
     }
 
-    fn header(&self, name: &str) -> Option<&'a [u8]> {
+    pub(super) fn header(&self, name: &str) -> Option<&'a [u8]> {
         self.lines.iter().find(|(key, _)| key.eq_ignore_ascii_case(name.as_bytes())).map(|(_, value)| *value)
     }
 
@@ -158,12 +159,12 @@ impl<'a> Answer<'a> {
         finding.fact("http.version", clean(self.version));
         finding.fact("http.status", self.status.to_string());
         for (header, fact, key) in [
-            ("server", "http.server", "http_header.server"),
+            ("server", "http.server", keys::HTTP_SERVER),
             ("location", "http.location", ""),
-            ("www-authenticate", "http.auth", "http_header.wwwauth"),
+            ("www-authenticate", "http.auth", keys::HTTP_AUTHENTICATE),
             ("x-powered-by", "http.powered_by", ""),
             ("content-type", "http.content_type", ""),
-            ("set-cookie", "http.cookie", "http_header.cookie"),
+            ("set-cookie", "http.cookie", keys::HTTP_COOKIE),
         ] {
             let value = self.header(header).map(clean).unwrap_or_default();
             // A session's secret is nobody's business: of a cookie only its name is told.
@@ -174,7 +175,7 @@ impl<'a> Answer<'a> {
             }
         }
         let title = title(body).unwrap_or_default();
-        finding.look_up("html_title", title.clone());
+        finding.look_up(keys::HTML_TITLE, title.clone());
         finding.fact("http.title", title);
         let server = self.header("server").map(clean).unwrap_or_default();
         (finding.service.product, finding.service.version) = product(&server);
@@ -187,8 +188,8 @@ fn title(body: &[u8]) -> Option<String> {
     let from = find(body, b"<title")?;
     let rest = body.get(from..)?;
     let rest = rest.get(rest.iter().position(|byte| *byte == b'>')? + 1..)?;
-    let text = clean(rest.get(..find(rest, b"</title")?)?);
-    Some(text.split_whitespace().collect::<Vec<_>>().join(" "))
+    let text = String::from_utf8_lossy(rest.get(..find(rest, b"</title")?)?);
+    Some(clean(text.split_whitespace().collect::<Vec<_>>().join(" ").as_bytes()))
 }
 
 /// `nginx/1.22.1` as product and version (RFC 9110, section 10.2.4).
