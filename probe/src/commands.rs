@@ -1,10 +1,10 @@
-//! The commands of a probe that belongs to a fleet: `enrol`, `run`, `status`.
+//! The commands of a probe that belongs to a fleet: `enrol`, `run`, `status`; and `fingerprints`.
 
 use std::path::PathBuf;
 use std::process::ExitCode;
 
 use anyhow::Context;
-use clap::Args;
+use clap::{Args, Subcommand};
 use picket_wire::event::{Check, SelfTest};
 
 use crate::agent;
@@ -14,6 +14,7 @@ use crate::identity::enrol::{About, enrol};
 use crate::lock::Lock;
 use crate::net::netlink;
 use crate::scan::spec::SourcePorts;
+use crate::service::recog::check;
 use crate::station::{self, Station};
 
 /// Options that every command of a fleet's probe takes.
@@ -77,6 +78,24 @@ pub struct StatusArgs {
     json: bool,
     #[command(flatten)]
     common: Common,
+}
+
+/// Looks after fingerprints of services.
+#[derive(Debug, Clone, Args)]
+pub struct FingerprintsArgs {
+    #[command(subcommand)]
+    command: FingerprintsCommand,
+}
+
+#[derive(Debug, Clone, Subcommand)]
+enum FingerprintsCommand {
+    /// Compiles every pattern and tries every example, and says what is wrong and where
+    #[command(after_help = "Example:\n  picket-probe fingerprints check /etc/picket/fingerprints\n\nWarnings do not fail the check.")]
+    Check {
+        /// Directory with files *.xml in the schema of Recog [default: those that are built in]
+        #[arg(value_name = "DIR")]
+        dir: Option<PathBuf>,
+    },
 }
 
 fn runtime() -> anyhow::Result<tokio::runtime::Runtime> {
@@ -184,4 +203,25 @@ pub fn run_status(args: StatusArgs) -> anyhow::Result<ExitCode> {
     }
     let well = identity.is_ok() && works(&test.raw_socket) && (works(&test.ipv4) || works(&test.ipv6));
     Ok(if well { ExitCode::SUCCESS } else { ExitCode::from(3) })
+}
+
+/// `picket-probe fingerprints`.
+pub fn run_fingerprints(args: FingerprintsArgs) -> anyhow::Result<ExitCode> {
+    let FingerprintsCommand::Check { dir } = args.command;
+    let report = dir.map_or_else(|| Ok(check::builtin_set()), |dir| check::directory(&dir))?;
+    for warning in &report.warnings {
+        println!("warning: {warning}");
+    }
+    for failure in &report.failures {
+        println!("FAILED:  {failure}");
+    }
+    println!(
+        "{} files, {} fingerprints, {} examples: {} failed, {} warnings",
+        report.files,
+        report.fingerprints,
+        report.examples,
+        report.failures.len(),
+        report.warnings.len()
+    );
+    Ok(if report.failures.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }

@@ -11,8 +11,11 @@ use std::time::Duration;
 use config::{Environment, File, FileFormat, Map};
 use picket_wire::addr::IpNet;
 use picket_wire::policy::AddressPolicy;
-use picket_wire::units::{BitsPerSecond, PacketsPerSecond};
+use picket_wire::units::{BitsPerSecond, PacketsPerSecond, PortSet};
 use serde::Deserialize;
+
+use crate::service::fragile::{SiteLeave, SitePolicy};
+use crate::service::recog::{FingerprintError, Fingerprints};
 
 /// Where the configuration is looked for when no `--config` is given; it may be absent.
 pub const DEFAULT_FILE: &str = "/etc/picket/probe.toml";
@@ -56,6 +59,32 @@ pub struct Raw {
     pub policy: RawPolicy,
     /// The spool.
     pub spool: RawSpool,
+    /// Service detection.
+    pub services: RawServices,
+}
+
+/// See [`ServicesConfig`].
+#[derive(Debug, Clone, PartialEq, Eq, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct RawServices {
+    /// `true`, `false`, or the ports.
+    pub ask_fragile: Option<RawLeave>,
+    /// More fragile ports.
+    pub fragile: Option<String>,
+    /// A directory of fingerprints.
+    pub fingerprints: Option<PathBuf>,
+}
+
+/// What may be asked: everything, nothing, or some ports.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+#[serde(untagged)]
+pub enum RawLeave {
+    /// All of them or none.
+    All(bool),
+    /// One port.
+    Port(u16),
+    /// Ports, as in `502,9100-9107`.
+    Ports(String),
 }
 
 /// See [`InterfaceConfig`].
@@ -126,6 +155,25 @@ impl InterfaceConfig {
     }
 }
 
+/// What the site says of service detection.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct ServicesConfig {
+    /// Which fragile ports may be asked, and which are fragile here. Default: none but the documented list, and none may be asked.
+    pub site: SitePolicy,
+    /// A directory of fingerprints in Recog's schema, tried before those that are built in. Default: none.
+    pub fingerprints: Option<PathBuf>,
+}
+
+impl ServicesConfig {
+    /// The fingerprints: those of the site's directory, where there is one, and those that are built in.
+    ///
+    /// # Errors
+    /// When the directory's are not in the schema.
+    pub fn load_fingerprints(&self) -> Result<Fingerprints, FingerprintError> {
+        self.fingerprints.as_deref().map_or_else(|| Ok(Fingerprints::builtin()), Fingerprints::with_dir)
+    }
+}
+
 /// What the spool may take.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct SpoolLimits {
@@ -148,6 +196,8 @@ pub struct Config {
     pub policy: AddressPolicy,
     /// The spool.
     pub spool: SpoolLimits,
+    /// Service detection.
+    pub services: ServicesConfig,
 }
 
 /// Reads all layers. `file` is what `--config` named; `variables` are the environment's.
@@ -201,6 +251,11 @@ fn merge(under: Raw, over: Raw) -> Raw {
             max_bytes: over.spool.max_bytes.or(under.spool.max_bytes),
             fsync_interval_ms: over.spool.fsync_interval_ms.or(under.spool.fsync_interval_ms),
         },
+        services: RawServices {
+            ask_fragile: over.services.ask_fragile.or(under.services.ask_fragile),
+            fragile: over.services.fragile.or(under.services.fragile),
+            fingerprints: over.services.fingerprints.or(under.services.fingerprints),
+        },
     }
 }
 
@@ -227,7 +282,15 @@ fn check(raw: Raw) -> Result<Config, ConfigError> {
     if max_bytes < SPOOL_MIN {
         return Err(ConfigError::Value { key: "spool.max_bytes", reason: format!("{max_bytes} is too small: use at least {SPOOL_MIN}") });
     }
+    let leave = match raw.services.ask_fragile {
+        None | Some(RawLeave::All(false)) => SiteLeave::None,
+        Some(RawLeave::All(true)) => SiteLeave::All,
+        Some(RawLeave::Port(port)) => SiteLeave::Ports(PortSet::from_ranges([(port, port)])),
+        Some(RawLeave::Ports(text)) => SiteLeave::Ports(parse("services.ask_fragile", &text)?),
+    };
+    let more = raw.services.fragile.map(|text| parse("services.fragile", &text)).transpose()?;
     Ok(Config {
+        services: ServicesConfig { site: SitePolicy { leave, more }, fingerprints: raw.services.fingerprints },
         data: raw.data.unwrap_or_else(|| PathBuf::from("/var/lib/picket-probe")),
         log_level,
         interface: InterfaceConfig {
@@ -279,6 +342,19 @@ mod tests {
     }
 
     #[test]
+    fn fragile_ports_are_spared_unless_the_site_says_otherwise() {
+        let site = |text: &str, variables: &[(&str, &str)]| load_text(text, variables).unwrap().services.site;
+        assert_eq!(site("", &[]), SitePolicy::default());
+        assert_eq!(site("", &[]).leave, SiteLeave::None);
+        assert_eq!(site("[services]\nask_fragile = true", &[]).leave, SiteLeave::All);
+        assert_eq!(site("[services]\nask_fragile = true", &[("PICKET_SERVICES__ASK_FRAGILE", "false")]).leave, SiteLeave::None);
+        let ports = |text: &str| SiteLeave::Ports(text.parse().unwrap());
+        assert_eq!(site("[services]\nask_fragile = '502,9100-9107'", &[]).leave, ports("502,9100-9107"));
+        assert_eq!(site("[services]\nask_fragile = 502", &[]).leave, ports("502"));
+        assert_eq!(site("[services]\nfragile = '4001-4016'", &[]).more, Some("4001-4016".parse().unwrap()));
+    }
+
+    #[test]
     fn later_layers_win() {
         let text = "data = '/a'\n[interface]\nname = 'eth0'\npackets = '2kpps'\n[policy]\nallow = ['198.18.0.0/15']";
         let config = load_text(
@@ -310,6 +386,8 @@ mod tests {
             ("[policy]\nallow = ['198.18.0.0/33']", &[], &["`policy.allow`", "`198.18.0.0/33` has no such prefix length"]),
             ("log_level = 'loud'", &[], &["`log_level`", "`loud` is not a level"]),
             ("[spool]\nmax_bytes = 5", &[], &["`spool.max_bytes`", "5 is too small"]),
+            ("[services]\nask_fragile = '9107-9100'", &[], &["`services.ask_fragile`", "`9107-9100`"]),
+            ("[services]\nfragile = 'all'", &[], &["`services.fragile`", "`all`"]),
         ] {
             let message = error(text, variables);
             assert!(parts.iter().all(|part| message.contains(part)), "{message}");

@@ -3,7 +3,7 @@
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
-use picket_probe::commands::{self, EnrolArgs, RunArgs, StatusArgs};
+use picket_probe::commands::{self, EnrolArgs, FingerprintsArgs, RunArgs, StatusArgs};
 use picket_probe::standalone::{self, DiscoverArgs, ScanArgs};
 
 /// Picket's probe: scans for a fleet or by itself, never faster than its interface may send.
@@ -21,6 +21,7 @@ enum Command {
     Status(StatusArgs),
     Scan(ScanArgs),
     Discover(DiscoverArgs),
+    Fingerprints(FingerprintsArgs),
 }
 
 fn main() -> ExitCode {
@@ -30,6 +31,7 @@ fn main() -> ExitCode {
         Command::Status(args) => commands::run_status(args),
         Command::Scan(args) => Ok(standalone::exit_status(standalone::scan(&args))),
         Command::Discover(args) => Ok(standalone::exit_status(standalone::discover(&args))),
+        Command::Fingerprints(args) => commands::run_fingerprints(args),
     };
     outcome.unwrap_or_else(|error| {
         eprintln!("picket-probe: {error:#}");
