@@ -3,6 +3,7 @@
 pub mod agent;
 pub mod commands;
 pub mod config;
+pub mod discover;
 pub mod durable;
 pub mod errors;
 pub mod health;

@@ -18,7 +18,8 @@ pub struct Instruction {
     pub k: u32,
 }
 
-/// What passes, besides ARP replies and announcements, neighbour advertisements and the ICMP messages that answer us.
+/// What passes, besides ARP replies and announcements, neighbour and router advertisements, reports of multicast listeners and the ICMP
+/// messages that answer us.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Filter {
     /// Our source ports: the lowest and the highest. Segments to other ports do not pass.
@@ -54,8 +55,10 @@ const PACKET_OUTGOING: u32 = 4;
 
 /// ICMP types that answer us: echo reply, unreachable, source quench, time exceeded, parameter problem, timestamp reply.
 const ICMP_TYPES: [u32; 6] = [0, 3, 4, 11, 12, 14];
-/// ICMPv6 types: the errors, echo reply, neighbour advertisement.
-const ICMPV6_TYPES: [u32; 6] = [1, 2, 3, 4, 129, 136];
+/// ICMPv6 types: the errors, echo reply, router and neighbour advertisement.
+const ICMPV6_TYPES: [u32; 7] = [1, 2, 3, 4, 129, 134, 136];
+/// ICMPv6 types behind a router alert: reports of multicast listeners. They come seldom, and only while all groups are listened to.
+const LISTENER_REPORTS: [u32; 2] = [131, 143];
 
 /// Where a jump goes before the offsets are known.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -155,6 +158,7 @@ impl Filter {
         a.label("v6");
         a.load(LDB_ABS, NET + 6);
         a.jump(JEQ, 58, To::Label("icmpv6"), To::Next);
+        a.jump(JEQ, 0, To::Label("hop by hop"), To::Next);
         a.any_of(&self.numbers(), To::Label("v6 ports"));
         a.label("v6 ports");
         a.load(LDH_ABS, NET + 42);
@@ -162,6 +166,12 @@ impl Filter {
         a.label("icmpv6");
         a.load(LDB_ABS, NET + 40);
         a.any_of(&ICMPV6_TYPES, To::Accept);
+        a.label("hop by hop");
+        // Only ICMPv6 behind options of eight octets.
+        a.load(LDH_ABS, NET + 40);
+        a.jump(JEQ, 58 << 8, To::Next, To::Drop);
+        a.load(LDB_ABS, NET + 48);
+        a.any_of(&LISTENER_REPORTS, To::Accept);
         a.finish()
     }
 
@@ -289,6 +299,12 @@ mod tests {
             (0x86dd, v6(58, &[136]), true, "advertisement"),
             (0x86dd, v6(58, &[135]), false, "solicitation"),
             (0x86dd, v6(58, &[128]), false, "echo request over IPv6"),
+            (0x86dd, v6(58, &[134]), true, "router advertisement"),
+            (0x86dd, v6(0, &[58, 0, 5, 2, 0, 0, 1, 0, 143]), true, "listener report"),
+            (0x86dd, v6(0, &[58, 0, 5, 2, 0, 0, 1, 0, 131]), true, "listener report of version 1"),
+            (0x86dd, v6(0, &[58, 0, 5, 2, 0, 0, 1, 0, 128]), false, "echo request with options"),
+            (0x86dd, v6(0, &[58, 1, 5, 2, 0, 0, 1, 0, 143]), false, "more options than a listener has"),
+            (0x86dd, v6(0, &[6, 0, 5, 2, 0, 0, 1, 0, 143]), false, "TCP with options"),
             (0x86dd, v6(17, &port(40_001)), false, "UDP over IPv6"),
             (0x0806, vec![0, 1, 8, 0, 6, 4, 0, 2], true, "ARP reply"),
             (0x0806, [&[0, 1, 8, 0, 6, 4, 0, 1][..], &[1; 20]].concat(), true, "ARP announcement"),

@@ -107,6 +107,10 @@ pub struct Scenario {
     pub address_v4: (Ipv4Addr, u8),
     /// Our own IPv6 address and the length of its prefix.
     pub address_v6: (Ipv6Addr, u8),
+    /// Our own link-local address.
+    pub link_local: Ipv6Addr,
+    /// Addresses that answer an echo request to all nodes of the link, each to a source of its own scope.
+    pub all_nodes: Vec<Ipv6Addr>,
     /// The IPv4 router, for what is not on the link.
     pub gateway_v4: Option<Ipv4Addr>,
     /// The IPv6 router.
@@ -123,6 +127,8 @@ impl Default for Scenario {
             seed: 1,
             address_v4: (Ipv4Addr::new(192, 0, 2, 2), 24),
             address_v6: (Ipv6Addr::new(0x2001, 0xdb8, 0, 0, 0, 0, 0, 2), 64),
+            link_local: Ipv6Addr::new(0xfe80, 0, 0, 0, 0, 0, 0, 2),
+            all_nodes: Vec::new(),
             gateway_v4: Some(Ipv4Addr::new(192, 0, 2, 1)),
             gateway_v6: Some(Ipv6Addr::new(0x2001, 0xdb8, 0, 0, 0, 0, 0, 1)),
             hosts: Vec::new(),
@@ -172,6 +178,7 @@ impl Scenario {
             addresses: vec![
                 InterfaceAddress { ip: v4, prefix: self.address_v4.1, usable: true },
                 InterfaceAddress { ip: v6, prefix: self.address_v6.1, usable: true },
+                InterfaceAddress { ip: self.link_local.into(), prefix: 64, usable: true },
             ],
         };
         let route = |network, prefix, action| Route { network, prefix, action, interface: Some(2), source: None, metric: 0 };
@@ -180,6 +187,8 @@ impl Scenario {
             route(v6, self.address_v6.1, RouteAction::OnLink),
             route(v4, 32, RouteAction::Local),
             route(v6, 128, RouteAction::Local),
+            route(Ipv6Addr::new(0xfe80, 0, 0, 0, 0, 0, 0, 0).into(), 64, RouteAction::OnLink),
+            route(self.link_local.into(), 128, RouteAction::Local),
         ];
         let gateways = [self.gateway_v4.map(IpAddr::V4), self.gateway_v6.map(IpAddr::V6)];
         for gateway in gateways.into_iter().flatten() {
@@ -318,7 +327,25 @@ impl SimLink {
         }
     }
 
+    /// All nodes answer by themselves, from the address that fits.
+    fn answer_all_nodes(&mut self, at: Instant, probe: &Probe<'_>) {
+        let IpAddr::V6(src) = probe.src else { return };
+        for node in self.scenario.all_nodes.clone() {
+            let mac = self.scenario.mac(node.into());
+            let rule = self.scenario.host(node.into()).cloned();
+            let fits = node.is_unicast_link_local() == src.is_unicast_link_local();
+            if let (true, Some(mac), Some(rule)) = (fits, mac, rule)
+                && let Some(payload) = (Probe { dst: node.into(), ..*probe }).answer(&rule)
+            {
+                self.inject(at + rule.rtt, [&eth::header(OWN_MAC, mac, eth::TYPE_IPV6)[..], &payload[..]].concat());
+            }
+        }
+    }
+
     fn answer_probe(&mut self, at: Instant, frame: Frame<'_>, probe: &Probe<'_>) {
+        if probe.dst.is_multicast() {
+            return self.answer_all_nodes(at, probe);
+        }
         let Some(rule) = self.scenario.host(probe.dst).cloned() else {
             return;
         };

@@ -10,6 +10,7 @@ pub mod eth;
 pub mod guard;
 pub mod icmp;
 pub mod ip;
+pub mod mld;
 pub mod ndp;
 pub mod payload;
 pub mod provoked;
