@@ -293,6 +293,7 @@ async fn states(store: &dyn Store) {
         State::Up,
         State::UpBy(UpReason::Arp),
         State::UpBy(UpReason::Sctp),
+        State::UpBy(UpReason::IcmpError),
         State::Open,
         State::Closed,
         State::Filtered { icmp_type: 3, icmp_code: 13 },

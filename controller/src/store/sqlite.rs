@@ -153,7 +153,7 @@ fn state_origin(state: State) -> Option<Vec<u8>> {
 }
 
 /// What showed that a host is up, by its number in the database less one; 0 is an echo reply.
-const UP_REASONS: [UpReason; 8] = [
+const UP_REASONS: [UpReason; 9] = [
     UpReason::Arp,
     UpReason::Neighbour,
     UpReason::Timestamp,
@@ -162,6 +162,7 @@ const UP_REASONS: [UpReason; 8] = [
     UpReason::Udp,
     UpReason::PortUnreachable,
     UpReason::Sctp,
+    UpReason::IcmpError,
 ];
 
 fn parse_state(row: &SqliteRow) -> Result<State> {

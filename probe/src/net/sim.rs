@@ -5,30 +5,36 @@
 
 use core::ops::RangeInclusive;
 use core::time::Duration;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::sync::Arc;
 
+mod host;
+
+use self::host::{Answer, Probe};
 use super::drive::{Drive, EventSink};
 use super::link::{BATCH, Batch, Framing, Link, LinkCounters, Received, Sent, Stop, Waker};
 use super::route::{Interface, InterfaceAddress, InterfaceKind, Route, RouteAction, RouteTable};
 use super::time::Instant;
 use crate::packet::arp::{Arp, Operation};
-use crate::packet::checksum::{Checksum, checksum};
 use crate::packet::eth::{self, Frame, Mac};
 use crate::packet::ndp;
 
-/// What a port does with a SYN.
+/// What a port does with a SYN, an INIT or a datagram.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum PortState {
-    /// Answers SYN-ACK.
+    /// Accepts.
     Open,
-    /// Answers RST.
+    /// Answers datagrams from another port.
+    OpenElsewhere,
+    /// Refuses: a RST, an ABORT, or port unreachable.
     Closed,
     /// Says nothing.
     Silent,
-    /// Answers with an ICMP unreachable of this code (of the packet's own family).
+    /// The host answers with an ICMP unreachable of this code (of the packet's own family).
     Unreachable(u8),
+    /// The router before it does.
+    Prohibited(u8),
 }
 
 /// Hosts that behave alike.
@@ -44,6 +50,20 @@ pub struct HostRule {
     pub mac: Option<Mac>,
     /// Whether they answer echo requests.
     pub echo: bool,
+    /// Who answers echo requests in their place, in his own name.
+    pub echo_by: Option<IpAddr>,
+    /// Whether they answer timestamp requests.
+    pub timestamp: bool,
+    /// Whether something before them drops segments of connections that it does not know.
+    pub stateful: bool,
+    /// When something before them resets a connection, in their name and with the right numbers, counted from the SYN.
+    pub resets_first: Option<Duration>,
+    /// Resets with wrong numbers that come with each answer to a SYN.
+    pub reset_flood: u16,
+    /// Whether our own packets come back, addresses exchanged and else unchanged.
+    pub mirrors: bool,
+    /// An ICMP error is sent no sooner than so long after the one before.
+    pub error_gap: Duration,
     /// Time to the answer.
     pub rtt: Duration,
     /// Time to the answer to a question for a neighbour: a link answers sooner than a host.
@@ -60,6 +80,10 @@ pub struct HostRule {
     pub ports: Vec<(RangeInclusive<u16>, PortState)>,
     /// All other ports.
     pub other_ports: PortState,
+    /// The same for datagrams.
+    pub udp: Vec<(RangeInclusive<u16>, PortState)>,
+    /// All other ports for datagrams.
+    pub other_udp: PortState,
 }
 
 impl HostRule {
@@ -71,6 +95,13 @@ impl HostRule {
             resolves: true,
             mac: None,
             echo: true,
+            echo_by: None,
+            timestamp: true,
+            stateful: false,
+            resets_first: None,
+            reset_flood: 0,
+            mirrors: false,
+            error_gap: Duration::ZERO,
             rtt: Duration::from_millis(1),
             resolve_time: Duration::from_micros(200),
             jitter: Duration::ZERO,
@@ -79,12 +110,19 @@ impl HostRule {
             ttl: 64,
             ports: Vec::new(),
             other_ports: PortState::Closed,
+            udp: Vec::new(),
+            other_udp: PortState::Closed,
         }
     }
 
     /// What `port` does.
     pub fn port(&self, port: u16) -> PortState {
         self.ports.iter().find(|(range, _)| range.contains(&port)).map_or(self.other_ports, |(_, state)| *state)
+    }
+
+    /// What `port` does with datagrams.
+    pub fn udp_port(&self, port: u16) -> PortState {
+        self.udp.iter().find(|(range, _)| range.contains(&port)).map_or(self.other_udp, |(_, state)| *state)
     }
 
     fn covers(&self, ip: IpAddr) -> bool {
@@ -117,6 +155,8 @@ pub struct Scenario {
     pub gateway_v6: Option<Ipv6Addr>,
     /// Hosts; the first rule that covers an address counts, and an address without a rule does not exist.
     pub hosts: Vec<HostRule>,
+    /// A router sends an ICMP error no sooner than so long after the one before.
+    pub router_error_gap: Duration,
     /// Time that the link needs for a frame.
     pub frame_time: Duration,
 }
@@ -132,6 +172,7 @@ impl Default for Scenario {
             gateway_v4: Some(Ipv4Addr::new(192, 0, 2, 1)),
             gateway_v6: Some(Ipv6Addr::new(0x2001, 0xdb8, 0, 0, 0, 0, 0, 1)),
             hosts: Vec::new(),
+            router_error_gap: Duration::ZERO,
             frame_time: Duration::from_nanos(800),
         }
     }
@@ -217,6 +258,8 @@ pub struct SimLink {
     /// Frames on their way to us, by arrival and order.
     arrivals: BTreeMap<(Instant, u64), Vec<u8>>,
     arrived: u64,
+    /// When each reporter of errors may send the next one.
+    errors: HashMap<IpAddr, Instant>,
     /// What left, and when: what a capture on the wire would show.
     pub wire: Vec<(Instant, Vec<u8>)>,
     /// Whether the interface is up.
@@ -235,6 +278,7 @@ impl SimLink {
             busy_until: Instant::ZERO,
             arrivals: BTreeMap::new(),
             arrived: 0,
+            errors: HashMap::new(),
             wire: Vec::new(),
             up: true,
             room: usize::MAX,
@@ -349,141 +393,31 @@ impl SimLink {
         let Some(rule) = self.scenario.host(probe.dst).cloned() else {
             return;
         };
-        let Some(payload) = probe.answer(&rule) else {
-            return;
-        };
+        for answer in probe.answers(&self.scenario, &rule) {
+            self.answer(at, frame, &rule, answer);
+        }
+    }
+
+    fn answer(&mut self, at: Instant, frame: Frame<'_>, rule: &HostRule, answer: Answer) {
+        if let Some((reporter, gap)) = answer.error {
+            let next = self.errors.entry(reporter).or_insert(at);
+            if at < *next {
+                return;
+            }
+            *next = at + gap;
+        }
         // Lost on the way there, or back.
         if self.chance(rule.loss) || self.chance(rule.loss) {
             return;
         }
-        let kind = if probe.dst.is_ipv4() { eth::TYPE_IPV4 } else { eth::TYPE_IPV6 };
-        let bytes = [&eth::header(OWN_MAC, frame.dst(), kind)[..], &payload[..]].concat();
+        let kind = if answer.packet.first().is_some_and(|first| first >> 4 == 4) { eth::TYPE_IPV4 } else { eth::TYPE_IPV6 };
+        let bytes = [&eth::header(OWN_MAC, frame.dst(), kind)[..], &answer.packet[..]].concat();
         if self.chance(rule.duplicates) {
-            let later = self.delay(&rule);
+            let later = self.delay(rule);
             self.inject(at + later, bytes.clone());
         }
-        let delay = self.delay(&rule);
+        let delay = answer.after.unwrap_or_else(|| self.delay(rule));
         self.inject(at + delay, bytes);
-    }
-}
-
-/// A packet of ours, as a host reads it.
-struct Probe<'a> {
-    src: IpAddr,
-    dst: IpAddr,
-    protocol: u8,
-    whole: &'a [u8],
-    payload: &'a [u8],
-}
-
-const ICMP: u8 = 1;
-const TCP: u8 = 6;
-const ICMPV6: u8 = 58;
-
-impl<'a> Probe<'a> {
-    fn parse(whole: &'a [u8]) -> Option<Self> {
-        if whole.first()? >> 4 == 4 {
-            let header = whole.first_chunk::<20>()?;
-            let payload = whole.get(usize::from(header[0] & 0xf) * 4..)?;
-            let ip = |at: usize| IpAddr::from([header[at], header[at + 1], header[at + 2], header[at + 3]]);
-            Some(Self { src: ip(12), dst: ip(16), protocol: header[9], whole, payload })
-        } else {
-            let (header, payload) = whole.split_first_chunk::<40>()?;
-            let ip = |bytes: &[u8]| <[u8; 16]>::try_from(bytes).ok().map(IpAddr::from);
-            Some(Self { src: ip(&header[8..24])?, dst: ip(&header[24..40])?, protocol: header[6], whole, payload })
-        }
-    }
-
-    /// The packet that the host sends back.
-    fn answer(&self, rule: &HostRule) -> Option<Vec<u8>> {
-        match self.protocol {
-            ICMP | ICMPV6 => {
-                let (request, reply) = if self.dst.is_ipv4() { (8, 0) } else { (128, 129) };
-                let is_request = self.payload.first() == Some(&request);
-                (is_request && rule.echo).then(|| {
-                    let mut message = self.payload.to_vec();
-                    message[0] = reply;
-                    self.packet(rule.ttl, self.protocol, message)
-                })
-            }
-            TCP => self.answer_syn(rule),
-            _ => None,
-        }
-    }
-
-    fn answer_syn(&self, rule: &HostRule) -> Option<Vec<u8>> {
-        const SYN: u8 = 0x02;
-        const SYN_ACK: u8 = 0x12;
-        const RST_ACK: u8 = 0x14;
-        let segment = self.payload.first_chunk::<20>()?;
-        if segment[13] & 0x17 != SYN {
-            return None;
-        }
-        let flags = match rule.port(u16::from_be_bytes([segment[2], segment[3]])) {
-            PortState::Open => SYN_ACK,
-            PortState::Closed => RST_ACK,
-            PortState::Silent => return None,
-            PortState::Unreachable(code) => return Some(self.unreachable(rule.ttl, code)),
-        };
-        let number = u32::from_be_bytes([segment[4], segment[5], segment[6], segment[7]]).wrapping_add(1);
-        let mut reply = vec![0; 20];
-        reply[0..2].copy_from_slice(&segment[2..4]);
-        reply[2..4].copy_from_slice(&segment[0..2]);
-        reply[4..8].copy_from_slice(&if flags == SYN_ACK { 0x5eed_5eed_u32 } else { 0 }.to_be_bytes());
-        reply[8..12].copy_from_slice(&number.to_be_bytes());
-        reply[12] = 0x50;
-        reply[13] = flags;
-        reply[14..16].copy_from_slice(&if flags == SYN_ACK { 64_240_u16 } else { 0 }.to_be_bytes());
-        Some(self.packet(rule.ttl, TCP, reply))
-    }
-
-    /// RFC 792 and RFC 4443: the message quotes the packet that it is about.
-    fn unreachable(&self, ttl: u8, code: u8) -> Vec<u8> {
-        let (kind, protocol) = if self.dst.is_ipv4() { (3, ICMP) } else { (1, ICMPV6) };
-        let mut message = vec![kind, code, 0, 0, 0, 0, 0, 0];
-        message.extend(self.whole);
-        self.packet(ttl, protocol, message)
-    }
-
-    /// A packet back to us, its transport checksum filled in.
-    fn packet(&self, ttl: u8, protocol: u8, mut body: Vec<u8>) -> Vec<u8> {
-        let at = if protocol == TCP { 16 } else { 2 };
-        body[at..at + 2].fill(0);
-        let len = u16::try_from(body.len()).unwrap_or(u16::MAX);
-        let mut sum = Checksum::new();
-        match (self.dst, self.src) {
-            (IpAddr::V4(from), IpAddr::V4(to)) => {
-                if protocol == TCP {
-                    sum.add_pseudo_v4(from, to, protocol, len);
-                }
-                sum.add(&body);
-                body[at..at + 2].copy_from_slice(&sum.finish().to_be_bytes());
-                let mut header = [0; 20];
-                header[0] = 0x45;
-                header[2..4].copy_from_slice(&(len + 20).to_be_bytes());
-                header[8] = ttl;
-                header[9] = protocol;
-                header[12..16].copy_from_slice(&from.octets());
-                header[16..20].copy_from_slice(&to.octets());
-                let own = checksum(&header);
-                header[10..12].copy_from_slice(&own.to_be_bytes());
-                [&header[..], &body[..]].concat()
-            }
-            (IpAddr::V6(from), IpAddr::V6(to)) => {
-                sum.add_pseudo_v6(from, to, protocol, len.into());
-                sum.add(&body);
-                body[at..at + 2].copy_from_slice(&sum.finish().to_be_bytes());
-                let mut header = [0; 40];
-                header[0] = 0x60;
-                header[4..6].copy_from_slice(&len.to_be_bytes());
-                header[6] = protocol;
-                header[7] = ttl;
-                header[8..24].copy_from_slice(&from.octets());
-                header[24..40].copy_from_slice(&to.octets());
-                [&header[..], &body[..]].concat()
-            }
-            _ => Vec::new(),
-        }
     }
 }
 

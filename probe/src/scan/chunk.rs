@@ -510,7 +510,14 @@ impl Chunk {
     pub(super) fn answer_late(&mut self, now: Instant, offset: u32, attempt: u8, state: State) -> Taken {
         match self.round_trip(now, offset, attempt) {
             None => Taken::Unasked,
-            Some(_) if self.answered.get(offset) => Taken::Again,
+            Some(_) if self.answered.get(offset) => {
+                let old = self.rank_of(offset);
+                if rank(state) <= old {
+                    return Taken::Again;
+                }
+                self.mark(offset, state);
+                Taken::Stronger { contradicts: old > 0 }
+            }
             Some(rtt) => {
                 self.mark(offset, state);
                 Taken::New(rtt)

@@ -45,4 +45,6 @@ mod onlink;
 mod schedule;
 
 #[cfg(test)]
+mod scenarios;
+#[cfg(test)]
 mod tests;

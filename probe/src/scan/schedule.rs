@@ -300,7 +300,9 @@ impl Schedule {
                 self.events.push_back(Event::Late(LateReport { position: probe.position, state, rtt, ttl }));
                 self.learn(Some(rtt));
             }
-            Some(Taken::Again | Taken::Stronger { .. }) => self.stats.duplicates += 1,
+            Some(Taken::Again) => self.stats.duplicates += 1,
+            // What was reported stands; that it was contradicted is counted.
+            Some(Taken::Stronger { contradicts }) => self.stats.contradicted += u64::from(contradicts),
             Some(Taken::Unasked) => self.stats.foreign += 1,
             Some(Taken::New(None)) | None => {
                 (self.stats.late, self.late, self.blind) = (self.stats.late + 1, self.late + 1, self.blind + 1);
