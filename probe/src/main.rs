@@ -4,7 +4,7 @@ use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
 use picket_probe::commands::{self, EnrolArgs, FingerprintsArgs, RunArgs, StatusArgs};
-use picket_probe::standalone::{self, DiscoverArgs, ScanArgs};
+use picket_probe::standalone::{self, DiscoverArgs, ScanArgs, ServicesArgs};
 
 /// Picket's probe: scans for a fleet or by itself, never faster than its interface may send.
 #[derive(Debug, Parser)]
@@ -20,16 +20,18 @@ enum Command {
     Run(RunArgs),
     Status(StatusArgs),
     Scan(ScanArgs),
+    Services(ServicesArgs),
     Discover(DiscoverArgs),
     Fingerprints(FingerprintsArgs),
 }
 
 fn main() -> ExitCode {
-    let outcome = match Cli::parse().command {
+    let outcome = match Cli::parse_from(standalone::nmap_spellings(std::env::args_os())).command {
         Command::Enrol(args) => commands::run_enrol(args),
         Command::Run(args) => commands::run_agent(args),
         Command::Status(args) => commands::run_status(args),
         Command::Scan(args) => Ok(standalone::exit_status(standalone::scan(&args))),
+        Command::Services(args) => Ok(standalone::exit_status(standalone::services(&args))),
         Command::Discover(args) => Ok(standalone::exit_status(standalone::discover(&args))),
         Command::Fingerprints(args) => commands::run_fingerprints(args),
     };

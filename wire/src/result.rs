@@ -136,6 +136,8 @@ pub enum NotReached {
     LinkError,
     /// The job was stopped, or its deadline passed, before its turn came.
     Stopped,
+    /// Host discovery came first, and the host answered none of its questions: its ports were not asked.
+    HostDown,
 }
 
 impl NotReached {
@@ -146,6 +148,7 @@ impl NotReached {
             NotReached::NoRoute => "no route",
             NotReached::LinkError => "link error",
             NotReached::Stopped => "stopped before its turn",
+            NotReached::HostDown => "host did not answer discovery",
         }
     }
 }

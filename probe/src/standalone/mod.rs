@@ -1,10 +1,13 @@
-//! `picket-probe scan` and `picket-probe discover`: the engines without a controller, for the technician on site.
+//! `picket-probe scan`, `services` and `discover`: the engines without a controller, for the technician on site.
 //!
 //! Same engines, same loop, same pacer, same site policy as the agent; only that targets come from the command line and
-//! results go to the terminal.
+//! results go to the terminal and into files.
 //!
 //! ```text
-//!  args ▶ targets (text, names ▶ address set) ▶ run (interface, engine, Ctrl-C) ▶ output (rows, coverage), progress
+//!  args ▶ targets (text, files, names ▶ address set) ▶ request (passes) ▶ prepare (policy, interface, rate) ▶ dry_run
+//!                                                                           │
+//!  progress ◀ run (stages, Ctrl-C) ◀▶ engines (passes on one station) ◀─────┘
+//!      services ◀┘└▶ ledger ▶ resume (file) ▶ results (rows, coverage) ▶ output (table, NDJSON, nmap XML, masscan)
 //! ```
 //!
 //! **Invariant:** what was asked = answered + silent + refused + not reached, shown at the end of every run, interrupted ones
@@ -13,13 +16,24 @@
 use std::process::ExitCode;
 
 pub mod args;
+mod dry_run;
+mod engines;
+mod error;
+mod ledger;
 mod output;
+mod prepare;
 mod progress;
+mod rates;
+mod request;
+mod results;
+mod resume;
 mod run;
+mod services;
 mod targets;
 
-pub use args::{DiscoverArgs, ScanArgs};
-pub use run::{StandaloneError, discover, scan};
+pub use args::{DiscoverArgs, ScanArgs, ServicesArgs, nmap_spellings};
+pub use error::StandaloneError;
+pub use run::{discover, scan, services};
 
 /// The exit status of a run; an error goes to standard error with what it came from.
 pub fn exit_status(result: Result<Outcome, StandaloneError>) -> ExitCode {

@@ -1,130 +1,56 @@
 //! From a command line to results.
+//!
+//! ```text
+//!  stage 1: hosts, where more than one address is asked ▶ stage 2: their ports, one pass for each protocol, all at once
+//! ```
 
 use core::time::Duration;
 use std::io::{self, Write};
-use std::net::IpAddr;
-use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex};
+use std::sync::Arc;
 
-use picket_wire::addr::AddrSet;
-use picket_wire::job::{ScanOptions, Technique};
-use picket_wire::policy::{AddressPolicy, Permit};
-use picket_wire::space::{SpaceError, TargetSpace, TargetSpec};
-use picket_wire::units::PortSet;
+use picket_wire::job::{HostProbe, Technique};
+use picket_wire::service::ServiceOutcome;
+use picket_wire::space::{TargetSpace, TargetSpec};
 use tokio::signal::unix::{Signal, SignalKind, signal};
-use tokio::sync::{mpsc, oneshot};
 
 use super::Outcome;
-use super::args::{CommonArgs, DiscoverArgs, ScanArgs, TechniqueArg};
-use super::output::Output;
-use super::progress::ProgressLine;
-use super::targets::{self, TargetError};
-use crate::config::{self, Config, ConfigError, Raw, RawInterface};
-use crate::lock::{Lock, LockError};
+use super::args::{CommonArgs, DiscoverArgs, PortArgs, ScanArgs, ServicesArgs};
+use super::dry_run;
+use super::engines::{Asking, Engines, Told, random};
+use super::error::{StandaloneError, system};
+use super::ledger::{Ledger, unix};
+use super::output::Outputs;
+use super::prepare::{self, Work};
+use super::progress::{ProgressLine, Standing};
+use super::request::{DISCOVERY, PassPlan, Request, outputs};
+use super::results::{PassHead, RunHead};
+use super::resume::{Entry, Head, Journal, ResumeError, SYNC_EVERY};
+use super::services::{Detection, OpenPort};
 use crate::logging;
-use crate::net::afpacket::LinkError;
 use crate::net::clock;
-use crate::net::drive::{DriveEvent, DriveGone, TaskSpec, Weight};
-use crate::net::engine::Source;
-use crate::net::netlink::{NetlinkError, snapshot_blocking};
-use crate::net::pacer::{Limits, Pacer};
-use crate::scan::connect::{self, ConnectError, ConnectOptions};
-use crate::scan::engine::ScanEngine;
-use crate::scan::report::{Done, Event, Progress};
-use crate::scan::spec::{Cut, RawIdentity, ScanPlan, SourcePorts, SpecError};
-use crate::station::{self, Station, StationError};
+use crate::net::time::Instant;
+use crate::scan::report::Event;
+use crate::scan::spec::Cut;
+use crate::service::recog::Fingerprints;
 
-/// Events that wait for the terminal before sending pauses.
-const EVENTS: usize = 16;
 /// How often the progress line changes.
 const TICK: Duration = Duration::from_millis(500);
-/// Where the lock of this box's network lies.
-const LOCK_DIR: &str = "/run/lock";
-
-/// Why a run did not come about, or broke off.
-#[derive(Debug, thiserror::Error)]
-pub enum StandaloneError {
-    /// A port scan without ports.
-    #[error("name the ports to scan, for example `-p 22,80,443` or `-p 1-1024`; to find hosts only, use `picket-probe discover`")]
-    NoPorts,
-    /// Wrong targets.
-    #[error(transparent)]
-    Targets(#[from] TargetError),
-    /// Targets that make no space.
-    #[error(transparent)]
-    Space(#[from] SpaceError),
-    /// An impossible combination of options.
-    #[error(transparent)]
-    Spec(#[from] SpecError),
-    /// Wrong configuration.
-    #[error(transparent)]
-    Config(#[from] ConfigError),
-    /// Every target is forbidden.
-    #[error(
-        "the site's policy permits none of the targets; {addr}: {verdict}. \
-         Change `policy.allow` and `policy.deny` in the configuration, or PICKET_POLICY__ALLOW"
-    )]
-    Forbidden {
-        /// One of them.
-        addr: IpAddr,
-        /// Its verdict.
-        verdict: String,
-    },
-    /// Another probe runs.
-    #[error(transparent)]
-    Lock(#[from] LockError),
-    /// The kernel's tables cannot be read.
-    #[error(transparent)]
-    Netlink(#[from] NetlinkError),
-    /// The interface cannot be used.
-    #[error(transparent)]
-    Station(#[from] StationError),
-    /// No permission for raw packets, and no other technique was allowed.
-    #[error("{0}; `--technique connect` scans ports without privilege")]
-    Unprivileged(StationError),
-    /// The connect scan broke off.
-    #[error(transparent)]
-    Connect(#[from] ConnectError),
-    /// The loop broke off.
-    #[error(transparent)]
-    Loop(#[from] DriveGone),
-    /// The system did not give something.
-    #[error("{operation}")]
-    System {
-        /// What was being done.
-        operation: &'static str,
-        /// The system's answer.
-        #[source]
-        source: io::Error,
-    },
-}
-
-impl StandaloneError {
-    /// 2 for what was typed wrong, 1 for everything else.
-    pub fn exit_code(&self) -> u8 {
-        match self {
-            Self::NoPorts | Self::Targets(TargetError::Form(_)) | Self::Space(_) | Self::Spec(_) | Self::Config(_) => 2,
-            _ => 1,
-        }
-    }
-}
-
-fn system(operation: &'static str) -> impl FnOnce(io::Error) -> StandaloneError {
-    move |source| StandaloneError::System { operation, source }
-}
 
 /// Runs `picket-probe scan`.
 ///
 /// # Errors
 /// See [`StandaloneError`]; an interrupted run is no error but [`Outcome::Incomplete`].
 pub fn scan(args: &ScanArgs) -> Result<Outcome, StandaloneError> {
-    let ports = match (args.technique, &args.ports) {
-        (TechniqueArg::Echo, None) => None,
-        (_, None) => return Err(StandaloneError::NoPorts),
-        (TechniqueArg::Echo, Some(_)) => return Err(SpecError::Ports(Technique::Echo).into()),
-        (_, Some(ports)) => Some(ports.clone()),
-    };
-    run(&args.common, args.technique, ports)
+    let bare = args.ports == PortArgs::default() && !args.services;
+    start(&args.common, bare, || Request::scan(&args.ports, &args.common, args.services))
+}
+
+/// Runs `picket-probe services`.
+///
+/// # Errors
+/// See [`StandaloneError`]; an interrupted run is no error but [`Outcome::Incomplete`].
+pub fn services(args: &ServicesArgs) -> Result<Outcome, StandaloneError> {
+    start(&args.common, args.ports == PortArgs::default(), || Request::scan(&args.ports, &args.common, true))
 }
 
 /// Runs `picket-probe discover`.
@@ -132,213 +58,93 @@ pub fn scan(args: &ScanArgs) -> Result<Outcome, StandaloneError> {
 /// # Errors
 /// See [`StandaloneError`]; an interrupted run is no error but [`Outcome::Incomplete`].
 pub fn discover(args: &DiscoverArgs) -> Result<Outcome, StandaloneError> {
-    run(&args.common, TechniqueArg::Echo, None)
+    start(&args.common, args.technique.is_none() && args.host_probes.is_empty(), || Request::discover(args))
 }
 
-/// Everything that is known before the first packet.
-struct Work {
-    config: Config,
-    space: Arc<TargetSpace>,
-    permit: Permit,
-    asked: Limits,
-    attempts: u8,
+/// A run to be begun, or to be gone on with.
+struct Start {
+    head: Head,
+    journal: Option<Journal>,
+    /// What it has found so far.
+    entries: Vec<Entry>,
 }
 
-fn run(common: &CommonArgs, technique: TechniqueArg, ports: Option<PortSet>) -> Result<Outcome, StandaloneError> {
-    let flags = Raw { interface: RawInterface { name: common.interface.clone(), ..RawInterface::default() }, ..Raw::default() };
-    let variables = std::env::vars_os().filter_map(|(name, value)| Some((name.into_string().ok()?, value.into_string().ok()?)));
-    let mut config = config::load(common.config.as_deref(), variables, flags)?;
+fn start(common: &CommonArgs, bare: bool, request: impl FnOnce() -> Result<Request, StandaloneError>) -> Result<Outcome, StandaloneError> {
+    if common.list {
+        return list(&request()?);
+    }
+    let mut start = begin_or_go_on(common, bare, request)?;
+    let request = &mut start.head.request;
+    if common.names_outputs() || !common.names_targets() && request.outputs.is_empty() {
+        request.outputs = outputs(common)?;
+    }
+    let config = prepare::configuration(common.config.as_deref(), request.interface.as_deref())?;
     logging::start(config.log_level.min(log::LevelFilter::Warn));
-    let include = targets::parse(&common.targets, targets::system_resolver)?;
-    for (name, addrs) in &include.names {
-        let list: Vec<String> = addrs.iter().map(ToString::to_string).collect();
-        eprintln!("{name} is {}", list.join(", "));
+    prepare::announce_names(&request.names, &config.policy);
+    // Impossible targets are said before anything else is looked at.
+    let plans = plans(request);
+    for (number, plan) in plans.iter().enumerate() {
+        prepare::pass(request, plan, number, start.head.seed, None)?;
     }
-    let exclude = targets::parse(&common.exclude, targets::system_resolver)?.set;
-    let has_v6 = include.set.families().1;
-    let wanted = include.set.minus(&exclude);
-    let spec = TargetSpec { include: include.set, exclude, ports, seed: u64::from_le_bytes(random()?) };
-    let space = Arc::new(TargetSpace::new(&spec)?);
-    announce_policy(&config.policy, &wanted)?;
-    match &config.interface.name {
-        None => config.interface.name = interface_towards(&config.policy.permitted(&wanted))?,
-        // A wrong name is said before anybody is asked to stop another probe.
-        Some(name) => drop(station::choose(&snapshot_blocking()?, Some(name))?),
+    if common.dry_run {
+        return dry_run::Plan::new(config, request, &plans)?.print(common.json).map_err(system("write the plan"));
     }
-    let asked = common.rate.map_or(Limits::UNLIMITED, Limits::packets);
-    announce_rate(asked, station::limits(&config.interface));
-    let _lock = lock()?;
-    let permit = Permit::all_of([&config.policy]);
-    let work = Work { config, space: Arc::clone(&space), permit, asked, attempts: common.attempts };
+    let work = prepare::work(config, request)?;
+    let _lock = prepare::lock()?;
+    if let (None, Some(path)) = (&start.journal, &common.resume) {
+        start.journal = Some(Journal::create(path, &start.head)?);
+    }
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(system("start the runtime"))?;
-    let (running, station) = begin(&work, technique, &runtime)?;
-    let output = Output::new(io::BufWriter::new(io::stdout()), common.output, common.all, &space, has_v6);
-    let outcome = runtime.block_on(follow(running, &space, output));
-    drop(station);
-    outcome
-}
-
-/// Asked for every packet.
-fn gate(permit: &Permit) -> impl Fn(IpAddr) -> bool + Send + Sync + 'static {
-    let permit = permit.clone();
-    move |addr| permit.permits(addr)
-}
-
-fn random<const N: usize>() -> Result<[u8; N], StandaloneError> {
-    let mut bytes = [0; N];
-    getrandom::fill(&mut bytes).map_err(|error| io::Error::other(error.to_string())).map_err(system("draw random numbers"))?;
-    Ok(bytes)
-}
-
-/// Says what policy will refuse, with the rule for one example; an error where nothing is left.
-fn announce_policy(policy: &AddressPolicy, wanted: &AddrSet) -> Result<(), StandaloneError> {
-    let refused = wanted.minus(&policy.permitted(wanted));
-    let Some((addr, _)) = refused.ranges().next() else { return Ok(()) };
-    let verdict = policy.check(addr).to_string();
-    if refused == *wanted {
-        return Err(StandaloneError::Forbidden { addr, verdict });
-    }
-    let count = |set: &AddrSet| set.len().map_or_else(|| "very many".to_owned(), |n| n.to_string());
-    eprintln!("policy refuses {} of {} addresses; {addr}: {verdict}", count(&refused), count(wanted));
-    Ok(())
-}
-
-fn announce_rate(asked: Limits, ceiling: Limits) {
-    let granted = asked.clipped_to(ceiling);
-    if let (true, Some(asked), Some(granted)) = (asked.exceeds(ceiling), asked.packets, granted.packets) {
-        eprintln!("rate {asked} is above the interface's limit: sending at {granted} (interface.packets, PICKET_INTERFACE__PACKETS)");
-    }
-}
-
-/// The interface on which the kernel would send to the first target; the loop sends on one interface only.
-fn interface_towards(targets: &AddrSet) -> Result<Option<String>, StandaloneError> {
-    let snapshot = snapshot_blocking()?;
-    let towards = targets.ranges().next().and_then(|(first, _)| snapshot.interface_towards(first));
-    Ok(towards.map(|interface| interface.name.clone()))
-}
-
-/// The lock against a second probe on this box's network. Who may not even write there is told so: without it the limits of
-/// two probes add up.
-fn lock() -> Result<Option<Lock>, StandaloneError> {
-    let dir = if Path::new(LOCK_DIR).is_dir() { PathBuf::from(LOCK_DIR) } else { std::env::temp_dir() };
-    match Lock::network(&dir) {
-        Ok(lock) => Ok(Some(lock)),
-        Err(held @ LockError::Held { .. }) => Err(held.into()),
-        Err(error) => {
-            log::warn!("running without a lock: {error}");
-            Ok(None)
-        }
-    }
-}
-
-/// Where events come from.
-enum Events {
-    Raw(mpsc::Receiver<DriveEvent<Event>>),
-    Connect(mpsc::Receiver<Event>),
-}
-
-/// What is told on the way.
-enum Told {
-    Scan(Event),
-    Link { up: bool },
-}
-
-impl Events {
-    async fn next(&mut self) -> Option<Told> {
-        match self {
-            Events::Connect(events) => events.recv().await.map(Told::Scan),
-            Events::Raw(events) => loop {
-                match events.recv().await? {
-                    DriveEvent::Task(_, event) => return Some(Told::Scan(event)),
-                    DriveEvent::Link { up } => return Some(Told::Link { up }),
-                    DriveEvent::Ended(..) => {}
-                }
-            },
-        }
-    }
-}
-
-/// A scan under way.
-struct Running {
-    events: Events,
-    progress: Arc<Progress>,
-    /// How to end it before its time.
-    stop: Option<Box<dyn FnOnce()>>,
-    /// Why a connect scan broke off.
-    failure: Option<oneshot::Receiver<ConnectError>>,
-}
-
-fn begin(work: &Work, technique: TechniqueArg, runtime: &tokio::runtime::Runtime) -> Result<(Running, Option<Station>), StandaloneError> {
-    let options = ScanOptions { technique: technique.first(), attempts: work.attempts };
-    if options.technique == Technique::Connect {
-        return Ok((begin_connect(work, options, runtime)?, None));
-    }
-    let (sink, events) = mpsc::channel(EVENTS);
-    match Station::open(&work.config.interface, SourcePorts::default(), sink) {
-        Ok(station) => Ok((begin_raw(work, options, &station, events)?, Some(station))),
-        Err(error @ StationError::Link(LinkError::Permission { .. })) if technique == TechniqueArg::Auto => {
-            eprintln!("{error}; scanning by connections instead");
-            Ok((begin_connect(work, ScanOptions { technique: Technique::Connect, ..options }, runtime)?, None))
-        }
-        Err(error @ StationError::Link(LinkError::Permission { .. })) if technique == TechniqueArg::Syn => {
-            Err(StandaloneError::Unprivileged(error))
-        }
-        Err(error) => Err(error.into()),
-    }
-}
-
-fn begin_raw(
-    work: &Work,
-    options: ScanOptions,
-    station: &Station,
-    events: mpsc::Receiver<DriveEvent<Event>>,
-) -> Result<Running, StandaloneError> {
-    let plan = ScanPlan::new(Arc::clone(&work.space), 0, work.space.len(), options)?;
-    let ports = station.ports();
-    let identity = RawIdentity { source: station.source(), base_port: ports.base(0), ports, key: random()? };
-    let engine = ScanEngine::new(&plan, identity)?.on_link(station.local_link()).on_stop(Cut::Final);
-    let progress = engine.progress();
-    let task = TaskSpec {
-        name: "scan".to_owned(),
-        engine: Box::new(engine),
-        weight: Weight::Interactive,
-        rate: work.asked,
-        gate: Arc::new(gate(&work.permit)),
+    let session = {
+        let _inside = runtime.enter();
+        Session::new(start, work, common)?
     };
-    let added = station.handle().add(task)?;
-    let handle = station.handle().clone();
-    // If the loop has ended, so has the scan.
-    let stop = Box::new(move || drop(handle.cancel(added.id)));
-    Ok(Running { events: Events::Raw(events), progress, stop: Some(stop), failure: None })
+    runtime.block_on(session.run())
 }
 
-fn begin_connect(work: &Work, options: ScanOptions, runtime: &tokio::runtime::Runtime) -> Result<Running, StandaloneError> {
-    let plan = ScanPlan::new(Arc::clone(&work.space), 0, work.space.len(), options)?;
-    let progress: Arc<Progress> = Arc::default();
-    let limits = station::limits(&work.config.interface);
-    let options = ConnectOptions {
-        interface: Arc::new(Mutex::new(Pacer::new(limits))),
-        rate: work.asked,
-        source: Source { v4: None, v6: None },
-        max_open: connect::open_limit(),
-        progress: Arc::clone(&progress),
-    };
-    let (sender, events) = mpsc::channel(EVENTS);
-    let (stop, stopped) = oneshot::channel::<Cut>();
-    let (fail, failure) = oneshot::channel();
-    let gate = gate(&work.permit);
-    runtime.spawn(async move {
-        let stopped = async { if let Ok(how) = stopped.await { how } else { core::future::pending().await } };
-        if let Err(error) = connect::run(&plan, options, gate, sender, stopped).await {
-            // Nobody asks any more: the program is ending.
-            let _ = fail.send(error);
+/// The run of the resume file, or a new one.
+fn begin_or_go_on(
+    common: &CommonArgs,
+    bare: bool,
+    request: impl FnOnce() -> Result<Request, StandaloneError>,
+) -> Result<Start, StandaloneError> {
+    let stored = common.resume.as_deref().map(Journal::open).transpose()?.flatten();
+    match (stored, &common.resume) {
+        (Some((journal, head, entries)), Some(_)) if !common.names_targets() => match bare && common.says_nothing() {
+            true => Ok(Start { head, journal: Some(journal), entries }),
+            false => Err(StandaloneError::ResumeAlone),
+        },
+        (Some((journal, head, entries)), _) => match request()?.differs(&head.request) {
+            None => Ok(Start { head, journal: Some(journal), entries }),
+            Some(what) => Err(ResumeError::Other { path: journal.path().to_owned(), what }.into()),
+        },
+        (None, Some(path)) if !common.names_targets() => Err(ResumeError::Missing(path.clone()).into()),
+        (None, _) => {
+            let arguments: Vec<String> = std::env::args().skip(1).collect();
+            let seed = u64::from_le_bytes(random()?);
+            let head = Head { request: request()?, seed, started: unix(clock::wall()), arguments: arguments.join(" ") };
+            Ok(Start { head, journal: None, entries: Vec::new() })
         }
-    });
-    // If it has ended already, that is what is wanted.
-    let stop = Box::new(move || {
-        let _ = stop.send(Cut::Final);
-    });
-    Ok(Running { events: Events::Connect(events), progress, stop: Some(stop), failure: Some(failure) })
+    }
+}
+
+/// All passes: discovery first, where it is wanted.
+fn plans(request: &Request) -> Vec<PassPlan> {
+    let discovery = request.discovery.then_some(PassPlan { technique: DISCOVERY, ports: None });
+    discovery.into_iter().chain(request.passes.iter().cloned()).collect()
+}
+
+/// Prints the addresses in their natural order.
+fn list(request: &Request) -> Result<Outcome, StandaloneError> {
+    let spec = TargetSpec { include: request.include.clone(), exclude: request.exclude.clone(), ports: None, seed: 0 };
+    let space = TargetSpace::new(&spec)?;
+    let mut out = io::BufWriter::new(io::stdout().lock());
+    let mut targets = (0..space.len()).map_while(|index| space.natural(index));
+    let written = targets.try_for_each(|target| writeln!(out, "{}", target.addr)).and_then(|()| out.flush());
+    match written {
+        Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(Outcome::Incomplete),
+        written => written.map(|()| Outcome::Complete).map_err(system("write the list")),
+    }
 }
 
 struct Signals {
@@ -359,74 +165,302 @@ impl Signals {
     }
 }
 
-/// Takes events until the end, writes rows, and ends the scan on a signal; on the second one at once.
-async fn follow<W: Write>(mut running: Running, space: &TargetSpace, mut output: Output<W>) -> Result<Outcome, StandaloneError> {
-    let mut signals = Signals::new().map_err(system("listen for signals"))?;
-    let started = clock::now();
-    let mut line = ProgressLine::new(started, space.len());
-    let mut tick = tokio::time::interval(TICK);
-    let mut done = None;
-    let mut broken = false;
-    let mut reported = 0;
-    while done.is_none() {
-        tokio::select! {
-            event = running.events.next() => match event {
-                Some(Told::Scan(Event::Done(end))) => done = Some(end),
-                Some(Told::Scan(event)) => {
-                    line.clear();
-                    let written = match event {
-                        Event::Chunk(report) => {
-                            reported = report.to;
-                            output.chunk(space, &report)
-                        }
-                        Event::Late(late) => output.late(space, &late),
-                        Event::Hosts(hosts) => {
-                            output.hosts(&hosts);
-                            Ok(())
-                        }
-                        Event::Proxy(proxy) => {
-                            eprintln!("warning: {proxy}");
-                            output.proxy(proxy);
-                            Ok(())
-                        }
-                        Event::Done(_) => Ok(()),
-                    };
-                    // Who reads the results may have had enough of them (`head`): then there is no point in going on.
-                    if let Err(error) = written && !core::mem::replace(&mut broken, true) {
-                        log::warn!("write results: {error}");
-                        if let Some(stop) = running.stop.take() { stop(); }
-                    }
-                }
-                Some(Told::Link { up }) => {
-                    line.clear();
-                    eprintln!("the interface is {}", if up { "up again" } else { "down: waiting for it" });
-                }
-                None => return Err(broke_off(&mut running).await),
-            },
-            () = signals.next() => {
-                line.clear();
-                match running.stop.take() {
-                    Some(stop) => {
-                        eprintln!("stopping");
-                        stop();
-                    }
-                    None => done = Some(Done { next: reported, stats: crate::scan::report::Stats::default() }),
-                }
-            }
-            _ = tick.tick() => line.show(clock::now(), &running.progress),
-        }
-    }
-    line.clear();
-    let Some(done) = done else { return Ok(Outcome::Incomplete) };
-    if broken {
-        return Ok(Outcome::Incomplete);
-    }
-    output.finish(space, &done, clock::now().saturating_since(started)).map_err(system("write results"))
+/// How far a run is told to end.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+enum Stop {
+    No,
+    /// What is under way is finished and reported.
+    Soon,
+    /// At once.
+    Now,
 }
 
-async fn broke_off(running: &mut Running) -> StandaloneError {
-    match running.failure.take() {
-        Some(failure) => failure.await.map_or(StandaloneError::Loop(DriveGone), StandaloneError::Connect),
-        None => StandaloneError::Loop(DriveGone),
+/// A run.
+struct Session {
+    head: Head,
+    work: Work,
+    ledger: Ledger,
+    engines: Engines,
+    /// Where services are asked for.
+    detection: Option<Detection>,
+    signals: Signals,
+    line: ProgressLine,
+    entries: Vec<Entry>,
+    started: Instant,
+    /// What earlier processes took.
+    before: Duration,
+    synced: Instant,
+    stop: Stop,
+    stage: &'static str,
+}
+
+impl Session {
+    fn new(start: Start, work: Work, common: &CommonArgs) -> Result<Self, StandaloneError> {
+        let Start { mut head, journal, entries } = start;
+        let engines = open_engines(&mut head.request, &work)?;
+        let request = &head.request;
+        let fingerprints = || {
+            Ok::<_, StandaloneError>(Arc::new(match &common.fingerprints {
+                Some(dir) => Fingerprints::with_dir(dir)?,
+                None => Fingerprints::builtin(),
+            }))
+        };
+        let detect = |options| Ok::<_, StandaloneError>(Detection::begin(options, engines.connects(), &work.permit, fingerprints()?));
+        let detection = request.services.map(detect).transpose()?;
+        let run_head = RunHead {
+            arguments: format!("picket-probe {}", head.arguments),
+            started: std::time::UNIX_EPOCH + Duration::from_millis(head.started.0),
+            targets: request.targets(),
+            names: request.names.clone(),
+            services: request.services.is_some(),
+            ports: request.has_ports(),
+            all: request.all,
+        };
+        let outputs = Outputs::open(&request.outputs, &run_head)?;
+        let now = clock::now();
+        let before = entries.iter().rev().find_map(|entry| if let Entry::Took(took) = entry { Some(*took) } else { None });
+        Ok(Self {
+            ledger: Ledger::new(outputs, journal, request.services.is_some()),
+            head,
+            work,
+            engines,
+            detection,
+            signals: Signals::new().map_err(system("listen for signals"))?,
+            line: ProgressLine::new(now, common.stats_every),
+            entries,
+            started: now,
+            before: before.unwrap_or_default(),
+            synced: now,
+            stop: Stop::No,
+            stage: "",
+        })
+    }
+
+    async fn run(mut self) -> Result<Outcome, StandaloneError> {
+        let plans = plans(&self.head.request);
+        let rest = if self.head.request.discovery { plans.get(1..).unwrap_or_default() } else { plans.as_slice() };
+        let first = plans.len() - rest.len();
+        let entries = core::mem::take(&mut self.entries);
+        let (early, later): (Vec<Entry>, Vec<Entry>) =
+            entries.into_iter().partition(|entry| entry.pass().is_none_or(|pass| usize::from(pass) < first));
+        if let (1, Some(plan)) = (first, plans.first()) {
+            let mut head = prepare::pass(&self.head.request, plan, 0, self.head.seed, None)?;
+            head.discovery = true;
+            self.stage("looking for hosts", vec![head], &early).await?;
+        }
+        let hosts = (first == 1).then(|| self.ledger.up());
+        let of = |(number, plan)| prepare::pass(&self.head.request, plan, number, self.head.seed, hosts.as_ref());
+        let heads = (first..).zip(rest).map(of).collect::<Result<Vec<_>, _>>()?;
+        let what = if self.head.request.has_ports() { "ports" } else { "hosts" };
+        self.stage(what, heads, &later).await?;
+        self.end()
+    }
+
+    /// Reads again what is known of some passes, and does what is left of them.
+    async fn stage(&mut self, what: &'static str, heads: Vec<PassHead>, known: &[Entry]) -> Result<(), StandaloneError> {
+        self.stage = what;
+        let first = self.ledger.passes().len();
+        let beside = heads.len();
+        heads.into_iter().for_each(|head| self.ledger.add(head));
+        known.iter().try_for_each(|entry| self.ledger.replay(entry))?;
+        self.ask_services();
+        self.engines.forget();
+        if self.stop > Stop::No || self.ledger.failed().is_some() {
+            return Ok(());
+        }
+        let request = &self.head.request;
+        for (number, pass) in self.ledger.passes().iter().enumerate().skip(first).filter(|(_, pass)| !pass.is_complete()) {
+            let host_probes = if pass.head.technique == Technique::Discover { request.host_probes.as_slice() } else { &[] };
+            let asking = Asking { attempts: attempts(request, &pass.head), host_probes, on_stop: self.on_stop(), beside };
+            self.engines.begin(number, &pass.head, pass.next, &asking)?;
+        }
+        self.follow().await
+    }
+
+    /// Who goes on from a resume file asks again what is not decided; else nobody would.
+    fn on_stop(&self) -> Cut {
+        if self.ledger.resume_file().is_some() { Cut::Resumable } else { Cut::Final }
+    }
+
+    /// Takes what the passes tell until all have ended; ends them on a signal, and on the second one at once.
+    async fn follow(&mut self) -> Result<(), StandaloneError> {
+        let mut tick = tokio::time::interval(TICK);
+        while (self.engines.is_running() || self.is_talking()) && self.stop < Stop::Now {
+            tokio::select! {
+                told = self.engines.next() => self.take(told?)?,
+                Some((port, outcome)) = served(self.detection.as_mut()) => {
+                    self.line.clear();
+                    self.ledger.service(port, outcome)?;
+                    self.engines.set_talking(self.is_talking());
+                }
+                () = self.signals.next() => self.interrupt(),
+                _ = tick.tick() => self.tick()?,
+            }
+        }
+        self.line.clear();
+        Ok(())
+    }
+
+    fn is_talking(&self) -> bool {
+        self.detection.as_ref().is_some_and(Detection::is_busy)
+    }
+
+    /// Hands open ports on.
+    fn ask_services(&mut self) {
+        if let Some(detection) = &mut self.detection {
+            self.ledger.unserved().iter().for_each(|(port, row)| detection.ask(*port, row));
+            self.engines.set_talking(detection.is_busy());
+        }
+    }
+
+    /// Ends all that is under way: passes report what they have, open ports are asked no more.
+    fn stop(&mut self) {
+        self.stop = Stop::Soon;
+        self.engines.stop(self.on_stop());
+        self.detection = None;
+        self.engines.set_talking(false);
+    }
+
+    fn take(&mut self, told: Told) -> Result<(), StandaloneError> {
+        if !matches!(told, Told::Scan(_, Event::Done(_))) {
+            self.line.clear();
+        }
+        match told {
+            Told::Scan(pass, Event::Chunk(report)) => self.ledger.chunk(pass, report)?,
+            Told::Scan(pass, Event::Late(report)) => self.ledger.late(pass, report)?,
+            Told::Scan(pass, Event::Hosts(hosts)) => self.ledger.hosts(pass, hosts)?,
+            Told::Scan(_, Event::Proxy(proxy)) => {
+                eprintln!("warning: {proxy}");
+                self.ledger.proxy(proxy);
+            }
+            Told::Scan(pass, Event::Done(_)) => self.engines.ended(pass),
+            Told::Link { up } => eprintln!("the interface is {}", if up { "up again" } else { "down: waiting for it" }),
+        }
+        // Who reads the results may have had enough of them (`head`): then there is no point in going on.
+        if self.ledger.failed().is_some() && self.stop == Stop::No {
+            self.stop();
+        }
+        self.ask_services();
+        Ok(())
+    }
+
+    fn interrupt(&mut self) {
+        self.line.clear();
+        match self.stop {
+            Stop::No => {
+                eprintln!("stopping");
+                self.stop();
+            }
+            Stop::Soon | Stop::Now => self.stop = Stop::Now,
+        }
+    }
+
+    fn tick(&mut self) -> Result<(), StandaloneError> {
+        let now = clock::now();
+        if now.saturating_since(self.synced) >= SYNC_EVERY {
+            self.synced = now;
+            self.ledger.sync(self.took())?;
+        }
+        let (stage, engines, work, request) = (self.stage, &self.engines, &self.work, &self.head.request);
+        let services = self.detection.as_ref().filter(|_| !engines.is_running()).map(Detection::progress);
+        self.line.show(now, || standing(stage, services, engines, work, request));
+        Ok(())
+    }
+
+    fn took(&self) -> Duration {
+        self.before + clock::now().saturating_since(self.started)
+    }
+
+    fn end(mut self) -> Result<Outcome, StandaloneError> {
+        let took = self.took();
+        self.ledger.sync(took)?;
+        match self.ledger.take_failure() {
+            Some(failure) if failure.source.kind() == io::ErrorKind::BrokenPipe => {
+                log::warn!("nobody reads the results any more");
+                return Ok(Outcome::Incomplete);
+            }
+            Some(failure) => return Err(failure.into()),
+            None => {}
+        }
+        let outcome = self.ledger.end(excluded(&self.head.request), took)?;
+        if let (Outcome::Incomplete, Some(path)) = (outcome, self.ledger.resume_file()) {
+            eprintln!("to go on: picket-probe scan --resume {}", path.display());
+        }
+        Ok(outcome)
+    }
+}
+
+/// What serves on the next port that is told; never, where none is asked.
+async fn served(detection: Option<&mut Detection>) -> Option<(OpenPort, ServiceOutcome)> {
+    match detection {
+        Some(detection) => detection.next().await,
+        None => core::future::pending().await,
+    }
+}
+
+/// Targets that exclusions took out.
+fn excluded(request: &Request) -> u64 {
+    let addresses = request.include.intersection(&request.exclude).len().unwrap_or(u128::MAX);
+    let width: u128 = request.passes.iter().map(|pass| pass.ports.as_ref().map_or(1, |ports| u128::from(ports.len()))).sum();
+    u64::try_from(addresses.saturating_mul(width)).unwrap_or(u64::MAX)
+}
+
+/// Discovery asks in each of its ways at least once.
+fn attempts(request: &Request, head: &PassHead) -> u8 {
+    let probes = if request.host_probes.is_empty() { HostProbe::DEFAULT } else { &request.host_probes };
+    match head.technique {
+        Technique::Discover => request.attempts.max(u8::try_from(probes.len()).unwrap_or(u8::MAX)).min(picket_wire::job::MAX_ATTEMPTS),
+        _ => request.attempts,
+    }
+}
+
+/// Opens what the passes need; where raw packets are not permitted and connections will do, those.
+fn open_engines(request: &mut Request, work: &Work) -> Result<Engines, StandaloneError> {
+    let raw = request.discovery || request.passes.iter().any(|pass| pass.technique != Technique::Connect);
+    let syn_alone = request.passes.iter().all(|pass| pass.technique == Technique::Syn);
+    match Engines::open(work, raw) {
+        Err(StandaloneError::Station(error)) if Engines::is_permission(&error) => match (request.may_connect, syn_alone) {
+            (true, true) => {
+                eprintln!("{error}; scanning by connections instead");
+                request.discovery = false;
+                request.passes.iter_mut().for_each(|pass| pass.technique = Technique::Connect);
+                Engines::open(work, false)
+            }
+            (_, true) => Err(StandaloneError::Unprivileged(error)),
+            _ => Err(error.into()),
+        },
+        opened => opened,
+    }
+}
+
+fn standing(stage: &'static str, services: Option<(u64, u64)>, engines: &Engines, work: &Work, request: &Request) -> Standing {
+    let mut slow = Vec::new();
+    let asked = request.rate();
+    if let (Some(asked), Some(granted)) = (asked.packets, work.granted.packets)
+        && asked > granted
+    {
+        slow.push(format!("clipped from {asked}"));
+    }
+    if let (Some(asked), Some(granted)) = (asked.bits, work.granted.bits)
+        && asked > granted
+    {
+        slow.push(format!("clipped from {asked}"));
+    }
+    if let Some(stats) = engines.stats() {
+        if !stats.up {
+            slow.push("the interface is down".to_owned());
+        }
+        if stats.send_full > 0 {
+            slow.push(format!("the kernel's queue was full {} times", stats.send_full));
+        }
+        if stats.receive_drops > 0 {
+            slow.push(format!("{} answers were lost before they were read", stats.receive_drops));
+        }
+    }
+    let (total, begun, packets, answers) = engines.progress();
+    match services {
+        // The scan is over, and ports are still asked what serves there.
+        Some((total, begun)) => Standing { stage: "services", total, begun, packets, answers: begun, slow },
+        None => Standing { stage, total, begun, packets, answers, slow },
     }
 }

@@ -1,0 +1,140 @@
+//! Why a run does not come about, or breaks off.
+
+use std::io;
+use std::net::IpAddr;
+
+use picket_wire::job::Technique;
+use picket_wire::space::SpaceError;
+
+use super::output::OutputError;
+use super::resume::ResumeError;
+use super::targets::TargetError;
+use crate::config::ConfigError;
+use crate::lock::LockError;
+use crate::net::drive::DriveGone;
+use crate::net::netlink::NetlinkError;
+use crate::scan::connect::ConnectError;
+use crate::scan::spec::SpecError;
+use crate::station::StationError;
+
+/// Why a run did not come about, or broke off.
+#[derive(Debug, thiserror::Error)]
+pub enum StandaloneError {
+    /// A port scan without ports.
+    #[error("name the ports to scan, for example `-p 22,80,443` or `-p 1-1024`; to find hosts only, use `picket-probe discover`")]
+    NoPorts,
+    /// Wrong ports.
+    #[error(transparent)]
+    Ports(#[from] picket_wire::port::PortError),
+    /// Two techniques for one protocol.
+    #[error(
+        "techniques `{}` and `{}` both ask {} ports: name one of them",
+        .first.as_str(), .second.as_str(), .first.transport().map_or("no", picket_wire::job::Transport::as_str)
+    )]
+    OneTechnique {
+        /// The one.
+        first: Technique,
+        /// The other.
+        second: Technique,
+    },
+    /// A technique for hosts beside others.
+    #[error("technique `{}` asks hosts and goes alone: leave the others out", .0.as_str())]
+    Techniques(Technique),
+    /// Two formats for one stream.
+    #[error("only one format can go to standard output: name files for the others, such as --output-file nmap-xml=scan.xml")]
+    TwoOnStdout,
+    /// Two formats for one file.
+    #[error("two formats cannot go into one file, `{0}`")]
+    SameFile(String),
+    /// Flags beside `--resume FILE` without targets.
+    #[error("a run is resumed as it was begun: use `--resume FILE` with no other options than outputs, --stats-every and --config")]
+    ResumeAlone,
+    /// The file's run was begun by another command.
+    #[error(transparent)]
+    Resume(#[from] ResumeError),
+    /// Wrong targets.
+    #[error(transparent)]
+    Targets(#[from] TargetError),
+    /// Targets that make no space.
+    #[error(transparent)]
+    Space(#[from] SpaceError),
+    /// An impossible combination of options.
+    #[error(transparent)]
+    Spec(#[from] SpecError),
+    /// Wrong configuration.
+    #[error(transparent)]
+    Config(#[from] ConfigError),
+    /// Every target is forbidden.
+    #[error(
+        "the site's policy permits none of the targets; {addr}: {verdict}. \
+         Change `policy.allow` and `policy.deny` in the configuration, or PICKET_POLICY__ALLOW"
+    )]
+    Forbidden {
+        /// One of them.
+        addr: IpAddr,
+        /// Its verdict.
+        verdict: String,
+    },
+    /// Another probe runs.
+    #[error(transparent)]
+    Lock(#[from] LockError),
+    /// The kernel's tables cannot be read.
+    #[error(transparent)]
+    Netlink(#[from] NetlinkError),
+    /// The interface cannot be used.
+    #[error(transparent)]
+    Station(#[from] StationError),
+    /// No permission for raw packets, and no other technique was allowed.
+    #[error("{0}; `--technique connect` scans ports without privilege")]
+    Unprivileged(StationError),
+    /// The connect scan broke off.
+    #[error(transparent)]
+    Connect(#[from] ConnectError),
+    /// The loop broke off.
+    #[error(transparent)]
+    Loop(#[from] DriveGone),
+    /// Fingerprints of the user cannot be used.
+    #[error(transparent)]
+    Fingerprints(#[from] crate::service::recog::FingerprintError),
+    /// Results cannot be written.
+    #[error(transparent)]
+    Output(#[from] OutputError),
+    /// A result that contradicts itself.
+    #[error(transparent)]
+    Batch(#[from] picket_wire::result::BatchError),
+    /// The system did not give something.
+    #[error("{operation}")]
+    System {
+        /// What was being done.
+        operation: &'static str,
+        /// The system's answer.
+        #[source]
+        source: io::Error,
+    },
+}
+
+impl StandaloneError {
+    /// 2 for what was typed wrong, 1 for everything else.
+    pub fn exit_code(&self) -> u8 {
+        match self {
+            Self::NoPorts
+            | Self::Ports(_)
+            | Self::OneTechnique { .. }
+            | Self::Techniques(_)
+            | Self::TwoOnStdout
+            | Self::SameFile(_)
+            | Self::ResumeAlone
+            | Self::Resume(ResumeError::Other { .. } | ResumeError::Missing(_))
+            | Self::Targets(TargetError::Form { .. })
+            | Self::Space(_)
+            | Self::Spec(_)
+            | Self::Config(_) => 2,
+            _ => 1,
+        }
+    }
+}
+
+/// Says what was being done.
+pub(super) fn system(operation: &'static str) -> impl FnOnce(io::Error) -> StandaloneError {
+    move |source| StandaloneError::System { operation, source }
+}
