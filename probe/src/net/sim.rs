@@ -378,10 +378,9 @@ impl SimLink {
             let mac = self.scenario.mac(node.into());
             let rule = self.scenario.host(node.into()).cloned();
             let fits = node.is_unicast_link_local() == src.is_unicast_link_local();
-            if let (true, Some(mac), Some(rule)) = (fits, mac, rule)
-                && let Some(payload) = (Probe { dst: node.into(), ..*probe }).answer(&rule)
-            {
-                self.inject(at + rule.rtt, [&eth::header(OWN_MAC, mac, eth::TYPE_IPV6)[..], &payload[..]].concat());
+            let (true, Some(mac), Some(rule)) = (fits, mac, rule) else { continue };
+            for answer in (Probe { dst: node.into(), ..*probe }).answers(&self.scenario, &rule) {
+                self.inject(at + rule.rtt, [&eth::header(OWN_MAC, mac, eth::TYPE_IPV6)[..], &answer.packet[..]].concat());
             }
         }
     }

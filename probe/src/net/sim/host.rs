@@ -23,9 +23,9 @@ const RST_ACK: u8 = 0x14;
 pub(super) struct Probe<'a> {
     pub(super) src: IpAddr,
     pub(super) dst: IpAddr,
-    protocol: u8,
-    whole: &'a [u8],
-    payload: &'a [u8],
+    pub(super) protocol: u8,
+    pub(super) whole: &'a [u8],
+    pub(super) payload: &'a [u8],
 }
 
 /// A packet that comes back.
