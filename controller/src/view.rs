@@ -5,6 +5,7 @@
 
 use std::net::IpAddr;
 
+use picket_wire::event::{LeasePace, PacingReport, Shaper, Slowdown};
 use picket_wire::host::SeenBy;
 use picket_wire::ids::{JobId, Label, ProbeId, Role, SiteName};
 use picket_wire::job::{Mode, Priority, Selection, Technique, Transport};
@@ -252,8 +253,78 @@ pub struct ProbeView {
     pub refused_commands: Option<u64>,
     /// The jobs it works on.
     pub jobs: Vec<ProbeJob>,
+    /// How fast it sends, and what holds it back, where it has said so.
+    #[serde(default)]
+    pub pacing: Option<PacingView>,
     /// When its certificate ends.
     pub certificate_expires: Option<String>,
+}
+
+/// How fast a probe sends, and what holds it back.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PacingView {
+    /// What the interface sends at most at present, such as `5kpps, 20Mbit`.
+    pub current: String,
+    /// Why that is less than its limits, where it is.
+    pub slowed: Option<String>,
+    /// The leases that run.
+    pub leases: Vec<LeasePacingView>,
+    /// The kernel's shaper: `off`, `absent` or `holds`.
+    pub shaper: String,
+    /// Why there is no shaper.
+    pub shaper_reason: Option<String>,
+    /// Packets that the shaper let pass.
+    pub shaper_packets: Option<u64>,
+    /// Their bytes.
+    pub shaper_bytes: Option<u64>,
+    /// Packets that it had no room for.
+    pub shaper_drops: Option<u64>,
+    /// How often it made a packet wait.
+    pub shaper_overlimits: Option<u64>,
+}
+
+/// How fast one lease is worked on.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LeasePacingView {
+    /// Its job.
+    pub job: JobId,
+    /// The rate that the job asked for.
+    pub asked: String,
+    /// That, clipped to the interface's.
+    pub granted: String,
+    /// What is sent at most at present.
+    pub current: String,
+    /// Why that is less than granted, where it is.
+    pub slowed: Option<String>,
+}
+
+impl From<&PacingReport> for PacingView {
+    fn from(report: &PacingReport) -> Self {
+        let slowed = |why: Option<Slowdown>| why.map(|why| why.as_str().to_owned());
+        let lease = |lease: &LeasePace| LeasePacingView {
+            job: lease.lease.job,
+            asked: lease.pace.asked.to_string(),
+            granted: lease.pace.granted.to_string(),
+            current: lease.pace.current.to_string(),
+            slowed: slowed(lease.pace.slowed),
+        };
+        let (shaper, reason, counters) = match &report.shaper {
+            Shaper::Off => ("off", None, None),
+            Shaper::Absent(why) => ("absent", Some(why.clone()), None),
+            Shaper::Holds(counters) => ("holds", None, Some(*counters)),
+        };
+        Self {
+            current: report.interface.current.to_string(),
+            slowed: slowed(report.interface.slowed),
+            leases: report.leases.iter().map(lease).collect(),
+            shaper: shaper.to_owned(),
+            shaper_reason: reason,
+            shaper_packets: counters.map(|counters| counters.packets),
+            shaper_bytes: counters.map(|counters| counters.bytes),
+            shaper_drops: counters.map(|counters| counters.drops),
+            shaper_overlimits: counters.map(|counters| counters.overlimits),
+        }
+    }
 }
 
 /// One job of a probe.

@@ -56,6 +56,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         engine: Box::new(ScanEngine::new(&plan, identity)?),
         weight: Weight::Bulk,
         rate: Limits::UNLIMITED,
+        targets: None,
         gate: Arc::new(move |addr: IpAddr| permit.permits(addr)),
     })?;
     std::thread::park_timeout(Duration::from_millis(1_200));

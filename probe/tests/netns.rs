@@ -104,7 +104,7 @@ impl Knock {
     fn spec(source: Source, targets: Vec<IpAddr>, rate: Limits) -> TaskSpec<Told> {
         let queue = (0..).zip(targets.iter().flat_map(|ip| [*ip, *ip])).collect();
         let engine = Box::new(Knock { source, queue, targets, events: VecDeque::new() });
-        TaskSpec { name: "knock".into(), engine, weight: Weight::Bulk, rate, gate: Arc::new(|_| true) }
+        TaskSpec { name: "knock".into(), engine, weight: Weight::Bulk, rate, targets: None, gate: Arc::new(|_| true) }
     }
 }
 

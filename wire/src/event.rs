@@ -149,6 +149,8 @@ pub enum Event {
         /// The job.
         job: JobId,
     },
+    /// How fast it sends, and what holds it back: with a heartbeat, when that has changed, and every minute.
+    Pacing(Box<PacingReport>),
 }
 
 /// Encodes one record for the spool.
@@ -224,4 +226,122 @@ impl Refusals {
     pub fn total(&self) -> u64 {
         self.unsigned + self.misaddressed + self.expired + self.replayed + self.malformed
     }
+}
+
+/// A pair of limits; `None` is no limit.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct Rates {
+    /// Frames per second.
+    pub packets: Option<PacketsPerSecond>,
+    /// Bits per second of layer-2 frames.
+    pub bits: Option<BitsPerSecond>,
+}
+
+impl core::fmt::Display for Rates {
+    fn fmt(&self, f: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {
+        match (self.packets, self.bits) {
+            (Some(packets), Some(bits)) => write!(f, "{packets}, {bits}"),
+            (Some(packets), None) => packets.fmt(f),
+            (None, Some(bits)) => bits.fmt(f),
+            (None, None) => f.write_str("unlimited"),
+        }
+    }
+}
+
+/// Why a rate was lowered below what is granted. Later reasons are added at the end.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub enum Slowdown {
+    /// Hosts that are there answer only when they are asked again: something on the way drops packets.
+    Loss,
+    /// ICMP errors come at their sender's own limited rate, however fast one asks.
+    IcmpLimited,
+    /// A router asked for less (ICMP source quench, RFC 792).
+    SourceQuench,
+    /// Answers came faster than they could be read.
+    ReceiveOverload,
+    /// The kernel had no room to send (`ENOBUFS`).
+    SendQueueFull,
+}
+
+impl Slowdown {
+    /// The text form.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Slowdown::Loss => "loss",
+            Slowdown::IcmpLimited => "icmp-limited",
+            Slowdown::SourceQuench => "source-quench",
+            Slowdown::ReceiveOverload => "receive-overload",
+            Slowdown::SendQueueFull => "send-queue-full",
+        }
+    }
+
+    /// What it means, in a sentence's end: "sending slower because ...".
+    pub fn because(self) -> &'static str {
+        match self {
+            Slowdown::Loss => "hosts that are there answer only when asked again: packets are lost on the way",
+            Slowdown::IcmpLimited => "ICMP errors come at a limited rate",
+            Slowdown::SourceQuench => "a router asked for less (ICMP source quench)",
+            Slowdown::ReceiveOverload => "answers come faster than they can be read",
+            Slowdown::SendQueueFull => "the kernel has no room to send",
+        }
+    }
+}
+
+/// How fast somebody may send: asked for, granted, and at present.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct Pace {
+    /// What was asked for.
+    pub asked: Rates,
+    /// That, clipped to what holds it.
+    pub granted: Rates,
+    /// What is sent at most at present: less than granted while slowed down.
+    pub current: Rates,
+    /// Why, where it is less.
+    pub slowed: Option<Slowdown>,
+}
+
+/// The pace of one lease.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LeasePace {
+    /// The lease.
+    pub lease: LeaseId,
+    /// Its pace.
+    pub pace: Pace,
+}
+
+/// The kernel's shaper on the measuring interface.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Shaper {
+    /// The site does not want one.
+    Off,
+    /// There is none, and why.
+    Absent(String),
+    /// It is installed.
+    Holds(ShaperCounters),
+}
+
+/// What the kernel's shaper has counted since it was installed: marked packets only.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct ShaperCounters {
+    /// Bytes that it let pass.
+    pub bytes: u64,
+    /// Packets that it let pass.
+    pub packets: u64,
+    /// Packets that it had no room for; their senders were told.
+    pub drops: u64,
+    /// How often it made a packet wait.
+    pub overlimits: u64,
+}
+
+/// How fast a probe sends, and what holds it back.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PacingReport {
+    /// The session.
+    pub session: SessionId,
+    /// The whole interface; what was asked for is the site's limit.
+    pub interface: Pace,
+    /// The leases that run.
+    pub leases: Vec<LeasePace>,
+    /// The kernel's shaper.
+    pub shaper: Shaper,
 }

@@ -15,7 +15,8 @@ use picket_wire::codec::{decode, encode};
 use picket_wire::command::Command;
 use picket_wire::envelope::{Audience, Contents, open, seal};
 use picket_wire::event::{
-    Activity, Birth, Check, Event, Heartbeat, InterfaceLimits, LeaseStatus, Live, Refusals, SelfTest, Traffic, encode_record,
+    Activity, Birth, Check, Event, Heartbeat, InterfaceLimits, LeasePace, LeaseStatus, Live, Pace, PacingReport, Rates, Refusals, SelfTest,
+    Shaper, ShaperCounters, Slowdown, Traffic, encode_record,
 };
 use picket_wire::ids::{JobId, LeaseId, Role, SessionId, StreamId};
 use picket_wire::job::{JobKind, JobSpec, Lease, Mode, Priority, ScanOptions, Technique};
@@ -118,6 +119,22 @@ fn events() {
     frozen("live-death", &Live::Death { session: SessionId(1), orderly: false });
     frozen("event-records", &Event::Records { stream: StreamId(9), after: 299, first: 301, records: vec![vec![1, 2, 3], vec![4]] });
     frozen("event-need-job", &Event::NeedJob { job: lease().job });
+    let rates = |packets, bits| Rates { packets: PacketsPerSecond::new(packets), bits: BitsPerSecond::new(bits) };
+    let pace = |slowed| Pace { asked: rates(5000, 0), granted: rates(1000, 10_000_000), current: rates(700, 10_000_000), slowed };
+    let report = |shaper| PacingReport {
+        session: SessionId(1),
+        interface: pace(Some(Slowdown::ReceiveOverload)),
+        leases: vec![LeasePace { lease: lease(), pace: pace(Some(Slowdown::SendQueueFull)) }],
+        shaper,
+    };
+    let counters = ShaperCounters { bytes: 6000, packets: 100, drops: 3, overlimits: 50 };
+    for (name, shaper) in [
+        ("event-pacing", Shaper::Holds(counters)),
+        ("event-pacing-absent", Shaper::Absent("not installed".to_owned())),
+        ("event-pacing-off", Shaper::Off),
+    ] {
+        frozen(name, &Event::Pacing(Box::new(report(shaper))));
+    }
     frozen(
         "event-heartbeat",
         &Event::Heartbeat(Heartbeat {

@@ -8,7 +8,7 @@ use serde_json::json;
 use super::failure::{Exit, Failure};
 use super::table::{Align, Columns, details};
 use super::{Context, JsonArgs, format};
-use crate::view::{FleetSummary, ProbeInvited, ProbeRequest, ProbeState, ProbeView};
+use crate::view::{FleetSummary, LeasePacingView, ProbeInvited, ProbeRequest, ProbeState, ProbeView};
 
 /// `picket probe ...`.
 #[derive(Debug, clap::Subcommand)]
@@ -136,6 +136,33 @@ fn jobs(probe: &ProbeView) -> String {
     probe.jobs.iter().map(|job| format!("{} {}%", job.job, job.percent)).collect::<Vec<_>>().join(", ")
 }
 
+/// How fast it sends at present, and each job that gets less than it asked for.
+fn pace(probe: &ProbeView) -> String {
+    let Some(pacing) = &probe.pacing else { return String::new() };
+    let because = |why: &Option<String>| why.as_ref().map(|why| format!(" (slowed down: {why})")).unwrap_or_default();
+    let interface = format!("at most {}{}", pacing.current, because(&pacing.slowed));
+    let lease = |lease: &LeasePacingView| {
+        let clipped =
+            if lease.granted == lease.asked || lease.asked == "unlimited" { String::new() } else { format!(" of {} asked", lease.asked) };
+        format!("job {}: {}{clipped}{}", lease.job, lease.current, because(&lease.slowed))
+    };
+    core::iter::once(interface).chain(pacing.leases.iter().map(lease)).collect::<Vec<_>>().join("; ")
+}
+
+fn shaper(probe: &ProbeView) -> String {
+    let Some(pacing) = &probe.pacing else { return String::new() };
+    match (&pacing.shaper_reason, pacing.shaper_packets) {
+        (Some(why), _) => format!("none: {why}"),
+        (None, Some(packets)) => format!(
+            "holds: {} packets, {} waited, {} had no room",
+            format::count(packets),
+            format::count(pacing.shaper_overlimits.unwrap_or_default()),
+            format::count(pacing.shaper_drops.unwrap_or_default())
+        ),
+        (None, None) => pacing.shaper.clone(),
+    }
+}
+
 fn table(probes: &[ProbeView]) -> Columns {
     use Align::Left;
     let heading = ["PROBE", "STATE", "SINCE", "SITE", "ROLES", "LABELS", "VERSION", "JOBS", "REASON"].map(|name| (name, Left));
@@ -185,6 +212,8 @@ fn print(probe: &ProbeView, args: JsonArgs, context: &mut Context<'_>) -> Result
         ("interface", text(&probe.interface)),
         ("limits", limits.join(", ")),
         ("jobs", jobs(probe)),
+        ("pace", pace(probe)),
+        ("shaper", shaper(probe)),
         ("uptime", probe.uptime_seconds.map(format::seconds).unwrap_or_default()),
         ("memory", number(probe.memory_kib, " KiB")),
         ("load", probe.load_percent.map(|load| format!("{load} %")).unwrap_or_default()),

@@ -67,6 +67,14 @@ struct ProbeDocument<'a> {
     jobs: String,
     /// How much of its leases is asked, over all its jobs, 0 to 100; 100 when idle.
     progress_percent: u8,
+    /// What its interface sends at most at present.
+    rate_current: Option<&'a str>,
+    /// Why that, or the rate of one of its jobs, is less than granted; empty where nothing is.
+    rate_slowed: String,
+    shaper: Option<&'a str>,
+    shaper_packets: Option<u64>,
+    shaper_drops: Option<u64>,
+    shaper_overlimits: Option<u64>,
     certificate_expires: Option<&'a str>,
 }
 
@@ -74,7 +82,16 @@ fn join<T: ToString>(items: &[T]) -> String {
     items.iter().map(ToString::to_string).collect::<Vec<_>>().join(",")
 }
 
+/// Everything that slows a probe down: each reason once.
+fn slowed(view: &ProbeView) -> String {
+    let Some(pacing) = &view.pacing else { return String::new() };
+    let reasons: BTreeSet<&str> =
+        pacing.leases.iter().map(|lease| &lease.slowed).chain([&pacing.slowed]).flatten().map(String::as_str).collect();
+    reasons.into_iter().collect::<Vec<_>>().join(",")
+}
+
 fn probe_document(view: &ProbeView) -> ProbeDocument<'_> {
+    let pacing = view.pacing.as_ref();
     let percents = view.jobs.iter().map(|job| usize::from(job.percent)).sum::<usize>();
     ProbeDocument {
         id: &view.id,
@@ -103,6 +120,12 @@ fn probe_document(view: &ProbeView) -> ProbeDocument<'_> {
         jobs_running: view.jobs.len(),
         jobs: join(&view.jobs.iter().map(|job| job.job).collect::<Vec<_>>()),
         progress_percent: percents.checked_div(view.jobs.len()).map_or(100, |percent| percent.min(100) as u8),
+        rate_current: pacing.map(|pacing| pacing.current.as_str()),
+        rate_slowed: slowed(view),
+        shaper: pacing.map(|pacing| pacing.shaper.as_str()),
+        shaper_packets: pacing.and_then(|pacing| pacing.shaper_packets),
+        shaper_drops: pacing.and_then(|pacing| pacing.shaper_drops),
+        shaper_overlimits: pacing.and_then(|pacing| pacing.shaper_overlimits),
         certificate_expires: view.certificate_expires.as_deref(),
     }
 }
@@ -143,8 +166,18 @@ impl Publisher {
         for view in probes {
             let path = format!("probe/{}", view.id);
             let jobs: Vec<_> = view.jobs.iter().map(|job| job.job).collect();
-            let news =
-                json(&(view.state, &view.reason, &view.since, &view.site, &view.labels, &view.roles, &view.version, jobs, &view.self_test));
+            let news = json(&(
+                view.state,
+                &view.reason,
+                &view.since,
+                &view.site,
+                &view.labels,
+                &view.roles,
+                &view.version,
+                jobs,
+                &view.self_test,
+                slowed(view),
+            ));
             self.offer(path.clone(), news, json(&probe_document(view)), all, now, NUMBERS_EVERY, &mut out);
             paths.insert(path);
         }

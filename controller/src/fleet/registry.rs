@@ -8,14 +8,14 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use picket_wire::event::{Birth, Check, Heartbeat};
+use picket_wire::event::{Birth, Check, Heartbeat, PacingReport, Shaper};
 use picket_wire::ids::{ProbeId, SessionId};
 use picket_wire::units::{PacketsPerSecond, UnixMillis};
 
 use crate::clock::{Mono, Now, rfc3339};
 use crate::jobs::plan::Worker;
 use crate::store::{ProbeRecord, Standing};
-use crate::view::{FleetSummary, ProbeJob, ProbeState, ProbeView};
+use crate::view::{FleetSummary, PacingView, ProbeJob, ProbeState, ProbeView};
 
 /// When silence means something.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -35,6 +35,8 @@ pub struct Session {
     pub heard: Mono,
     /// Its last heartbeat.
     pub heartbeat: Option<Heartbeat>,
+    /// How fast it sends, as it said last.
+    pub pacing: Option<PacingReport>,
     /// How it ended: said by the probe itself, or not.
     pub ended: Option<bool>,
 }
@@ -71,6 +73,9 @@ pub struct Registry {
     patience: Patience,
     started: Mono,
 }
+
+/// More leases than a probe holds at a time.
+const PACES_MAX: usize = 64;
 
 /// What people are shown of a probe's words: no control characters, and no more than fits a line or two.
 fn clip(text: &str, most: usize) -> String {
@@ -133,7 +138,7 @@ impl Registry {
     /// A session begins; `false` where the probe may not speak.
     pub fn birth(&mut self, id: &ProbeId, birth: &Birth, now: Now) -> bool {
         let Some(probe) = self.enrolled(id) else { return false };
-        probe.session = Some(Session { id: birth.session, heard: now.mono, heartbeat: None, ended: None });
+        probe.session = Some(Session { id: birth.session, heard: now.mono, heartbeat: None, pacing: None, ended: None });
         let birth = clipped(birth);
         probe.record.version = Some(birth.version.clone());
         probe.record.hardware = Some(birth.hardware.clone());
@@ -160,7 +165,7 @@ impl Registry {
         // The controller was away and the probe was not: the session is the one whose birth is in the database.
         let remembered = probe.record.birth.as_ref().is_some_and(|birth| birth.session == beat.session);
         if probe.session.is_none() && remembered {
-            probe.session = Some(Session { id: beat.session, heard: now.mono, heartbeat: None, ended: None });
+            probe.session = Some(Session { id: beat.session, heard: now.mono, heartbeat: None, pacing: None, ended: None });
         }
         let outcome = match probe.session.as_mut().filter(|session| session.id == beat.session) {
             Some(session) => {
@@ -173,6 +178,18 @@ impl Registry {
         };
         self.judge(id, now);
         outcome
+    }
+
+    /// What a probe says of its pace, kept for people to see. Of another session than the present one it says nothing.
+    pub fn pacing(&mut self, id: &ProbeId, mut report: PacingReport, now: Now) {
+        self.heard(id, now);
+        let session = self.enrolled(id).and_then(|probe| probe.session.as_mut());
+        let Some(session) = session.filter(|session| session.id == report.session) else { return };
+        report.leases.truncate(PACES_MAX);
+        if let Shaper::Absent(why) = &mut report.shaper {
+            *why = clip(why, 256);
+        }
+        session.pacing = Some(report);
     }
 
     /// A sign of life without words.
@@ -358,6 +375,7 @@ impl Probe {
             sent_packets: beat.map(|beat| beat.traffic.sent_packets),
             refused_commands: beat.map(|beat| beat.refusals.total()),
             jobs: self.jobs.clone(),
+            pacing: self.session.as_ref().and_then(|session| session.pacing.as_ref()).map(PacingView::from),
             certificate_expires: record.certificate_expires.map(rfc3339),
         }
     }

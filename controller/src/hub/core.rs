@@ -13,7 +13,7 @@ use std::time::Duration;
 use picket_wire::codec;
 use picket_wire::command::Command;
 use picket_wire::envelope::{self, Audience, Contents};
-use picket_wire::event::{Birth, Event, Heartbeat, LeaseStatus, Live};
+use picket_wire::event::{Birth, Event, Heartbeat, LeaseStatus, Live, PacingReport};
 use picket_wire::ids::{JobId, LeaseId, ProbeId, Role, SessionId, StreamId};
 use picket_wire::result::{LeaseEnd, Record, ResultBatch};
 use picket_wire::topic::Topic;
@@ -70,6 +70,7 @@ enum Message {
     Records(Records),
     Heartbeat(ProbeId, Heartbeat),
     NeedJob(ProbeId, JobId),
+    Pacing(ProbeId, Box<PacingReport>),
 }
 
 /// All state of the controller that changes.
@@ -256,6 +257,7 @@ impl Core {
                 }
                 Ok(Event::Heartbeat(beat)) => Message::Heartbeat(id, beat),
                 Ok(Event::NeedJob { job }) => Message::NeedJob(id, job),
+                Ok(Event::Pacing(report)) => Message::Pacing(id, report),
                 Err(error) => {
                     unreadable(&id, error);
                     return None;
@@ -273,6 +275,10 @@ impl Core {
             Message::Heartbeat(id, beat) => self.heartbeat(&id, beat).await,
             Message::NeedJob(id, job) => {
                 self.need_job(&id, job);
+                Ok(())
+            }
+            Message::Pacing(id, report) => {
+                self.registry.pacing(&id, *report, self.clock.now());
                 Ok(())
             }
             Message::Records(records) => self.ingest(vec![records]).await,

@@ -21,6 +21,7 @@ use crate::net::clock;
 use crate::net::drive::{DriveEvent, Gate, TaskId, TaskSpec, Weight};
 use crate::net::engine::Source;
 use crate::net::pacer::{DEFAULT_BURST, Limits, Pacer, SharedPacer};
+use crate::net::target_pacer::{TargetLimits, TargetPacer};
 use crate::scan::connect::{self, ConnectOptions};
 use crate::scan::engine::ScanEngine;
 use crate::scan::report::{ChunkReport, Event, LateReport, Progress, ProxySeen};
@@ -91,7 +92,9 @@ impl Tasks {
         plan.chunks.positions = CHUNK_POSITIONS;
         let permit = Permit::all_of([&self.site, &spec.policy]);
         let gate: Arc<dyn Gate> = Arc::new(move |dst| permit.permits(dst));
-        let rate = Limits { packets: spec.rate, bits: None, burst: DEFAULT_BURST };
+        let limits = spec.kind.survey().map(|survey| survey.limits).unwrap_or_default();
+        let rate = Limits { packets: spec.rate, bits: limits.bits, burst: DEFAULT_BURST };
+        let targets = TargetLimits::from(limits);
         if rate.exceeds(self.limits) {
             self.clipped += 1;
             log::info!("job {}: its rate is clipped to the interface's", spec.id);
@@ -99,7 +102,7 @@ impl Tasks {
         let handle = match options.technique {
             Technique::Connect => {
                 let source = station.map_or(Source { v4: None, v6: None }, Station::source);
-                self.start_connect(lease, plan, rate, source, gate)
+                self.start_connect(lease, plan, rate, targets, source, gate)?
             }
             _ => {
                 let station = station.ok_or("the packet socket is not open")?;
@@ -115,7 +118,14 @@ impl Tasks {
                     Priority::Interactive => Weight::Interactive,
                     Priority::Bulk => Weight::Bulk,
                 };
-                let task = TaskSpec { name: lease.to_string(), engine: Box::new(engine), weight, rate, gate };
+                let task = TaskSpec {
+                    name: lease.to_string(),
+                    engine: Box::new(engine),
+                    weight,
+                    rate,
+                    targets: TargetPacer::random(targets).map_err(|error| error.to_string())?,
+                    gate,
+                };
                 let added = station.handle().add(task).map_err(|error| error.to_string())?;
                 Handle::Raw(added.id, progress)
             }
@@ -125,12 +135,21 @@ impl Tasks {
         Ok(())
     }
 
-    fn start_connect(&self, lease: LeaseId, plan: ScanPlan, rate: Limits, source: Source, gate: Arc<dyn Gate>) -> Handle {
+    fn start_connect(
+        &self,
+        lease: LeaseId,
+        plan: ScanPlan,
+        rate: Limits,
+        targets: TargetLimits,
+        source: Source,
+        gate: Arc<dyn Gate>,
+    ) -> Result<Handle, String> {
         let (stop, stopped) = oneshot::channel();
         let progress = Arc::new(Progress::default());
         let options = ConnectOptions {
             interface: Arc::clone(&self.connects),
             rate: rate.clipped_to(self.limits),
+            targets: TargetPacer::random(targets).map_err(|error| error.to_string())?,
             source,
             max_open: connect::open_limit(),
             progress: Arc::clone(&progress),
@@ -156,7 +175,7 @@ impl Tasks {
                 let _ = tell.send((lease, Err(chain(&error))));
             }
         });
-        Handle::Connect(Some(stop), progress)
+        Ok(Handle::Connect(Some(stop), progress))
     }
 
     /// Divides the interface's limits between the packet loop and the connects, where both run.

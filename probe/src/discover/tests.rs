@@ -94,7 +94,11 @@ impl Setup {
         }
         let rate = Limits { packets: picket_wire::units::PacketsPerSecond::new(1_000), bits: None, burst: DEFAULT_BURST };
         let mut drive = Drive::new(Instant::ZERO, link, rate, routes, VecDeque::new());
-        drive.add(Instant::ZERO, TaskId::for_tests(1), TaskSpec { name: "link".into(), engine, weight: Weight::Bulk, rate, gate });
+        drive.add(
+            Instant::ZERO,
+            TaskId::for_tests(1),
+            TaskSpec { name: "link".into(), engine, weight: Weight::Bulk, rate, targets: None, gate },
+        );
         let over = |_, drive: &mut Sim| drive.sink().iter().any(|event| matches!(event, DriveEvent::Task(_, Event::Done(_))));
         let ended = sim::run(&mut drive, Instant::ZERO, Instant::ZERO + Duration::from_secs(60), over);
         let wire = drive.link().wire.iter().map(|(_, bytes)| bytes.clone()).collect();

@@ -11,6 +11,9 @@
 //! - **Policy.** The destination is read from the packet itself, right before it is queued, and given to the task's [`Gate`];
 //!   for an address that is not permitted nothing is sent, no question for a neighbour either. A gateway's own hardware
 //!   address may be asked for whoever it is: it is how the site reaches anything.
+//! - **Considerate.** Limits towards single addresses and networks are asked for each packet; what is too soon goes back to its
+//!   engine with the time ([`super::target_pacer`]). What happens to packets is reviewed ten times a second, and the interface's
+//!   rate or a task's lowered where the network or this box is overloaded ([`super::congestion`]).
 //! - **Not sent is not sent.** A frame that the kernel did not take is kept and tried again in order; what is given up is
 //!   reported to its engine. While the interface is down the engines' clock stands still and their packets are handed back.
 //!
@@ -26,16 +29,19 @@ use std::collections::VecDeque;
 use std::net::IpAddr;
 use std::sync::Arc;
 
+use super::congestion::{Congestion, REVIEW, Tally};
 use super::engine::NotSent;
 use super::link::{BATCH, Batch, FRAME_LEN, Framing, Link, Received, Sent, Stop};
 use super::neighbour::{NeighbourCache, NeighbourLimits, Question, Resolution};
 use super::pacer::{Limits, Pacer, Plan};
 use super::route::{NextHop, RouteTable};
+use super::target_pacer::{TargetPacer, TooSoon};
 use super::time::Instant;
 use crate::packet::arp::{self, Arp, Operation};
 use crate::packet::eth::{self, Mac};
 use crate::packet::guard::{self, Way};
-use crate::packet::{ndp, provoked};
+use crate::packet::ip::{PROTOCOL_ICMP, Packet};
+use crate::packet::{icmp, ndp, provoked};
 
 /// Wait for room, in the kernel's queue or at whoever takes the events. No descriptor says when a queue has drained; this is
 /// 300 frames of 84 bytes at 1 Gbit/s, a third of the usual queue.
@@ -50,6 +56,8 @@ const PARK_AFTER: u32 = 64;
 const MISSES_PER_TURN: u32 = 1_024;
 /// Batches received in one turn at most.
 const RECEIVES_PER_TURN: u32 = 4;
+/// A packet that left so much later than it was admitted is booked again with its target.
+const HELD_BACK: Duration = Duration::from_millis(1);
 
 mod task;
 mod thread;
@@ -75,6 +83,10 @@ struct Task<E> {
     waiting: u32,
     /// Rests until then, or until the neighbours' progress is another.
     parked: Option<(Instant, u64)>,
+    targets: Option<TargetPacer>,
+    congestion: Congestion,
+    /// Packets sent at the last review.
+    reviewed: u64,
     stats: TaskStats,
 }
 
@@ -85,6 +97,16 @@ enum Cargo {
     Question(Question),
     /// Its task is gone.
     Nothing,
+}
+
+/// What a review compares.
+#[derive(Debug, Clone, Copy, Default)]
+struct Counters {
+    sent: u64,
+    received: u64,
+    drops: u64,
+    full: u64,
+    quenches: u64,
 }
 
 /// The loop.
@@ -107,6 +129,14 @@ pub struct Drive<L, E, S> {
     paused: Duration,
     /// The kernel had no room for the batch.
     full: bool,
+    /// When the batch was put together.
+    planned: Instant,
+    /// The interface's limits, without slow-downs.
+    limits: Limits,
+    congestion: Congestion,
+    /// When the next review is due, and the counters at the last one.
+    review_at: Instant,
+    reviewed: Counters,
     /// Least service of a task that was chosen: where an idle task joins.
     served: u64,
     stats: DriveStats,
@@ -126,6 +156,9 @@ impl<L: Link, E, S: EventSink<E>> Drive<L, E, S> {
             latest_wakeup: Duration::ZERO,
             up: true,
             limits,
+            current: limits,
+            slowed: None,
+            quenches: 0,
             tasks: Vec::new(),
         };
         let mut drive = Self {
@@ -143,6 +176,11 @@ impl<L: Link, E, S: EventSink<E>> Drive<L, E, S> {
             down: None,
             paused: Duration::ZERO,
             full: false,
+            planned: now,
+            limits,
+            congestion: Congestion::default(),
+            review_at: now + REVIEW,
+            reviewed: Counters::default(),
             served: 0,
             stats,
         };
@@ -153,8 +191,8 @@ impl<L: Link, E, S: EventSink<E>> Drive<L, E, S> {
 
     /// Adds a task under a number that no other task has had. Returns what its rate came to.
     pub fn add(&mut self, now: Instant, id: TaskId, spec: TaskSpec<E>) -> Limits {
-        let granted = spec.rate.clipped_to(self.pacer.limits());
-        let clipped = spec.rate.exceeds(self.pacer.limits());
+        let granted = spec.rate.clipped_to(self.limits);
+        let clipped = spec.rate.exceeds(self.limits);
         let mut pacer = Pacer::new(granted);
         pacer.idle(now);
         if spec.engine.wants_all_multicast() {
@@ -173,7 +211,10 @@ impl<L: Link, E, S: EventSink<E>> Drive<L, E, S> {
             hungry: true,
             waiting: 0,
             parked: None,
-            stats: TaskStats { name: spec.name, granted: Some(granted), clipped, ..TaskStats::default() },
+            targets: spec.targets,
+            congestion: Congestion::default(),
+            reviewed: 0,
+            stats: TaskStats { name: spec.name, asked: Some(spec.rate), granted: Some(granted), clipped, ..TaskStats::default() },
         });
         granted
     }
@@ -201,13 +242,14 @@ impl<L: Link, E, S: EventSink<E>> Drive<L, E, S> {
 
     /// Changes the interface's limits, and with them what the tasks are granted.
     pub fn set_limits(&mut self, now: Instant, limits: Limits) {
-        self.pacer.set_limits(now, limits);
+        self.limits = limits;
         self.stats.limits = limits;
+        self.pacer.set_limits(now, slowed(limits, &self.congestion));
         for task in &mut self.tasks {
             let granted = task.asked.clipped_to(limits);
-            task.pacer.set_limits(now, granted);
             task.stats.granted = Some(granted);
             task.stats.clipped = task.asked.exceeds(limits);
+            task.pacer.set_limits(now, slowed(granted, &task.congestion));
         }
     }
 
@@ -229,7 +271,14 @@ impl<L: Link, E, S: EventSink<E>> Drive<L, E, S> {
     pub fn stats(&mut self) -> DriveStats {
         self.stats.receive_drops = self.link.counters().receive_drops;
         self.stats.up = self.down.is_none();
-        self.stats.tasks = self.tasks.iter().map(|task| (task.id, task.stats.clone())).collect();
+        self.stats.current = self.pacer.limits();
+        self.stats.slowed = self.congestion.slowed().map(|(_, why)| why);
+        let (current, why) = (self.stats.current, self.stats.slowed);
+        let of = |task: &Task<E>| {
+            let own = task.congestion.slowed().map(|(_, why)| why);
+            TaskStats { current: Some(task.pacer.limits().clipped_to(current)), slowed: own.or(why), ..task.stats.clone() }
+        };
+        self.stats.tasks = self.tasks.iter().map(|task| (task.id, of(task))).collect();
         self.stats.clone()
     }
 
@@ -250,6 +299,7 @@ impl<L: Link, E, S: EventSink<E>> Drive<L, E, S> {
         self.look_at_link(now);
         if self.down.is_none() {
             self.let_time_pass(now);
+            self.review(now);
             self.transmit(now);
         }
         let room = self.deliver();
@@ -267,7 +317,7 @@ impl<L: Link, E, S: EventSink<E>> Drive<L, E, S> {
     fn receive(&mut self, now: Instant) -> bool {
         let engine_now = self.engine_now(now);
         let Self { link, tasks, neighbours, routes, stats, pacer, framing, .. } = self;
-        let header = if matches!(framing, Framing::Ethernet { .. }) { eth::HEADER_LEN } else { 0 };
+        let ethernet = matches!(framing, Framing::Ethernet { .. });
         for _ in 0..RECEIVES_PER_TURN {
             let (mut resets, mut bytes) = (0, 0);
             let count = link.receive(&mut |received| {
@@ -275,8 +325,9 @@ impl<L: Link, E, S: EventSink<E>> Drive<L, E, S> {
                 // The kernel answers what belongs to no socket of its own, and asks no pacer: charged here, paid by waiting.
                 if let Some(len) = provoked::provoked_reply(received.payload) {
                     resets += 1;
-                    bytes += header + len;
+                    bytes += if ethernet { charged(eth::HEADER_LEN + len, ethernet) } else { len };
                 }
+                stats.quenches += u64::from(is_source_quench(routes, received.payload));
                 learn(now, neighbours, routes, &received);
                 for task in tasks.iter_mut() {
                     task.engine.on_frame(engine_now, received.src, received.payload);
@@ -305,6 +356,39 @@ impl<L: Link, E, S: EventSink<E>> Drive<L, E, S> {
             }
             if task.parked.is_some_and(|(until, progress)| until <= now || progress != self.neighbours.progress()) {
                 task.parked = None;
+            }
+        }
+    }
+
+    /// Looks at what happened since the last time, and slows down or dares more.
+    fn review(&mut self, now: Instant) {
+        if now < self.review_at || self.tasks.is_empty() {
+            return;
+        }
+        self.review_at = now + REVIEW;
+        let drops = self.link.counters().receive_drops;
+        let DriveStats { sent_packets, received_packets, send_full, quenches, .. } = self.stats;
+        let counters = Counters { sent: sent_packets, received: received_packets, drops, full: send_full, quenches };
+        let last = core::mem::replace(&mut self.reviewed, counters);
+        let tally = Tally {
+            sent: counters.sent - last.sent,
+            received: counters.received - last.received,
+            receive_drops: counters.drops - last.drops,
+            send_full: counters.full - last.full,
+            ..Tally::default()
+        };
+        if self.congestion.review(now, self.limits.packets, tally) {
+            let current = slowed(self.limits, &self.congestion);
+            tell("the interface", &self.congestion);
+            self.pacer.set_limits(now, current);
+        }
+        for task in &mut self.tasks {
+            let sent = task.stats.sent_packets - core::mem::replace(&mut task.reviewed, task.stats.sent_packets);
+            let tally = Tally { sent, signs: task.engine.signs(), quenches: counters.quenches - last.quenches, ..Tally::default() };
+            let granted = task.asked.clipped_to(self.limits);
+            if task.congestion.review(now, granted.packets, tally) {
+                tell(&task.stats.name, &task.congestion);
+                task.pacer.set_limits(now, slowed(granted, &task.congestion));
             }
         }
     }
@@ -347,9 +431,10 @@ impl<L: Link, E, S: EventSink<E>> Drive<L, E, S> {
             self.batch.len()
         } else {
             // Kept from an earlier turn: admitted anew.
+            let ethernet = matches!(self.framing, Framing::Ethernet { .. });
             let admitted = |at: &usize| {
                 let admits = plan.admits();
-                plan.add(self.batch.frame(*at).len());
+                plan.add(charged(self.batch.frame(*at).len(), ethernet));
                 admits
             };
             (0..self.batch.len()).take_while(admitted).count()
@@ -378,6 +463,7 @@ impl<L: Link, E, S: EventSink<E>> Drive<L, E, S> {
     /// Puts a batch together: questions first, then the tasks by turns.
     fn fill(&mut self, now: Instant, plan: &mut Plan) {
         self.hop = None;
+        self.planned = now;
         for task in &mut self.tasks {
             task.plan = Some(task.pacer.plan(now));
         }
@@ -404,14 +490,15 @@ impl<L: Link, E, S: EventSink<E>> Drive<L, E, S> {
         Some(at)
     }
 
-    /// Takes a packet of the task at `at` into the batch; returns the frame's length where it got that far.
+    /// Takes a packet of the task at `at` into the batch; returns what it is charged where it got that far.
     fn push_packet(&mut self, now: Instant, at: usize) -> Option<usize> {
         let engine_now = self.engine_now(now);
+        let paused = self.paused;
         let Self { tasks, batch, framing, routes, neighbours, hop, cargo, .. } = self;
         let task = tasks.get_mut(at)?;
-        let header = match framing {
-            Framing::Ethernet { .. } => eth::HEADER_LEN,
-            Framing::Bare => 0,
+        let (header, ethernet) = match framing {
+            Framing::Ethernet { .. } => (eth::HEADER_LEN, true),
+            Framing::Bare => (0, false),
         };
         self.served = self.served.max(task.served);
         let served = self.served;
@@ -423,8 +510,10 @@ impl<L: Link, E, S: EventSink<E>> Drive<L, E, S> {
         };
         let len = (header + transmit.len).min(FRAME_LEN);
         // A task that was idle joins where the others are: it goes first now, and earned nothing meanwhile.
+        let before = task.served;
         task.served = task.served.max(served) + len as u64 * SERVICE_SCALE / task.weight.share();
-        let verdict = check(task, &slot[header..len], transmit.dst).and_then(|way| match framing {
+        let verdict = check(task, &slot[header..len], transmit.dst).and_then(|way| task.is_due(now, transmit.dst).map(|()| way));
+        let verdict = verdict.and_then(|way| match framing {
             Framing::Bare if way == Way::Routed => Ok(()),
             Framing::Bare => Err(NotSent::NoRoute),
             Framing::Ethernet { mac } => {
@@ -446,10 +535,20 @@ impl<L: Link, E, S: EventSink<E>> Drive<L, E, S> {
                 batch.push(len);
                 cargo.push_back(Cargo::Packet(task.id, transmit.token));
                 task.waiting = 0;
-                if let Some(plan) = &mut task.plan {
-                    plan.add(len);
+                if let Some(targets) = &mut task.targets {
+                    targets.admit(now, transmit.dst);
                 }
-                Some(len)
+                let cost = charged(len, ethernet);
+                if let Some(plan) = &mut task.plan {
+                    plan.add(cost);
+                }
+                Some(cost)
+            }
+            Err(NotSent::TooSoon { until, lane }) => {
+                // It was no service.
+                task.served = before;
+                task.not_sent(engine_now, transmit.token, NotSent::TooSoon { until: until - paused, lane });
+                None
             }
             Err(why) => {
                 task.not_sent(engine_now, transmit.token, why);
@@ -474,19 +573,29 @@ impl<L: Link, E, S: EventSink<E>> Drive<L, E, S> {
         let len = write_question(slot, &question, mac, source)?;
         self.batch.push(len);
         self.cargo.push_back(Cargo::Question(question));
-        Some(len)
+        Some(charged(len, true))
     }
 
     /// Books what has left, and deals with what has not.
     fn account(&mut self, sent: &Sent) {
-        let bytes = (0..sent.count).map(|at| self.batch.frame(at).len()).sum();
+        let ethernet = matches!(self.framing, Framing::Ethernet { .. });
+        let held_back = sent.done.saturating_since(self.planned) > HELD_BACK;
+        let (mut bytes, mut cost) = (0, 0);
         for at in 0..sent.count {
-            let len = self.batch.frame(at).len();
+            let frame = self.batch.frame(at);
+            let len = frame.len();
+            bytes += len as u64;
+            cost += charged(len, ethernet);
             let owner = match self.cargo.pop_front() {
                 Some(Cargo::Packet(id, _)) => {
                     if let Some(task) = self.tasks.iter_mut().find(|task| task.id == id) {
                         task.stats.sent_packets += 1;
                         task.stats.sent_bytes += len as u64;
+                        if let (true, Some(targets)) = (held_back, &mut task.targets)
+                            && let Some(dst) = frame.get(if ethernet { eth::HEADER_LEN } else { 0 }..).and_then(guard::destination)
+                        {
+                            targets.left(sent.done, dst);
+                        }
                     }
                     id
                 }
@@ -497,12 +606,12 @@ impl<L: Link, E, S: EventSink<E>> Drive<L, E, S> {
                 Some(Cargo::Nothing) | None => continue,
             };
             if let Some(task) = self.tasks.iter_mut().find(|task| task.id == owner) {
-                task.left = (task.left.0 + 1, task.left.1 + len);
+                task.left = (task.left.0 + 1, task.left.1 + charged(len, ethernet));
             }
         }
         self.batch.advance(sent.count);
         if sent.count > 0 {
-            self.pacer.charge(sent.done, sent.count, bytes);
+            self.pacer.charge(sent.done, sent.count, cost);
             for task in &mut self.tasks {
                 let (frames, bytes) = core::mem::take(&mut task.left);
                 if frames > 0 {
@@ -511,7 +620,7 @@ impl<L: Link, E, S: EventSink<E>> Drive<L, E, S> {
             }
         }
         self.stats.sent_packets += sent.count as u64;
-        self.stats.sent_bytes += bytes as u64;
+        self.stats.sent_bytes += bytes;
         self.full = false;
         match sent.stop {
             None => {}
@@ -616,10 +725,46 @@ impl<L: Link, E, S: EventSink<E>> Drive<L, E, S> {
 /// Fixed point of the service counters.
 const SERVICE_SCALE: u64 = 16;
 
+/// What a frame costs: on Ethernet short ones are padded on the wire.
+const fn charged(len: usize, ethernet: bool) -> usize {
+    if ethernet && len < eth::FRAME_MIN { eth::FRAME_MIN } else { len }
+}
+
+/// Limits while `congestion` slows down.
+fn slowed(limits: Limits, congestion: &Congestion) -> Limits {
+    let rate = congestion.slowed().map(|(rate, _)| rate);
+    Limits { packets: rate, bits: None, burst: limits.burst }.clipped_to(limits)
+}
+
+fn tell(who: &str, congestion: &Congestion) {
+    match congestion.slowed() {
+        Some((rate, why)) => log::debug!("{who} is slowed down to {rate}: {}", why.because()),
+        None => log::debug!("{who} is not slowed down any more"),
+    }
+}
+
+/// ICMP source quench (RFC 792) about a packet of ours.
+fn is_source_quench(routes: &RouteTable, packet: &[u8]) -> bool {
+    // Most packets are none, and this is asked for each.
+    if packet.first().is_none_or(|first| first >> 4 != 4) || packet.get(9) != Some(&PROTOCOL_ICMP) {
+        return false;
+    }
+    let Some(packet) = Packet::parse(packet) else { return false };
+    let Some(quoted) = icmp::source_quench(&packet) else { return false };
+    routes.interface().addresses.iter().any(|address| address.ip == quoted.src())
+}
+
 impl<E> Task<E> {
+    /// Whether the limits towards its address and network let a packet go.
+    fn is_due(&self, now: Instant, dst: IpAddr) -> Result<(), NotSent> {
+        let too_soon = |TooSoon { until, lane }| NotSent::TooSoon { until, lane };
+        self.targets.as_ref().map_or(Ok(()), |targets| targets.check(now, dst).map_err(too_soon))
+    }
+
     fn not_sent(&mut self, engine_now: Instant, token: u64, why: NotSent) {
         let counter = match why {
             NotSent::NeighbourPending => &mut self.stats.deferred,
+            NotSent::TooSoon { .. } => &mut self.stats.too_soon,
             NotSent::NoNeighbour => &mut self.stats.no_neighbour,
             NotSent::NoRoute => &mut self.stats.no_route,
             NotSent::Refused => &mut self.stats.refused,

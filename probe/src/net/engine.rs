@@ -11,6 +11,7 @@
 //! **Invariant:** for each packet an engine hands out it may be told [`Engine::on_not_sent`] at most once, before any
 //! answer to that packet can arrive; a packet that is not reported so has left on the wire.
 
+use core::time::Duration;
 use std::net::IpAddr;
 
 use super::time::Instant;
@@ -34,6 +35,14 @@ pub enum NotSent {
     /// The next hop's hardware address is being asked for, or the interface has just gone down: offer the packet again later,
     /// others may go meanwhile.
     NeighbourPending,
+    /// A limit towards the packet's address or network is used up. Others may go meanwhile; this one is to be offered again at
+    /// the time given, on the engine's clock. Packets of one lane wait for the same limit: it is enough to offer one of them.
+    TooSoon {
+        /// When the next packet of the lane may go.
+        until: Instant,
+        /// Which limit it is.
+        lane: u32,
+    },
     /// The next hop did not answer ARP or neighbour solicitation: final.
     NoNeighbour,
     /// The kernel has no route to the address: final.
@@ -51,6 +60,22 @@ pub struct Source {
     pub v4: Option<std::net::Ipv4Addr>,
     /// Source address for IPv6 packets to global and unique-local destinations, where the interface has one.
     pub v6: Option<std::net::Ipv6Addr>,
+}
+
+/// What an engine noticed of the network's state since it was asked last. Only positions that have answered count: they are
+/// known to be alive, so a first packet without an answer was lost, or its answer was.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Signs {
+    /// Answers of the targets themselves to a position's first packet.
+    pub first: u64,
+    /// Answers of the targets themselves to a position's second packet, where the first had left and no answer to it came.
+    pub repeated: u64,
+    /// ICMP errors about a position's first packet.
+    pub errors_first: u64,
+    /// ICMP errors about a position's second packet, where the first had left and no answer to it came.
+    pub errors_repeated: u64,
+    /// How long it takes until the answer to a second packet is there: what a change of the rate does is not seen sooner.
+    pub wait: Duration,
 }
 
 /// A measurement as a state machine.
@@ -89,6 +114,11 @@ pub trait Engine {
 
     /// The next event, in order.
     fn poll_event(&mut self) -> Option<Self::Event>;
+
+    /// What was noticed of the network since the last call; the loop slows down by it.
+    fn signs(&mut self) -> Signs {
+        Signs::default()
+    }
 
     /// The measurement is ended from outside, now: nothing more is sent, and what can still be told follows at once from
     /// [`Engine::poll_event`].

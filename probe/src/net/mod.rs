@@ -3,6 +3,7 @@
 pub mod afpacket;
 pub mod afxdp;
 pub mod clock;
+pub mod congestion;
 pub mod drive;
 pub mod engine;
 pub mod filter;
@@ -14,4 +15,5 @@ pub mod pacer;
 pub mod proxy;
 pub mod route;
 pub mod sim;
+pub mod target_pacer;
 pub mod time;

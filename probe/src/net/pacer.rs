@@ -18,7 +18,8 @@
 //! more; also at most the spacing's multiple of `limit * (W + slack)` and one frame more. It holds for the moments at which frames were charged
 //! and for every earlier moment back to the [`Plan`] that admitted them, so a sender that is preempted in the middle is covered.
 //!
-//! The length of a frame is what the kernel is given: Ethernet header included, preamble and frame check sequence not.
+//! The length of a frame is what is on the wire from its Ethernet header on: short frames count as the 60 bytes that they are padded
+//! to, preamble and frame check sequence do not count.
 
 use core::time::Duration;
 use std::sync::{Arc, Mutex};

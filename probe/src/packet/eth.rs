@@ -6,6 +6,8 @@ use core::fmt;
 
 /// Length of the header that we write: no tag.
 pub const HEADER_LEN: usize = 14;
+/// Length of the shortest frame, without its check sequence: what is shorter is padded on the wire (IEEE 802.3, clause 3.2.8).
+pub const FRAME_MIN: usize = 60;
 /// EtherType of IPv4 (RFC 894).
 pub const TYPE_IPV4: u16 = 0x0800;
 /// EtherType of ARP (RFC 826).

@@ -23,6 +23,8 @@ pub const V4_PROTOCOL_UNREACHABLE: u8 = 2;
 pub const V4_PORT_UNREACHABLE: u8 = 3;
 /// Code "fragmentation needed" of [`V4_UNREACHABLE`] (RFC 1191): no verdict on the destination.
 pub const V4_FRAGMENTATION_NEEDED: u8 = 4;
+/// ICMP type "source quench" (RFC 792; deprecated by RFC 6633).
+pub const V4_SOURCE_QUENCH: u8 = 4;
 /// ICMP type "time exceeded" (RFC 792).
 pub const V4_TIME_EXCEEDED: u8 = 11;
 /// ICMP type "parameter problem" (RFC 792).
@@ -134,6 +136,13 @@ impl<'a> Message<'a> {
             _ => None,
         }
     }
+}
+
+/// The packet that a source quench is about.
+pub fn source_quench<'a>(packet: &Packet<'a>) -> Option<Packet<'a>> {
+    let (header, quoted) = packet.payload().split_first_chunk::<ECHO_HEADER_LEN>()?;
+    let is_quench = packet.protocol() == PROTOCOL_ICMP && packet.src().is_ipv4() && header[0] == V4_SOURCE_QUENCH;
+    if is_quench { Packet::parse_quote(quoted) } else { None }
 }
 
 /// What differs between two echo requests.

@@ -225,6 +225,8 @@ pub(super) struct Chunk {
     /// `levels[k - 1]` holds what was asked `k` times.
     levels: Vec<Level>,
     pending: Pending,
+    /// Probes that the schedule holds until a limit towards their target lets them go.
+    held: Bits,
     /// When positions whose last probe failed on the link are looked at again.
     retry_at: Instant,
     answered: Bits,
@@ -255,6 +257,7 @@ impl Chunk {
             sent: (0..attempts).map(|_| Vec::new()).collect(),
             levels: (0..attempts).map(|_| Level::default()).collect(),
             pending: Pending::new(),
+            held: Bits::default(),
             retry_at: Instant::ZERO,
             answered: Bits::default(),
             hearsay: Bits::default(),
@@ -277,7 +280,7 @@ impl Chunk {
             level.waiting.reset();
             level.cursor = 0;
         }
-        let sets = [&mut self.answered, &mut self.hearsay, &mut self.weak, &mut self.refused, &mut self.by_ip].into_iter();
+        let sets = [&mut self.answered, &mut self.hearsay, &mut self.weak, &mut self.refused, &mut self.by_ip, &mut self.held].into_iter();
         sets.chain(&mut self.unreached).for_each(Bits::reset);
         // A chunk in which everything answered is the exception: its memory is not kept.
         (self.found, self.states) = (Vec::new(), Vec::new());
@@ -320,7 +323,7 @@ impl Chunk {
 
     /// Whether the fate of all its positions is decided and no more will come.
     pub(super) fn is_finished(&self) -> bool {
-        self.sealed && self.pending.queue.is_empty() && self.levels.iter().all(|level| level.waiting.count == 0)
+        self.sealed && self.pending.queue.is_empty() && self.held.count == 0 && self.levels.iter().all(|level| level.waiting.count == 0)
     }
 
     /// Takes in the next position and books its first probe.
@@ -404,6 +407,24 @@ impl Chunk {
         None
     }
 
+    /// Takes back a probe that was held: booked as sent, unless the position has answered meanwhile.
+    pub(super) fn release(&mut self, now: Instant, offset: u32, attempt: u8) -> bool {
+        let wanted = self.held.clear(offset) && !self.is_settled(offset);
+        if wanted {
+            self.book(now, offset, attempt);
+        }
+        wanted
+    }
+
+    pub(super) fn is_held(&self, offset: u32) -> bool {
+        self.held.get(offset)
+    }
+
+    /// Whether a position's first packet has left.
+    pub(super) fn was_asked_first(&self, offset: u32) -> bool {
+        self.sent_at(0, offset).is_some()
+    }
+
     fn give_up_pending(&mut self) {
         let queue = core::mem::take(&mut self.pending.queue);
         self.pending.round = 0;
@@ -455,6 +476,7 @@ impl Chunk {
         match why {
             _ if !waited => {}
             NotSent::NeighbourPending => self.pending.push(now, offset, attempt),
+            NotSent::TooSoon { .. } => self.held.set(offset),
             _ => self.decide_unsent(offset, attempt, why),
         }
     }
@@ -471,7 +493,7 @@ impl Chunk {
             NotSent::Refused => self.refused.set(offset),
             NotSent::NoRoute => self.unreached(NotReached::NoRoute, offset),
             NotSent::LinkError => self.unreached(NotReached::LinkError, offset),
-            NotSent::NoNeighbour | NotSent::NeighbourPending => self.unreached(NotReached::NoNeighbour, offset),
+            NotSent::NoNeighbour | NotSent::NeighbourPending | NotSent::TooSoon { .. } => self.unreached(NotReached::NoNeighbour, offset),
         }
     }
 
@@ -496,6 +518,7 @@ impl Chunk {
             for level in &mut self.levels {
                 level.waiting.clear(offset);
             }
+            self.held.clear(offset);
         }
         let Some(old) = old else {
             self.found.push(found);
@@ -595,7 +618,8 @@ impl Chunk {
     pub(super) fn first_undecided(&self) -> u32 {
         let waiting = self.levels.iter().filter_map(|level| level.waiting.next_from(0));
         let pending = self.pending.queue.iter().map(|(offset, _)| *offset).filter(|offset| !self.is_settled(*offset));
-        waiting.chain(pending).min().unwrap_or(self.len)
+        let held = self.held.iter().filter(|offset| !self.is_settled(*offset));
+        waiting.chain(pending).chain(held).min().unwrap_or(self.len)
     }
 
     /// The report on the first `len` positions; those undecided are said to be stopped.
@@ -631,7 +655,7 @@ impl Chunk {
         let waiting = self.levels.iter().flat_map(|level| level.waiting.iter());
         let pending = self.pending.queue.iter().map(|(offset, _)| *offset);
         // Hearsay is an answer, if no good one: such a position is not counted twice.
-        waiting.chain(pending).filter(|offset| !self.answered.get(*offset)).for_each(|offset| set.set(offset));
+        waiting.chain(pending).chain(self.held.iter()).filter(|offset| !self.answered.get(*offset)).for_each(|offset| set.set(offset));
         set
     }
 }

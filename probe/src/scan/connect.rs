@@ -37,6 +37,7 @@ use super::spec::{Cut, ScanPlan, SpecError, Timing};
 use crate::net::clock;
 use crate::net::engine::{NotSent, Source};
 use crate::net::pacer::{Limits, Pacer, SharedPacer};
+use crate::net::target_pacer::{TargetPacer, TooSoon};
 use crate::net::time::Instant;
 use crate::packet::icmp;
 
@@ -54,7 +55,8 @@ const fn syn_frame(v4: bool) -> usize {
 }
 /// The acknowledgement of a SYN-ACK (with timestamps), and the reset that closes.
 const fn closing_frames(v4: bool) -> (usize, usize) {
-    (2, 2 * (14 + if v4 { 20 } else { 40 }) + 32 + 20)
+    // An IPv4 reset is padded to the shortest frame.
+    (2, (14 + if v4 { 20 } else { 40 }) + 32 + if v4 { 60 } else { 14 + 40 + 20 })
 }
 
 /// Why a connect scan ended without its end.
@@ -72,12 +74,14 @@ pub enum ConnectError {
 }
 
 /// How a connect scan runs.
-#[derive(Debug, Clone)]
+#[derive(Debug)]
 pub struct ConnectOptions {
     /// The limits that all connect scans on the interface share.
     pub interface: SharedPacer,
     /// What this scan asked for.
     pub rate: Limits,
+    /// Limits towards each address and network, where there are any.
+    pub targets: Option<TargetPacer>,
     /// Addresses to connect from; a family without one is left to the kernel.
     pub source: Source,
     /// Most connections at a time. [`open_limit`] says how many this process can have.
@@ -216,6 +220,13 @@ impl Scan<'_> {
         if !gate(target.addr.to_canonical()) {
             self.schedule.not_sent(now, probe, NotSent::Refused, 0);
             return Some(None);
+        }
+        if let Some(targets) = &mut self.options.targets {
+            if let Err(TooSoon { until, lane }) = targets.check(now, target.addr) {
+                self.schedule.not_sent(now, probe, NotSent::TooSoon { until, lane }, 0);
+                return Some(None);
+            }
+            targets.admit(now, target.addr);
         }
         self.charge(now, 1, syn_frame(v4));
         self.schedule.add_bytes(probe, syn_frame(v4) - 14);
@@ -376,6 +387,7 @@ mod tests {
         ConnectOptions {
             interface,
             rate: Limits::UNLIMITED,
+            targets: None,
             source: Source { v4: None, v6: None },
             max_open: 200,
             progress: Arc::default(),

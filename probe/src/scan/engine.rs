@@ -12,7 +12,7 @@ use super::report::{Event, Progress, Stats};
 use super::schedule::{Probe, Schedule};
 pub use super::spec::Cut;
 use super::spec::{RawIdentity, ScanPlan, SpecError, Timing};
-use crate::net::engine::{Engine, NotSent, Transmit};
+use crate::net::engine::{Engine, NotSent, Signs, Transmit};
 use crate::net::onlink::LocalLink;
 use crate::net::time::Instant;
 use crate::packet::eth::Mac;
@@ -181,6 +181,10 @@ impl Engine for ScanEngine {
             self.told.push_back(event);
         }
         self.told.pop_front()
+    }
+
+    fn signs(&mut self) -> Signs {
+        self.schedule.signs()
     }
 
     fn stop(&mut self) {

@@ -41,6 +41,7 @@ pub mod spec;
 
 mod chunk;
 mod kinds;
+mod lanes;
 mod onlink;
 mod schedule;
 

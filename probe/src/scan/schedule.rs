@@ -8,13 +8,15 @@
 use core::time::Duration;
 use std::collections::VecDeque;
 
+use picket_wire::job::Technique;
 use picket_wire::result::State;
 
 use super::chunk::{Chunk, Taken};
+use super::lanes::{HELD_MAX, Lanes};
 use super::report::{Done, Event, LateReport, Stats};
 use super::rto::Rto;
 use super::spec::{ChunkLimits, Cut, ScanPlan, Timing};
-use crate::net::engine::NotSent;
+use crate::net::engine::{NotSent, Signs};
 use crate::net::time::Instant;
 
 /// At line rate some wait is over with every packet; they are ended together, this far apart.
@@ -69,6 +71,16 @@ pub(super) struct Schedule {
     seen: Instant,
     events: VecDeque<Event>,
     stats: Stats,
+    /// Probes that are too soon for their targets.
+    lanes: Lanes,
+    /// Since they were asked for last.
+    signs: Signs,
+    /// Whether all attempts ask the same, so that an answer to a later one means that an earlier one was lost.
+    comparable: bool,
+    /// Whether the answer that is being taken names its attempt.
+    marked: bool,
+    /// Whether a closed port is told by an ICMP error.
+    closed_by_icmp: bool,
     /// Late answers since the last report.
     late: u64,
     /// Those among them whose round trip is not known.
@@ -102,6 +114,11 @@ impl Schedule {
             seen: Instant::ZERO,
             events: VecDeque::new(),
             stats: Stats::default(),
+            lanes: Lanes::default(),
+            signs: Signs::default(),
+            marked: true,
+            comparable: plan.technique != Technique::Discover,
+            closed_by_icmp: plan.technique == Technique::Udp,
             late: 0,
             blind: 0,
             over: false,
@@ -133,6 +150,11 @@ impl Schedule {
     #[inline]
     pub(super) fn poll(&mut self, now: Instant) -> Option<Probe> {
         self.seen = self.seen.max(now);
+        if self.lanes.len() > 0
+            && let Some(probe) = self.poll_held(now)
+        {
+            return Some(self.booked(now, probe));
+        }
         if now >= self.send_wake
             && let Some(probe) = self.poll_due(now)
         {
@@ -170,8 +192,24 @@ impl Schedule {
         None
     }
 
+    fn poll_held(&mut self, now: Instant) -> Option<Probe> {
+        let mut dropped = false;
+        let found = loop {
+            let Some(probe) = self.lanes.pop(now) else { break None };
+            let released = self.chunk_of(probe.position).is_some_and(|(chunk, offset)| chunk.release(now, offset, probe.attempt));
+            if released {
+                break Some(probe);
+            }
+            dropped = true;
+        };
+        if dropped {
+            self.collect(now);
+        }
+        found
+    }
+
     fn poll_new(&mut self, now: Instant) -> Option<Probe> {
-        if self.next >= self.to || self.over {
+        if self.next >= self.to || self.over || self.lanes.len() >= HELD_MAX {
             return None;
         }
         self.seal_old(now);
@@ -243,11 +281,18 @@ impl Schedule {
         let rto = self.rto;
         let Some((chunk, offset)) = self.chunk_of(probe.position) else { return };
         chunk.not_sent(now, offset, probe.attempt, why, bytes, &rto);
+        let held = chunk.is_held(offset);
         self.stats.sent_packets = self.stats.sent_packets.saturating_sub(1);
         self.stats.sent_bytes = self.stats.sent_bytes.saturating_sub(bytes as u64);
         match why {
             // When it is due is for the chunk to say.
             NotSent::NeighbourPending => self.send_wake = Instant::ZERO,
+            NotSent::TooSoon { until, lane } => {
+                if held {
+                    self.lanes.hold(lane, until, probe);
+                }
+                return;
+            }
             _ => (self.send_wake, self.end_wake) = (Instant::ZERO, Instant::ZERO),
         }
         self.collect(now);
@@ -259,10 +304,11 @@ impl Schedule {
         if self.over || self.chunks.front().map_or(probe.position < self.next, |front| probe.position < front.from()) {
             return self.answer_late(now, probe, state, ttl);
         }
-        let taken = self
-            .chunk_of(probe.position)
-            .map(|(chunk, offset)| (chunk.answer(now, offset, probe.attempt, state, ttl), chunk.is_finished()));
-        let Some((taken, finished)) = taken else {
+        let taken = self.chunk_of(probe.position).map(|(chunk, offset)| {
+            let asked_first = chunk.was_asked_first(offset);
+            (chunk.answer(now, offset, probe.attempt, state, ttl), chunk.is_finished(), asked_first)
+        });
+        let Some((taken, finished, asked_first)) = taken else {
             self.stats.foreign += 1;
             return;
         };
@@ -272,6 +318,9 @@ impl Schedule {
             Taken::Stronger { contradicts } => self.stats.contradicted += u64::from(contradicts),
             Taken::New(rtt) => {
                 self.stats.answers += 1;
+                if self.comparable && self.marked && asked_first {
+                    self.note(probe.attempt, state);
+                }
                 self.learn(rtt);
             }
         }
@@ -334,8 +383,9 @@ impl Schedule {
         if attempt > 0 && self.heeds(now, position).is_some() {
             self.learn(Some(since_first));
         }
+        self.marked = false;
         self.answer(now, Probe { position, attempt }, state, 0);
-        self.learning = true;
+        (self.learning, self.marked) = (true, true);
     }
 
     /// Whether a position on the link is asked by IP packets.
@@ -367,6 +417,26 @@ impl Schedule {
         }
     }
 
+    fn note(&mut self, attempt: u8, state: State) {
+        let error = state.is_hearsay() || (self.closed_by_icmp && state == State::Closed);
+        let signs = &mut self.signs;
+        let counter = match (error, attempt) {
+            (false, 0) => &mut signs.first,
+            (false, 1) => &mut signs.repeated,
+            (true, 0) => &mut signs.errors_first,
+            (true, 1) => &mut signs.errors_repeated,
+            // Third packets and later would count what was lost twice.
+            _ => return,
+        };
+        *counter += 1;
+    }
+
+    /// What was noticed since the last call.
+    pub(super) fn signs(&mut self) -> Signs {
+        let wait = self.rto.after(0) + self.rto.mean().unwrap_or_default();
+        Signs { wait, ..core::mem::take(&mut self.signs) }
+    }
+
     /// The wait has changed: all timers are to be computed anew.
     fn look_again(&mut self) {
         (self.send_wake, self.end_wake) = (Instant::ZERO, Instant::ZERO);
@@ -375,10 +445,13 @@ impl Schedule {
     /// When [`Schedule::on_timeout`] is to be called. What is to be sent already is no matter of time.
     pub(super) fn poll_timeout(&self) -> Option<(Instant, &'static str)> {
         let end = (self.end_wake, "end of a wait for answers");
-        let next = match self.send_wake > self.seen && self.send_wake < self.end_wake {
+        let mut next = match self.send_wake > self.seen && self.send_wake < self.end_wake {
             true => (self.send_wake, "repetition of a probe"),
             false => end,
         };
+        if let Some(due) = self.lanes.next_due().filter(|due| *due > self.seen && *due < next.0) {
+            next = (due, "end of a wait for a target's limit");
+        }
         (!self.chunks.is_empty() && next.0 < Instant::FAR_FUTURE).then_some(next)
     }
 
@@ -424,6 +497,7 @@ impl Schedule {
     fn finish(&mut self, next: u64) {
         if !self.over {
             self.over = true;
+            self.lanes.clear();
             self.chunks.clear();
             self.retired.clear();
             self.spare = None;

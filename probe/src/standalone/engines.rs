@@ -132,6 +132,7 @@ impl Engines {
             weight: Weight::Interactive,
             // The limit of the run is the interface's while it lasts.
             rate: Limits::UNLIMITED,
+            targets: None,
             gate: Arc::new(move |addr| permit.permits(addr)),
         };
         let added = station.handle().add(task)?;
@@ -143,6 +144,7 @@ impl Engines {
         let options = ConnectOptions {
             interface: Arc::clone(&self.connects),
             rate: Limits::UNLIMITED,
+            targets: None,
             source: Source { v4: None, v6: None },
             max_open: connect::open_limit(),
             progress: Arc::clone(&progress),

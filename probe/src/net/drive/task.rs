@@ -9,6 +9,8 @@ use std::sync::Arc;
 
 use crate::net::engine::Engine;
 use crate::net::pacer::Limits;
+use crate::net::target_pacer::TargetPacer;
+use picket_wire::event::Slowdown;
 
 /// Names a task of one drive.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -70,6 +72,8 @@ pub struct TaskSpec<E> {
     pub weight: Weight,
     /// How fast it asked to go. More than the interface allows is clipped, and said so.
     pub rate: Limits,
+    /// Limits towards each address and network, where there are any.
+    pub targets: Option<TargetPacer>,
     /// Site policy and fleet policy together.
     pub gate: Arc<dyn Gate>,
 }
@@ -149,8 +153,16 @@ pub struct TaskStats {
     pub rejected: u64,
     /// Packets handed back because the next hop was still being asked for, or the interface went down.
     pub deferred: u64,
+    /// Packets handed back because a limit towards their address or network was used up.
+    pub too_soon: u64,
+    /// The rate that it asked for.
+    pub asked: Option<Limits>,
     /// The rate that it gets at most.
     pub granted: Option<Limits>,
+    /// The rate that it gets at present: less than granted while it, or the interface, is slowed down.
+    pub current: Option<Limits>,
+    /// Why, where it is less.
+    pub slowed: Option<Slowdown>,
     /// Whether that is less than it asked for.
     pub clipped: bool,
 }
@@ -178,6 +190,12 @@ pub struct DriveStats {
     pub up: bool,
     /// The interface's limits.
     pub limits: Limits,
+    /// What is sent at most at present: less than the limits while the interface is slowed down.
+    pub current: Limits,
+    /// Why, where it is less.
+    pub slowed: Option<Slowdown>,
+    /// ICMP source quenches received.
+    pub quenches: u64,
     /// The present tasks.
     pub tasks: Vec<(TaskId, TaskStats)>,
 }

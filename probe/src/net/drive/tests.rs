@@ -138,7 +138,7 @@ fn drive(scenario: Scenario, limits: Limits) -> Sim {
 fn task(targets: &[IpAddr], rate: Limits, weight: Weight) -> TaskSpec<Told> {
     TARGETS.with(|all| all.borrow_mut().extend(targets.iter().enumerate().map(|(n, ip)| (n as u64, *ip))));
     let engine = Box::new(Volley::new(targets.iter().copied()));
-    TaskSpec { name: "volley".into(), engine, weight, rate, gate: Arc::new(|_| true) }
+    TaskSpec { name: "volley".into(), engine, weight, rate, targets: None, gate: Arc::new(|_| true) }
 }
 
 fn bulk(targets: &[IpAddr]) -> TaskSpec<Told> {

@@ -92,7 +92,11 @@ impl Setup {
         let mut drive = Drive::new(Instant::ZERO, link, rate, routes, VecDeque::new());
         let deny = set(self.deny);
         let gate = Arc::new(move |addr| !deny.contains(addr));
-        drive.add(Instant::ZERO, TaskId::for_tests(1), TaskSpec { name: "link".into(), engine, weight: Weight::Bulk, rate, gate });
+        drive.add(
+            Instant::ZERO,
+            TaskId::for_tests(1),
+            TaskSpec { name: "link".into(), engine, weight: Weight::Bulk, rate, targets: None, gate },
+        );
         let over = |_, drive: &mut Sim| drive.sink().iter().any(|event| matches!(event, DriveEvent::Task(_, Event::Done(_))));
         let ended = sim::run(&mut drive, Instant::ZERO, Instant::ZERO + Duration::from_secs(600), over);
         collect(&space, drive, ended)
@@ -316,7 +320,8 @@ fn answers_serve_the_loop_as_well() {
     let ports = SourcePorts::default();
     let identity = RawIdentity { source: routes.source(), base_port: ports.base(1), ports, key: [4; 16] };
     let engine = Box::new(ScanEngine::new(&plan, identity).unwrap());
-    let task = TaskSpec { name: "echo".into(), engine, weight: Weight::Bulk, rate: Limits::UNLIMITED, gate: Arc::new(|_| true) };
+    let task =
+        TaskSpec { name: "echo".into(), engine, weight: Weight::Bulk, rate: Limits::UNLIMITED, targets: None, gate: Arc::new(|_| true) };
     run.drive.add(now, TaskId::for_tests(2), task);
     sim::run(&mut run.drive, now, now + ms(500), |_, _| false);
     assert!(run.drive.sink().iter().any(|event| matches!(event, DriveEvent::Task(_, Event::Chunk(report)) if report.answers.len() == 1)));

@@ -214,7 +214,7 @@ impl File {
         let engine = Box::new(ScanEngine::new(&plan, identity).unwrap().on_link(routes.local_link()));
         let rate = Limits { packets: PacketsPerSecond::new(*rate), bits: None, burst: DEFAULT_BURST };
         let mut drive: Sim = Drive::new(Instant::ZERO, SimLink::new(scenario), rate, routes, VecDeque::new());
-        let task = TaskSpec { name: "scenario".into(), engine, weight: Weight::Bulk, rate, gate: Arc::new(|_| true) };
+        let task = TaskSpec { name: "scenario".into(), engine, weight: Weight::Bulk, rate, targets: None, gate: Arc::new(|_| true) };
         drive.add(Instant::ZERO, TaskId::for_tests(1), task);
         let over = |_, drive: &mut Sim| drive.sink().iter().any(|event| matches!(event, DriveEvent::Task(_, Event::Done(_))));
         let ended = sim::run(&mut drive, Instant::ZERO, Instant::ZERO + AT_MOST, over);
