@@ -124,6 +124,10 @@ impl Link for AfXdp {
         self.base.counters()
     }
 
+    fn all_multicast(&mut self, wanted: bool) {
+        self.base.all_multicast(wanted);
+    }
+
     fn waker(&self) -> Waker {
         self.base.waker()
     }

@@ -1,6 +1,6 @@
 //! The figures of `docs/benchmarks.md`, measured on whole systems in network namespaces: `picket-bench [SECTION ...]`.
 //!
-//! Sections: `size`, `idle`, `host`, `bytes`, and beside masscan, zmap and nmap `slash16`, `slash24`, `ports`, `silent` (see
+//! Sections: `size`, `idle`, `host`, `bytes`, and beside masscan, zmap and nmap `slash16`, `slash24`, `ports`, `silent`, `onlink` (see
 //! [`peers`]). Each prints a few lines; none of them judges. The send loop is measured by `scripts/bench-send-loop`, and
 //! `scripts/bench` calls both.
 
@@ -19,7 +19,7 @@ use picket_tests::system::{Fleet, MQTT_PORT, Plan};
 /// A name, and what it measures.
 type Section = (&'static str, fn() -> Result<()>);
 
-const SECTIONS: [Section; 8] = [
+const SECTIONS: [Section; 9] = [
     ("size", size),
     ("idle", idle),
     ("host", host),
@@ -28,6 +28,7 @@ const SECTIONS: [Section; 8] = [
     ("slash24", peers::slash24),
     ("ports", peers::ports),
     ("silent", peers::silent),
+    ("onlink", peers::onlink),
 ];
 
 fn main() -> Result<()> {
