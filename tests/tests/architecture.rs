@@ -107,6 +107,16 @@ fn probe_modules_keep_their_distance() {
         &["scan::engine", "scan::kinds", "scan::chunk"],
         &["net::link", "net::clock", "net::drive", "net::afpacket", "transport", "spool", "agent"],
     );
+    assert_no_arrow(
+        "probe",
+        &["service"],
+        &["scan", "agent", "transport", "spool", "standalone", "identity", "config", "net::link", "net::afpacket", "net::route"],
+    );
+    assert_no_arrow(
+        "probe",
+        &["service::protocols", "service::tls", "service::dialogue", "service::guess", "service::text", "service::recog"],
+        &["net", "service::conn", "service::shell", "service::inquiry", "service::toll"],
+    );
     assert_no_arrow("probe", &["spool"], &["net", "scan", "agent", "transport"]);
     assert_no_arrow("probe", &["transport"], &["scan", "agent", "net::drive", "net::afpacket"]);
     assert_no_arrow("probe", &["agent::core"], &["net::drive", "net::afpacket", "net::link", "transport", "scan", "spool"]);

@@ -258,13 +258,13 @@ fn pieces_of_a_stream_make_no_difference() {
     for case in cases().into_iter().filter(|case| case.transport == Transport::Tcp) {
         let whole = replay(case.protocol.name(), case.transport, &case.answers.iter().map(Vec::as_slice).collect::<Vec<_>>()).unwrap();
         let mut dialogue = case.protocol.dialogue(&Setting { random: [0x50; 32], ..setting(0) }).unwrap();
-        let mut step = dialogue.start();
+        dialogue.start();
         let mut found = None;
         'answers: for answer in &case.answers {
             let mut input = Vec::new();
             for byte in answer {
                 input.push(*byte);
-                step = match dialogue.on_bytes(&mut input) {
+                let step = match dialogue.on_bytes(&mut input) {
                     Step::StartTls => dialogue.on_tls(false),
                     step => step,
                 };
@@ -293,6 +293,53 @@ fn nobody_takes_another_protocol_for_its_own() {
             // Telnet has no form of its own: any text that greets may be one.
             assert!(found.is_none() || protocol == Protocol::Telnet, "{protocol:?} {}: {found:?}", text.escape_ascii());
         }
+    }
+}
+
+/// Every name of a fact that stands in a dialogue's source stands in the documentation, and so does every name of a service.
+#[test]
+fn facts_are_documented() {
+    const SOURCES: [&str; 21] = [
+        include_str!("dns.rs"),
+        include_str!("ftp.rs"),
+        include_str!("headers.rs"),
+        include_str!("http.rs"),
+        include_str!("ldap.rs"),
+        include_str!("mailbox.rs"),
+        include_str!("mongo.rs"),
+        include_str!("mqtt.rs"),
+        include_str!("mysql.rs"),
+        include_str!("ntlm.rs"),
+        include_str!("postgres.rs"),
+        include_str!("rdp.rs"),
+        include_str!("redis.rs"),
+        include_str!("small.rs"),
+        include_str!("smb.rs"),
+        include_str!("smtp.rs"),
+        include_str!("snmp.rs"),
+        include_str!("ssh.rs"),
+        include_str!("telnet.rs"),
+        include_str!("vnc.rs"),
+        include_str!("../tls/certificate.rs"),
+    ];
+    let documented = include_str!("../../../../docs/services.md");
+    let mut seen = 0;
+    for source in SOURCES {
+        let product = source.split("#[cfg(test)]").next().unwrap();
+        for quoted in product.split('"').skip(1).step_by(2) {
+            let Some((group, name)) = quoted.split_once('.') else { continue };
+            let word = |text: &str| !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_lowercase() || b"_.0123456789".contains(&byte));
+            let groups = ["dns", "ftp", "rtsp", "sip", "ssdp", "http", "ldap", "imap", "pop3", "mongodb", "mqtt", "mysql", "ntlm", "postgresql"];
+            let more = ["rdp", "redis", "modbus", "amqp", "ntp", "stun", "coap", "rpc", "netbios", "rmcp", "smb", "smtp", "snmp", "ssh", "telnet"];
+            if word(name) && (groups.contains(&group) || more.contains(&group) || ["rfb", "tls"].contains(&group)) {
+                seen += 1;
+                assert!(documented.contains(&format!("`{quoted}`")), "{quoted} is not documented");
+            }
+        }
+    }
+    assert!(seen > 90, "{seen}");
+    for protocol in Protocol::ALL {
+        assert!(documented.contains(&format!("`{}`", protocol.name())), "{protocol:?}");
     }
 }
 
