@@ -54,7 +54,7 @@ impl Bench {
         self.started += 1;
         let identity = RawIdentity { source: self.source, base_port: ports.base(self.started), ports, key: *b"sixteen random b" };
         let (engine, gate) = (Box::new(ScanEngine::new(&plan, identity)?), Arc::new(|_: IpAddr| true));
-        let spec = TaskSpec { name: targets.to_owned(), engine, weight, rate: Limits::UNLIMITED, gate };
+        let spec = TaskSpec { name: targets.to_owned(), engine, weight, rate: Limits::UNLIMITED, targets: None, gate };
         Ok(self.handle.add(spec)?.id)
     }
 
