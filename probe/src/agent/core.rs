@@ -10,9 +10,11 @@ use picket_wire::envelope::{self, Audience, Contents, Refusal};
 use picket_wire::event::{
     Activity, Birth, Event, Heartbeat, InterfaceLimits, LeaseStatus, Live, Refusals, SelfTest, Traffic, encode_record,
 };
+use picket_wire::host::{HostBatch, HostSeen};
 use picket_wire::ids::{JobId, LeaseId, ProbeId, Role, SessionId, StreamId};
 use picket_wire::job::{JobSpec, Lease, MAX_ATTEMPTS};
-use picket_wire::result::{LeaseEnd, Record, ResultBatch};
+use picket_wire::result::{EXTRAS_MAX, LateAnswer, LateBatch, LeaseEnd, Record, ResultBatch};
+use picket_wire::service::ServiceBatch;
 use picket_wire::space::TargetSpace;
 use picket_wire::units::UnixMillis;
 
@@ -665,6 +667,53 @@ impl<J: Journal> Agent<J> {
             Some(_) => saved.position = batch.to,
             None => self.spool_is_full(now, id),
         }
+    }
+
+    /// What serves on ports of a chunk that is not reported yet. `false` when there is no room: then the chunk must not be
+    /// reported either.
+    pub fn on_services(&mut self, now: Instant, services: ServiceBatch) -> bool {
+        let id = services.lease;
+        if self.saved.lease(id).is_none_or(|saved| saved.ended.is_some()) {
+            return false;
+        }
+        let appended = self.journal.append(&encode_record(&Record::Services(services))).is_some();
+        if !appended {
+            self.spool_is_full(now, id);
+        }
+        appended
+    }
+
+    /// Positions that were reported as silent have answered. Where there is no room they stay silent, which they were when they
+    /// were asked.
+    pub fn on_late(&mut self, id: LeaseId, mut answers: Vec<LateAnswer>) {
+        let Some(saved) = self.saved.lease(id).filter(|saved| saved.ended.is_none()) else { return };
+        // Behind a chunk that found no room everything is measured again.
+        answers.retain(|answer| (saved.lease.from..saved.position).contains(&answer.position));
+        for answers in answers.chunks(EXTRAS_MAX) {
+            let late = LateBatch { lease: id, answers: answers.to_vec() };
+            if self.journal.append(&encode_record(&Record::Late(late))).is_none() {
+                return log::debug!("late answers of lease {id} are not kept: the spool has no room");
+            }
+        }
+    }
+
+    /// Hosts were seen on the link.
+    pub fn on_hosts(&mut self, now: Instant, id: LeaseId, at: UnixMillis, hosts: &[HostSeen]) {
+        if self.saved.lease(id).is_none_or(|saved| saved.ended.is_some()) {
+            return;
+        }
+        for hosts in hosts.chunks(EXTRAS_MAX) {
+            let hosts = HostBatch { lease: id, at, hosts: hosts.to_vec() };
+            if self.journal.append(&encode_record(&Record::Hosts(hosts))).is_none() {
+                return self.spool_is_full(now, id);
+            }
+        }
+    }
+
+    /// Whether somebody goes on behind what a lease has reported, once it is cut: not after a cancel or a deadline.
+    pub fn goes_on(&self, id: LeaseId) -> bool {
+        let run = self.held.get(&id).map(|held| held.run);
+        !matches!(run, Some(Run::Cutting(Some(Ending::Cancelled | Ending::Deadline))))
     }
 
     /// How a task stands.

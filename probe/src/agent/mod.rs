@@ -8,15 +8,19 @@
 //!
 //! **Invariant:** appending a batch to the spool is the checkpoint: after any crash a lease goes on exactly behind the last
 //! batch that the spool or the saved state knows, so that no position is reported twice and none is left out.
+//! **Invariant:** where a job wants services, a batch is appended only behind the services of its open ports ([`held`]), so that
+//! it is the checkpoint of both.
 //! **Invariant:** a command that changes what runs is obeyed only after its serial is on disk.
 //! **Invariant:** a lease with a life pauses, with a checkpoint, when the controller has not answered a heartbeat that was
 //! sent within that life; before that moment nobody else can have been given the work.
 //! **Invariant:** of one job at most one lease runs at a time, so that the job's rate holds.
 
 pub mod core;
+pub mod held;
 pub mod journal;
 pub mod run;
 pub mod state;
+pub mod surveys;
 pub mod tasks;
 #[cfg(test)]
 mod tests;

@@ -3,6 +3,7 @@
 //! One loop on one thread waits for whatever comes next (a message, a chunk of results, a timer, a signal), tells the agent,
 //! carries out its actions, syncs the spool when that is due, and publishes what the disk has confirmed.
 
+use std::collections::BTreeMap;
 use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
@@ -10,13 +11,17 @@ use std::time::Duration;
 use ed25519_dalek::VerifyingKey;
 use picket_wire::codec;
 use picket_wire::event::{Check, Event, InterfaceLimits, Live, SelfTest, Traffic};
-use picket_wire::ids::{SessionId, StreamId};
+use picket_wire::ids::{LeaseId, SessionId, StreamId};
+use picket_wire::result::{EXTRAS_MAX, LateAnswer};
+use picket_wire::service::ServiceBatch;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::mpsc;
 
 use super::core::{Action, Agent, Identity as AgentIdentity, Vitals};
+use super::held::Ready;
 use super::journal::{DiskJournal, spool_time};
 use super::state;
+use super::surveys::{self, Next, ServiceEvent, Surveys};
 use super::tasks::{self, ConnectEvent, TaskEvent, Tasks};
 use crate::config::Config;
 use crate::errors::chain;
@@ -40,6 +45,9 @@ const CLOSE_TIMEOUT: Duration = Duration::from_secs(3);
 
 /// How often it is looked whether the interface got or lost an address: DHCP may be slower than this program's start.
 const ABILITIES_EVERY: Duration = Duration::from_secs(10);
+
+/// How long a late answer waits for others, so that they share a record.
+const LATE_WAIT: Duration = Duration::from_millis(500);
 
 /// Why the agent cannot run.
 #[derive(Debug, thiserror::Error)]
@@ -106,6 +114,7 @@ pub async fn run(config: &Config, identity: Identity) -> Result<(), RunError> {
                 let event = shell.tasks.on_connect(shell.station.as_ref(), event);
                 shell.on_task(event);
             }
+            Some(event) = shell.service_events.recv() => shell.on_service(event),
             () = tokio::time::sleep(sleep) => {}
             _ = terminate.recv() => { shell.agent.shut_down(); closing_until.get_or_insert(now + CLOSE_TIMEOUT); }
             _ = interrupt.recv() => { shell.agent.shut_down(); closing_until.get_or_insert(now + CLOSE_TIMEOUT); }
@@ -132,6 +141,10 @@ struct Shell<'a> {
     drive_sender: mpsc::UnboundedSender<DriveEvent<scan::report::Event>>,
     drive_events: mpsc::UnboundedReceiver<DriveEvent<scan::report::Event>>,
     connect_events: mpsc::UnboundedReceiver<ConnectEvent>,
+    surveys: Surveys,
+    service_events: mpsc::UnboundedReceiver<ServiceEvent>,
+    /// Late answers that wait for others until this moment.
+    late: BTreeMap<LeaseId, (Instant, Vec<LateAnswer>)>,
     session: Option<Session>,
     /// The session id of the next connection: its last will must carry it before the connection is there.
     next_session: Arc<Mutex<SessionId>>,
@@ -163,6 +176,7 @@ impl<'a> Shell<'a> {
 
         let (drive_sender, drive_events) = mpsc::unbounded_channel();
         let (connect_sender, connect_events) = mpsc::unbounded_channel();
+        let (service_sender, service_events) = mpsc::unbounded_channel();
         let mut shell_station = None;
         let (self_test, interface) = open_station(config, &drive_sender, &mut shell_station);
         let station_retry = if shell_station.is_some() { Instant::FAR_FUTURE } else { now + STATION_RETRY };
@@ -190,6 +204,9 @@ impl<'a> Shell<'a> {
             drive_sender,
             drive_events,
             connect_events,
+            surveys: Surveys::new(config.policy.clone(), config.services.clone(), service_sender),
+            service_events,
+            late: BTreeMap::new(),
             session: None,
             next_session: Arc::new(Mutex::new(SessionId(0))),
             started: now,
@@ -260,23 +277,95 @@ impl<'a> Shell<'a> {
             Some(TaskEvent::Chunk(lease, report)) => {
                 self.policy_refused += report.refused.count();
                 let batch = tasks::batch(lease, report, self.agent.trusted_now(now));
-                self.agent.on_batch(now, &batch);
+                self.tell_late(lease);
+                if self.surveys.has(lease) {
+                    self.surveys.on_chunk(batch);
+                    self.survey(lease);
+                } else {
+                    self.agent.on_batch(now, &batch);
+                }
             }
-            Some(TaskEvent::Hosts(lease, hosts)) => log::debug!("measurement of lease {lease} saw {} hosts on the link", hosts.len()),
+            Some(TaskEvent::Hosts(lease, hosts)) => {
+                let at = tasks::unix_now(self.agent.trusted_now(now));
+                self.agent.on_hosts(now, lease, at, &hosts);
+            }
             Some(TaskEvent::Proxy(lease, proxy)) => log::warn!("measurement of lease {lease}: {proxy}"),
-            Some(TaskEvent::Late(lease, late)) => log::debug!("lease {lease}: position {} answered late", late.position),
+            Some(TaskEvent::Late(lease, late)) if self.surveys.has(lease) => {
+                self.surveys.on_late(lease, late.into_answer());
+                self.survey(lease);
+            }
+            Some(TaskEvent::Late(lease, late)) => {
+                let waiting = self.late.entry(lease).or_insert_with(|| (now + LATE_WAIT, Vec::new()));
+                waiting.1.push(late.into_answer());
+                if waiting.1.len() >= EXTRAS_MAX {
+                    self.tell_late(lease);
+                }
+            }
             Some(TaskEvent::Ended(lease, failure)) => {
-                log::info!("measurement of lease {lease} ended");
-                self.agent.on_task_ended(now, lease, failure);
-                self.agent.heartbeat_soon(now);
-                // The end of a lease comes seldom, and often somebody waits for it.
-                self.sync_now = true;
+                self.tell_late(lease);
+                if self.surveys.has(lease) {
+                    self.surveys.on_ended(lease, failure);
+                    self.survey(lease);
+                } else {
+                    self.ended(lease, failure);
+                }
             }
             Some(TaskEvent::Link(up)) => {
                 log::warn!("the measuring interface is {}", if up { "up: measurements go on" } else { "down: measurements wait" })
             }
             None => {}
         }
+    }
+
+    fn ended(&mut self, lease: LeaseId, failure: Option<String>) {
+        let now = clock::now();
+        log::info!("measurement of lease {lease} ended");
+        self.agent.on_task_ended(now, lease, failure);
+        self.agent.heartbeat_soon(now);
+        // The end of a lease comes seldom, and often somebody waits for it.
+        self.sync_now = true;
+    }
+
+    /// Late answers come one by one, and go to the spool together.
+    fn tell_late(&mut self, lease: LeaseId) {
+        if let Some((_, answers)) = self.late.remove(&lease) {
+            self.agent.on_late(lease, answers);
+        }
+    }
+
+    /// It is known what serves on a port.
+    fn on_service(&mut self, event: ServiceEvent) {
+        if let Some(lease) = self.surveys.on_found(event) {
+            self.survey(lease);
+        }
+    }
+
+    /// Does what a lease whose ports are asked is ready for.
+    fn survey(&mut self, lease: LeaseId) {
+        let now = clock::now();
+        while let Some(next) = self.surveys.next(lease) {
+            match next {
+                Next::Ready(Ready::Services(found)) => {
+                    let at = tasks::unix_now(self.agent.trusted_now(now));
+                    if !self.agent.on_services(now, ServiceBatch { lease, at, found }) {
+                        self.surveys.forget_held(lease);
+                    }
+                }
+                Next::Ready(Ready::Batch(batch)) => self.agent.on_batch(now, &batch),
+                Next::Ready(Ready::Late(answers)) => self.agent.on_late(lease, answers),
+                Next::Park => {
+                    log::debug!("lease {lease}: the scan waits for answers about services");
+                    self.tasks.cut(self.station.as_ref(), lease);
+                }
+                Next::Resume { spec, space, from, to } => {
+                    if let Err(reason) = self.tasks.start(self.station.as_ref(), lease, &spec, space, from, to) {
+                        self.surveys.on_ended(lease, Some(reason));
+                    }
+                }
+                Next::Ended(failure) => self.ended(lease, failure),
+            }
+        }
+        self.tasks.set_asking(self.station.as_ref(), self.surveys.is_asking());
     }
 
     /// Carries out what the agent wants, syncs and publishes.
@@ -300,15 +389,27 @@ impl<'a> Shell<'a> {
             }
             Action::Start { lease, spec, space, from, to } => {
                 log::info!("lease {lease}: measuring positions {from} to {to}");
-                match self.tasks.start(self.station.as_ref(), lease, &spec, space, from, to) {
-                    Ok(()) => self.agent.heartbeat_soon(now),
+                match self.tasks.start(self.station.as_ref(), lease, &spec, Arc::clone(&space), from, to) {
+                    Ok(()) => {
+                        if surveys::wanted(&spec).is_some() {
+                            let ground = self.tasks.ground(self.station.as_ref(), &spec, self.agent.trusted_now(now));
+                            self.surveys.begin(lease, &spec, &space, from, to, ground);
+                        }
+                        self.agent.heartbeat_soon(now);
+                    }
                     Err(reason) => {
                         log::error!("lease {lease} cannot be measured: {reason}");
                         self.agent.on_task_ended(now, lease, Some(reason));
                     }
                 }
             }
-            Action::Cut(lease) => self.tasks.cut(self.station.as_ref(), lease),
+            Action::Cut(lease) => {
+                self.tasks.cut(self.station.as_ref(), lease);
+                if self.surveys.has(lease) {
+                    self.surveys.cut(lease, self.agent.goes_on(lease));
+                    self.survey(lease);
+                }
+            }
             Action::Publish { stored } => {
                 self.delivery.acked(spool_time(now), stored);
                 self.delivery.begin(spool_time(now));
@@ -382,6 +483,7 @@ impl<'a> Shell<'a> {
             .into_iter()
             .flatten()
             .chain([self.station_retry, self.abilities_due, self.publish_retry])
+            .chain(self.late.values().map(|(due, _)| *due))
             .min()
             .unwrap_or(Instant::FAR_FUTURE)
     }
@@ -394,6 +496,10 @@ impl<'a> Shell<'a> {
         if now >= self.abilities_due {
             self.abilities_due = now + ABILITIES_EVERY;
             self.look_at_abilities();
+        }
+        let due: Vec<LeaseId> = self.late.iter().filter(|(_, (due, _))| now >= *due).map(|(lease, _)| *lease).collect();
+        for lease in due {
+            self.tell_late(lease);
         }
         for (lease, progress) in self.tasks.progress() {
             self.agent.on_progress(lease, progress);

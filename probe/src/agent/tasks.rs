@@ -16,6 +16,7 @@ use picket_wire::units::{BitsPerSecond, PacketsPerSecond, UnixMillis};
 use tokio::sync::{mpsc, oneshot};
 
 use super::core::TaskProgress;
+use super::surveys::{self, Ground};
 use crate::errors::chain;
 use crate::net::clock;
 use crate::net::drive::{DriveEvent, Gate, TaskId, TaskSpec, Weight};
@@ -30,6 +31,8 @@ use crate::station::Station;
 
 /// Most positions in one chunk, so that a batch in which every port is open still fits one message.
 const CHUNK_POSITIONS: u32 = 32_768;
+/// Most positions in a chunk whose open ports are asked what serves there: they wait for each other.
+const CHUNK_POSITIONS_ASKED: u32 = 2_048;
 
 /// What running measurements tell.
 #[derive(Debug)]
@@ -66,6 +69,8 @@ pub struct Tasks {
     engines: u64,
     connects: SharedPacer,
     connect_events: mpsc::UnboundedSender<ConnectEvent>,
+    /// Ports are being asked what serves there.
+    asking: bool,
     /// Jobs whose rate was clipped.
     pub clipped: u64,
 }
@@ -74,7 +79,7 @@ impl Tasks {
     /// No task yet. `limits` are the interface's, which connects keep as well.
     pub fn new(site: AddressPolicy, limits: Limits, connect_events: mpsc::UnboundedSender<ConnectEvent>) -> Self {
         let connects = Arc::new(Mutex::new(Pacer::new(limits)));
-        Self { site, limits, running: BTreeMap::new(), engines: 0, connects, connect_events, clipped: 0 }
+        Self { site, limits, running: BTreeMap::new(), engines: 0, connects, connect_events, asking: false, clipped: 0 }
     }
 
     /// Starts to measure positions `from..to`. What cannot be started is said in words.
@@ -89,12 +94,12 @@ impl Tasks {
     ) -> Result<(), String> {
         let options = spec.kind.scan();
         let mut plan = ScanPlan::of_job(space, from, to, &spec.kind).map_err(|error| error.to_string())?;
-        plan.chunks.positions = CHUNK_POSITIONS;
+        let asked = surveys::wanted(spec).is_some();
+        plan.chunks.positions = if asked { CHUNK_POSITIONS_ASKED } else { CHUNK_POSITIONS };
         let permit = Permit::all_of([&self.site, &spec.policy]);
         let gate: Arc<dyn Gate> = Arc::new(move |dst| permit.permits(dst));
-        let limits = spec.kind.survey().map(|survey| survey.limits).unwrap_or_default();
-        let rate = Limits { packets: spec.rate, bits: limits.bits, burst: DEFAULT_BURST };
-        let targets = TargetLimits::from(limits);
+        let targets = TargetLimits::from(spec.kind.survey().map(|survey| survey.limits).unwrap_or_default());
+        let rate = job_rate(spec);
         if rate.exceeds(self.limits) {
             self.clipped += 1;
             log::info!("job {}: its rate is clipped to the interface's", spec.id);
@@ -178,10 +183,28 @@ impl Tasks {
         Ok(Handle::Connect(Some(stop), progress))
     }
 
+    /// What the questions about services of a job stand on.
+    pub fn ground(&self, station: Option<&Station>, spec: &JobSpec, wall: Option<UnixMillis>) -> Ground {
+        Ground {
+            interface: Arc::clone(&self.connects),
+            rate: job_rate(spec).clipped_to(self.limits),
+            source: station.map_or(Source { v4: None, v6: None }, Station::source),
+            wall,
+        }
+    }
+
+    /// Ports are being asked what serves there, or are no more: the interface is shared accordingly.
+    pub fn set_asking(&mut self, station: Option<&Station>, asking: bool) {
+        if self.asking != asking {
+            self.asking = asking;
+            self.share(station);
+        }
+    }
+
     /// Divides the interface's limits between the packet loop and the connects, where both run.
     fn share(&self, station: Option<&Station>) {
         let raw = self.running.values().any(|handle| matches!(handle, Handle::Raw(..)));
-        let connect = self.running.values().any(|handle| matches!(handle, Handle::Connect(..)));
+        let connect = self.asking || self.running.values().any(|handle| matches!(handle, Handle::Connect(..)));
         let granted = if raw && connect { half(self.limits) } else { self.limits };
         self.connects.lock().unwrap_or_else(PoisonError::into_inner).set_limits(clock::now(), granted);
         if let Some(station) = station {
@@ -260,10 +283,23 @@ impl Tasks {
     }
 }
 
+/// What a job may send by each of its ways: where open ports are asked while the scan goes on, each has half.
+fn job_rate(spec: &JobSpec) -> Limits {
+    let bits = spec.kind.survey().and_then(|survey| survey.limits.bits);
+    let rate = Limits { packets: spec.rate, bits, burst: DEFAULT_BURST };
+    if surveys::wanted(spec).is_some() { half(rate) } else { rate }
+}
+
 fn half(limits: Limits) -> Limits {
     let packets = limits.packets.map(|rate| PacketsPerSecond::new(rate.get() / 2).unwrap_or(rate));
     let bits = limits.bits.map(|rate| BitsPerSecond::new(rate.get() / 2).unwrap_or(rate));
     Limits { packets, bits, ..limits }
+}
+
+/// The clock that the controller told, or the box's own before that.
+pub fn unix_now(trusted_now: Option<UnixMillis>) -> UnixMillis {
+    let wall = || clock::wall().duration_since(UNIX_EPOCH).unwrap_or(Duration::ZERO);
+    trusted_now.unwrap_or_else(|| UnixMillis(u64::try_from(wall().as_millis()).unwrap_or(u64::MAX)))
 }
 
 /// The report as a batch, its start on the clock that the controller told, or on the box's own before that.
@@ -271,8 +307,7 @@ fn half(limits: Limits) -> Limits {
 /// The start is counted back from now by how long the chunk took, not from the report's own moments: the engines' clock stands
 /// still while the interface is down, and stays behind ever after.
 pub fn batch(lease: LeaseId, report: ChunkReport, trusted_now: Option<UnixMillis>) -> ResultBatch {
-    let wall = || clock::wall().duration_since(UNIX_EPOCH).unwrap_or(Duration::ZERO);
-    let unix_now = trusted_now.unwrap_or_else(|| UnixMillis(u64::try_from(wall().as_millis()).unwrap_or(u64::MAX)));
+    let unix_now = unix_now(trusted_now);
     let ago = u64::try_from(report.took().as_millis()).unwrap_or(u64::MAX);
     let started = UnixMillis(unix_now.0.saturating_sub(ago));
     report.into_batch(lease, started)
