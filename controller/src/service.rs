@@ -16,6 +16,7 @@ use picket_wire::addr::IpNet;
 use picket_wire::enrol::{EnrolRequest, EnrolResponse, Token};
 use picket_wire::ids::{JobId, ProbeId, Role, SiteName};
 use picket_wire::policy::AddressPolicy;
+use picket_wire::port::{SERVICES_FILE, Services};
 use picket_wire::topic::Prefix;
 use picket_wire::units::{PortSet, UnixMillis};
 use tokio::sync::{Mutex, MutexGuard, mpsc, watch};
@@ -360,6 +361,8 @@ impl Service {
         let more = submit::resolve("exclude", &excluded.names).await?;
         let exclude = submit::set(&excluded, &more);
         names.extend(more);
+        // A system without such a file knows no names of ports.
+        let services = Services::parse(&tokio::fs::read_to_string(SERVICES_FILE).await.unwrap_or_default());
         let (seed, random) = (secret::number()?, secret::number()? as u32);
         let dry_run = request.dry_run;
         let mut core = self.core().await;
@@ -370,6 +373,7 @@ impl Service {
             exclude: &exclude,
             names: &names,
             policy: &self.inner.config.policy,
+            services: &services,
             workers: &workers,
             actor,
             now,

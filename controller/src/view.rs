@@ -8,7 +8,7 @@ use std::net::IpAddr;
 use picket_wire::event::{LeasePace, PacingReport, Shaper, Slowdown};
 use picket_wire::host::SeenBy;
 use picket_wire::ids::{JobId, Label, ProbeId, Role, SiteName};
-use picket_wire::job::{Mode, Priority, Selection, Technique, Transport};
+use picket_wire::job::{Mode, Priority, Selection, ServiceOptions, Technique, Transport};
 use picket_wire::result::Coverage;
 use serde::{Deserialize, Serialize};
 
@@ -16,12 +16,13 @@ use serde::{Deserialize, Serialize};
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct JobRequest {
-    /// Targets as people type them: addresses, networks, ranges, and names (all addresses of a name are taken).
+    /// Targets as people type them: addresses, networks, octet patterns, ranges, and names (all addresses of a name are taken).
     pub targets: Vec<String>,
     /// Targets to leave out, in the same forms.
     #[serde(default)]
     pub exclude: Vec<String>,
-    /// Ports such as `22,80,8000-8100`; required for techniques that work on ports, refused for others.
+    /// Ports such as `22,80,8000-8100,http*`; required for techniques that work on ports, refused for others. A job works on ports
+    /// of one transport protocol, that of its technique.
     #[serde(default)]
     pub ports: Option<String>,
     /// What is sent.
@@ -35,6 +36,23 @@ pub struct JobRequest {
     /// Packets per second for each probe, such as `5kpps`.
     #[serde(default)]
     pub rate: Option<String>,
+    /// Bits per second of layer-2 frames for each probe, such as `20Mbit`.
+    #[serde(default)]
+    pub bit_rate: Option<String>,
+    /// Packets per second of each probe towards any one address, such as `20pps`.
+    #[serde(default)]
+    pub per_address: Option<String>,
+    /// Packets per second of each probe towards any one network, with its size: `100pps/24`, or with that of IPv6 networks
+    /// `100pps/24,48`.
+    #[serde(default)]
+    pub per_network: Option<String>,
+    /// For `discover`: how hosts are asked, such as `echo`, `timestamp`, `syn:443`, `ack:80`, `udp:53`, `sctp:36412`; a choice of
+    /// the program's where empty.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub host_probes: Vec<String>,
+    /// Ask open ports what serves there.
+    #[serde(default)]
+    pub services: Option<ServiceOptions>,
     /// `interactive` or `bulk`; chosen by size where absent.
     #[serde(default)]
     pub priority: Option<Priority>,
@@ -65,7 +83,10 @@ pub struct Plan {
     pub refused_by_policy: u64,
     /// An example of a refusal: the address and the verdict with its rule.
     pub refusal_example: Option<String>,
-    /// Most packets that may be sent, over all probes.
+    /// What the fleet's policy says of the addresses, each rule with how many it decides.
+    #[serde(default)]
+    pub verdicts: Vec<RuleVerdict>,
+    /// Most packets that may be sent, over all probes. What open ports are asked about services comes on top.
     pub packets_at_most: u64,
     /// About how long the sending takes, in seconds, with the probes that are there now.
     pub seconds_about: Option<u64>,
@@ -75,6 +96,17 @@ pub struct Plan {
     pub unfit: Vec<Unfit>,
     /// Names that were resolved, with the addresses taken.
     pub names: Vec<ResolvedName>,
+}
+
+/// What one rule decides.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RuleVerdict {
+    /// The verdict with its rule.
+    pub verdict: String,
+    /// Whether it permits.
+    pub allowed: bool,
+    /// How many of the addresses it decides.
+    pub addresses: u64,
 }
 
 /// A probe that cannot take part.

@@ -89,7 +89,7 @@ fn a_split_scan_and_a_discovery_of_a_slash_20() {
 
     let expected = Expected::discovery(&[truth(&fleet, "net")], &scope);
     let watches = watch(&fleet, &probes, &["net"]);
-    let found = measure(&fleet, &[&["discover"], &targets[..]].concat());
+    let found = measure(&fleet, &[&["discover", "--host-probes", "echo"], &targets[..]].concat());
     let captures = stop(watches);
     expected.check_rows(&found.results).unwrap();
     expected.check_coverage(&found.job.coverage, 1).unwrap();

@@ -5,6 +5,8 @@
 //!
 //! **Invariant:** a spec never changes after it was signed; everything that changes (who, how far) is in leases.
 
+use core::fmt;
+use core::str::FromStr;
 use core::time::Duration;
 
 use serde::{Deserialize, Serialize};
@@ -97,6 +99,77 @@ impl HostProbe {
     /// What is asked where nothing was chosen: echo finds most hosts; a web server behind a filter that drops ICMP answers SYN;
     /// a filter without state lets ACK through; timestamp passes filters that drop only echo.
     pub const DEFAULT: &'static [HostProbe] = &[HostProbe::Echo, HostProbe::Syn(443), HostProbe::Ack(80), HostProbe::Timestamp];
+}
+
+/// Why a text is no host probe or no limit.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum OptionError {
+    /// Not a host probe.
+    #[error("`{0}` is not a way to ask a host: use echo, timestamp, syn:PORT, ack:PORT, udp:PORT or sctp:PORT, such as syn:443")]
+    HostProbe(String),
+    /// Not a limit for networks.
+    #[error(
+        "`{0}` is not a limit for networks: write a packet rate and the size of the networks, such as 100pps/24, or with that of IPv6 \
+         networks 100pps/24,48"
+    )]
+    NetworkLimit(String),
+}
+
+impl FromStr for HostProbe {
+    type Err = OptionError;
+    fn from_str(text: &str) -> Result<Self, OptionError> {
+        let (kind, port) = text.split_once(':').map_or((text, None), |(kind, port)| (kind, Some(port)));
+        let number = |port: &str| port.parse::<u16>().ok().filter(|_| port.bytes().all(|b| b.is_ascii_digit()));
+        match (kind, port.map(number)) {
+            ("echo", None) => Ok(HostProbe::Echo),
+            ("timestamp", None) => Ok(HostProbe::Timestamp),
+            ("syn", Some(Some(port))) => Ok(HostProbe::Syn(port)),
+            ("ack", Some(Some(port))) => Ok(HostProbe::Ack(port)),
+            ("udp", Some(Some(port))) => Ok(HostProbe::Udp(port)),
+            ("sctp", Some(Some(port))) => Ok(HostProbe::Sctp(port)),
+            _ => Err(OptionError::HostProbe(text.to_owned())),
+        }
+    }
+}
+
+impl fmt::Display for HostProbe {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            HostProbe::Echo => f.write_str("echo"),
+            HostProbe::Timestamp => f.write_str("timestamp"),
+            HostProbe::Syn(port) => write!(f, "syn:{port}"),
+            HostProbe::Ack(port) => write!(f, "ack:{port}"),
+            HostProbe::Udp(port) => write!(f, "udp:{port}"),
+            HostProbe::Sctp(port) => write!(f, "sctp:{port}"),
+        }
+    }
+}
+
+/// The size of IPv6 networks where only that of IPv4 ones is named: a link's.
+const V6_PREFIX_DEFAULT: u8 = 64;
+
+impl FromStr for NetworkLimit {
+    type Err = OptionError;
+    fn from_str(text: &str) -> Result<Self, OptionError> {
+        let bad = || OptionError::NetworkLimit(text.to_owned());
+        let (rate, sizes) = text.split_once('/').ok_or_else(bad)?;
+        let prefix = |text: &str, max: u8| {
+            let digits = text.strip_prefix('/').unwrap_or(text);
+            digits.parse::<u8>().ok().filter(|bits| (1..=max).contains(bits) && digits.bytes().all(|b| b.is_ascii_digit()))
+        };
+        let (v4, v6) = sizes.split_once(',').map_or((sizes, None), |(v4, v6)| (v4, Some(v6)));
+        Ok(Self {
+            rate: rate.parse().map_err(|_| bad())?,
+            v4_prefix: prefix(v4, 32).ok_or_else(bad)?,
+            v6_prefix: v6.map_or(Some(V6_PREFIX_DEFAULT), |v6| prefix(v6, 128)).ok_or_else(bad)?,
+        })
+    }
+}
+
+impl fmt::Display for NetworkLimit {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}/{},{}", self.rate, self.v4_prefix, self.v6_prefix)
+    }
 }
 
 /// Limits of a job beyond its packet rate. `None`: no limit but the interface's.
@@ -304,4 +377,25 @@ pub struct Lease {
     pub attempt: u16,
     /// How long it holds without a word from the controller; `None` where nobody else could do the work.
     pub ttl: Option<Duration>,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn host_probes_and_network_limits_are_read_as_shown() {
+        for text in ["echo", "timestamp", "syn:443", "ack:80", "udp:53", "sctp:36412"] {
+            assert_eq!(text.parse::<HostProbe>().unwrap().to_string(), text);
+        }
+        for wrong in ["", "ping", "echo:7", "syn", "syn:", "syn:65536", "syn:+1", "Syn:1"] {
+            assert!(wrong.parse::<HostProbe>().is_err(), "{wrong}");
+        }
+        for (text, shown) in [("100pps/24", "100pps/24,64"), ("5kpps/16,48", "5kpps/16,48"), ("1pps/32,/128", "1pps/32,128")] {
+            assert_eq!(text.parse::<NetworkLimit>().unwrap().to_string(), shown);
+        }
+        for wrong in ["", "100pps", "100/24", "100pps/0", "100pps/33", "100pps/24,0", "100pps/24,129", "100pps/+24", "1Mbit/24"] {
+            assert!(wrong.parse::<NetworkLimit>().is_err(), "{wrong}");
+        }
+    }
 }

@@ -58,7 +58,7 @@ fn net(text: &str) -> IpNet {
 }
 
 /// Ranges that an allow rule must name from inside: a broad rule such as `0.0.0.0/0` does not reach them.
-fn special() -> [(&'static str, IpNet); 9] {
+pub fn special() -> [(&'static str, IpNet); 9] {
     [
         ("unspecified", net("0.0.0.0/8")),
         ("loopback", net("127.0.0.0/8")),

@@ -18,12 +18,16 @@ use picket_wire::event::{
     Activity, Birth, Check, Event, Heartbeat, InterfaceLimits, LeasePace, LeaseStatus, Live, Pace, PacingReport, Rates, Refusals, SelfTest,
     Shaper, ShaperCounters, Slowdown, Traffic, encode_record,
 };
+use picket_wire::host::{HardwareAddress, HostBatch, HostSeen, SeenBy};
 use picket_wire::ids::{JobId, LeaseId, Role, SessionId, StreamId};
-use picket_wire::job::{JobKind, JobSpec, Lease, Mode, Priority, ScanOptions, Technique};
+use picket_wire::job::{
+    HostProbe, JobKind, JobSpec, Lease, Mode, NetworkLimit, Priority, RateLimits, ScanOptions, ServiceOptions, Survey, Technique,
+};
 use picket_wire::policy::AddressPolicy;
-use picket_wire::result::{Answer, BatchHead, LeaseEnd, NotReached, Record, ResultBatch, Runs, State};
+use picket_wire::result::{Answer, BatchHead, LateAnswer, LateBatch, LeaseEnd, NotReached, Record, ResultBatch, Runs, State, UpReason};
+use picket_wire::service::{Service, ServiceBatch, ServiceFound, ServiceOutcome};
 use picket_wire::space::TargetSpec;
-use picket_wire::units::{BitsPerSecond, PacketsPerSecond, UnixMillis};
+use picket_wire::units::{BitsPerSecond, PacketsPerSecond, RttCode, UnixMillis};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
@@ -198,6 +202,106 @@ fn records() {
     }
 }
 
+fn survey() -> JobSpec {
+    let limits = RateLimits {
+        bits: BitsPerSecond::new(20_000_000),
+        per_address: PacketsPerSecond::new(20),
+        per_network: Some(NetworkLimit { rate: PacketsPerSecond::new(200).unwrap(), v4_prefix: 24, v6_prefix: 64 }),
+    };
+    let host_probes =
+        vec![HostProbe::Echo, HostProbe::Timestamp, HostProbe::Syn(443), HostProbe::Ack(80), HostProbe::Udp(53), HostProbe::Sctp(36_412)];
+    let scan = ScanOptions { technique: Technique::Discover, attempts: 6 };
+    let services = Some(ServiceOptions { ask_fragile: true });
+    JobSpec { kind: JobKind::Survey(Box::new(Survey { scan, host_probes, limits, services })), ..spec() }
+}
+
+#[test]
+fn surveys() {
+    frozen("command-job-survey", &Command::Job(survey()));
+    let techniques = [
+        Technique::Echo,
+        Technique::Syn,
+        Technique::Connect,
+        Technique::Timestamp,
+        Technique::Ack,
+        Technique::Udp,
+        Technique::Sctp,
+        Technique::Neighbour,
+        Technique::Discover,
+    ];
+    frozen("techniques", &techniques.to_vec());
+}
+
+#[test]
+fn states() {
+    let reasons = [
+        UpReason::Arp,
+        UpReason::Neighbour,
+        UpReason::Timestamp,
+        UpReason::SynAck,
+        UpReason::Reset,
+        UpReason::Udp,
+        UpReason::PortUnreachable,
+        UpReason::Sctp,
+    ];
+    let filtered = |from: &str| State::FilteredBy { icmp_type: 3, icmp_code: 13, from: from.parse().unwrap() };
+    let mut states = vec![State::Up, State::Open, State::Closed, State::Filtered { icmp_type: 1, icmp_code: 4 }, State::Unfiltered];
+    states.extend(reasons.map(State::UpBy));
+    states.extend(["192.0.2.1", "2001:db8::1"].map(filtered));
+    frozen("states", &states);
+}
+
+#[test]
+fn findings_beside_batches() {
+    let at = UnixMillis(1_700_000_000_000);
+    let late = |position, state| LateAnswer { position, state, rtt: RttCode::encode(Duration::from_millis(2_300)), ttl: 57 };
+    let service = Service {
+        name: "http".into(),
+        tls: true,
+        product: Some("nginx".into()),
+        version: Some("1.22.1".into()),
+        extra: Some("Debian".into()),
+        os: Some("Linux".into()),
+        hostname: Some("www.example.com".into()),
+        device: Some("appliance".into()),
+        cpes: vec!["cpe:/a:nginx:nginx:1.22.1".into()],
+        facts: vec![("tls.version".into(), "1.3".into()), ("http.status".into(), "200".into())],
+        banner: b"HTTP/1.1 200 OK\r\n".to_vec(),
+    };
+    let outcomes = [
+        ServiceOutcome::Identified(Box::new(service)),
+        ServiceOutcome::Unidentified { banner: vec![0, 255] },
+        ServiceOutcome::Silent,
+        ServiceOutcome::Spared,
+        ServiceOutcome::Lost("refused".into()),
+        ServiceOutcome::Refused,
+    ];
+    let found = (4096..).zip(outcomes).map(|(position, outcome)| ServiceFound { position, outcome }).collect();
+    let ways = [
+        SeenBy::Arp,
+        SeenBy::ProxyArp,
+        SeenBy::Neighbour,
+        SeenBy::AllNodes,
+        SeenBy::RouterAdvertisement,
+        SeenBy::Multicast,
+        SeenBy::Guessed,
+    ];
+    let host = |(index, how): (u8, SeenBy)| HostSeen {
+        addr: if index % 2 == 0 { format!("198.18.0.{index}") } else { format!("fe80::{index}") }.parse().unwrap(),
+        mac: (index > 0).then_some(HardwareAddress([2, 0, 0, 0, 0, index])),
+        how,
+    };
+    let hosts = (0u8..).zip(ways).map(host).collect();
+    let records = [
+        ("record-late", Record::Late(LateBatch { lease: lease(), answers: vec![late(4100, State::Open), late(5000, State::Closed)] })),
+        ("record-services", Record::Services(ServiceBatch { lease: lease(), at, found })),
+        ("record-hosts", Record::Hosts(HostBatch { lease: lease(), at, hosts })),
+    ];
+    for (name, record) in records {
+        frozen(name, &record);
+    }
+}
+
 #[test]
 fn envelopes() {
     let key = SigningKey::from_bytes(&[42; 32]);
@@ -224,8 +328,10 @@ fn damaged_messages_are_refused_and_never_panic() {
                 let mut damaged = bytes.clone();
                 damaged[at] ^= flip;
                 let _ = (decode::<Command>(&damaged), decode::<Event>(&damaged), decode::<Live>(&damaged));
-                if let Ok(Record::Batch(batch)) = decode::<Record>(&damaged) {
-                    let _ = batch.check();
+                match decode::<Record>(&damaged) {
+                    Ok(Record::Batch(batch)) => drop(batch.check()),
+                    Ok(Record::Services(services)) => drop(services.check()),
+                    _ => {}
                 }
             }
             let _ = (

@@ -181,13 +181,15 @@ pub(super) async fn db(command: DbCommand, context: &mut Context<'_>) -> Result<
         context.json(&counts)?;
     } else {
         context.line(format!(
-            "{} records read, {} rejected; {} batches, {} answers, {} hosts, {} ports",
+            "{} records read, {} rejected; {} batches, {} answers, {} hosts, {} ports, {} services, {} hosts on links",
             format::count(counts.records),
             format::count(counts.rejected),
             format::count(counts.batches),
             format::count(counts.observations),
             format::count(counts.hosts),
-            format::count(counts.ports)
+            format::count(counts.ports),
+            format::count(counts.services),
+            format::count(counts.link_hosts)
         ))?;
     }
     Ok(Exit::Complete)

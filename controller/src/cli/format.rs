@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use picket_wire::result::Coverage;
 
-use crate::view::{JobState, Plan};
+use crate::view::{JobState, Plan, RuleVerdict};
 
 /// Text that came from elsewhere, without anything that a terminal would obey.
 pub(super) fn clean(text: &str) -> String {
@@ -104,6 +104,15 @@ pub(super) fn job_state(state: JobState) -> &'static str {
         JobState::Cancelled => "cancelled",
         JobState::Failed => "failed",
     }
+}
+
+/// What the fleet's policy says of a job's addresses, rule by rule.
+pub(super) fn verdicts(plan: &Plan) -> Vec<String> {
+    let line = |rule: &RuleVerdict| {
+        let noun = if rule.addresses == 1 { "address" } else { "addresses" };
+        format!("policy: {} {noun} {}", count(rule.addresses), clean(&rule.verdict))
+    };
+    plan.verdicts.iter().map(line).collect()
 }
 
 /// What a job would do, one line each.

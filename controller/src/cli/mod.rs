@@ -61,13 +61,15 @@ enum Command {
     /// Starts with nothing prepared: the data directory, the certificate authority, the database and the admin token are made
     /// on the first start.
     Serve(ServeArgs),
-    /// Scan TCP ports
+    /// Scan ports, and ask what serves there
     #[command(
-        after_help = "Examples:\n  picket scan 198.18.0.0/24 -p 22,80,443\n  picket scan 2001:db8::/120 -p 1-1024 --rate 5kpps --probe attic --probe cellar\n  picket scan printer.example -p- --mode each --output ndjson > printer.ndjson"
+        after_help = "Examples:\n  picket scan 198.18.0.0/24 -p 22,80,443\n  picket scan 2001:db8::/120 -p 1-1024 --rate 5kpps --probe attic --probe cellar\n  picket scan printer.example -p- --mode each --output ndjson > printer.ndjson\n  picket scan 198.18.0-3.1,7,9- -p T:22,http*,U:53,161 --services --rate 500pps,2Mbit\n  picket scan 198.18.0.0/16 --top-ports 100 --per-network 200pps/24 --dry-run"
     )]
     Scan(scan::ScanArgs),
-    /// Find hosts by ICMP echo
-    #[command(after_help = "Examples:\n  picket discover 198.18.0.0/24\n  picket discover 198.18.0.0/16 --exclude 198.18.7.0/24 --site hq")]
+    /// Find hosts
+    #[command(
+        after_help = "Examples:\n  picket discover 198.18.0.0/24\n  picket discover 198.18.0.0/16 --exclude 198.18.7.0/24 --site hq\n  picket discover 198.18.0.0/24 --host-probes echo,syn:22,udp:53"
+    )]
     Discover(scan::DiscoverArgs),
     /// List, show, watch and cancel jobs
     #[command(subcommand)]

@@ -135,7 +135,7 @@ pub(super) async fn run(args: ResultsArgs, context: &mut Context<'_>) -> Result<
         Some(job) => format!("picket results --job {job}"),
         None => "picket results".to_owned(),
     };
-    let shape = Shape { jobs: args.job.is_none(), again };
+    let shape = Shape { jobs: args.job.is_none(), heading: true, again };
     if args.output.json {
         return json(&client, query, &args.output, context).await.map(|()| Exit::Complete);
     }
@@ -147,6 +147,8 @@ pub(super) async fn run(args: ResultsArgs, context: &mut Context<'_>) -> Result<
 pub(super) struct Shape {
     /// Whether the job and the time are columns too.
     pub(super) jobs: bool,
+    /// Whether comma-separated values get their heading: the first of several lists has it.
+    pub(super) heading: bool,
     /// The command that shows all rows.
     pub(super) again: String,
 }
@@ -174,7 +176,8 @@ pub(super) async fn print(
             .map(drop)
         }
         Output::Csv => {
-            context.out.write_all(CSV_HEADING.as_bytes()).map_err(Failure::output)?;
+            let heading = if shape.heading { CSV_HEADING } else { "" };
+            context.out.write_all(heading.as_bytes()).map_err(Failure::output)?;
             let out = &mut *context.out;
             each(client, query, args, |row| out.write_all(csv_line(&row).as_bytes()).map_err(Failure::output)).await.map(drop)
         }
@@ -413,7 +416,7 @@ mod tests {
         let mut rows = rows;
         rows.sort_by_key(|row| (order(row.addr), row.port, row.site.clone(), row.probe.clone()));
         let mut context = Context { connect: super::super::ConnectArgs::default(), out: &mut out, err: &mut err, err_is_terminal: false };
-        table(rows, more, &Shape { jobs, again: "picket results --job X".into() }, &args, &mut context).unwrap();
+        table(rows, more, &Shape { jobs, heading: true, again: "picket results --job X".into() }, &args, &mut context).unwrap();
         format!("{}--\n{}", String::from_utf8(out).unwrap(), String::from_utf8(err).unwrap())
     }
 

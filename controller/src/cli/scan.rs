@@ -1,9 +1,10 @@
 //! `picket scan` and `picket discover`: submit, watch, print what was found.
 
-use picket_wire::addr::parse_item;
 use picket_wire::ids::{Label, ProbeId, SiteName};
-use picket_wire::job::{MAX_ATTEMPTS, Mode, Priority, Selection, Technique};
-use picket_wire::units::{PacketsPerSecond, PortSet};
+use picket_wire::job::{HostProbe, MAX_ATTEMPTS, Mode, NetworkLimit, Priority, Selection, ServiceOptions, Technique, Transport};
+use picket_wire::port::{PortSelection, SERVICES_FILE, Services};
+use picket_wire::target::parse_items;
+use picket_wire::units::{BitsPerSecond, PacketsPerSecond, PortSet, UnitError};
 use serde_json::json;
 
 use super::client::Client;
@@ -19,14 +20,23 @@ use crate::view::{JobRequest, JobView, Plan, Submitted};
 /// `picket scan` and its flags.
 #[derive(Debug, clap::Args)]
 pub(super) struct ScanArgs {
-    /// Ports: 22,80,8000-8100; `-` for 1 to 65535
-    #[arg(long, short, value_name = "PORTS", allow_hyphen_values = true)]
-    ports: PortSet,
+    /// Ports: 22,80,8000-8100; `-` for 1 to 65535; T:, U: and S: before those of TCP, UDP and SCTP; service names, also http*
+    #[arg(long, short, value_name = "PORTS", allow_hyphen_values = true, value_parser = ports, required_unless_present = "top_ports")]
+    ports: Option<String>,
+    /// The N ports that are most worth asking, of each protocol; the list is the program's own
+    #[arg(long, value_name = "N", conflicts_with = "ports", value_parser = clap::value_parser!(u16).range(1..))]
+    top_ports: Option<u16>,
     #[command(flatten)]
     work: WorkArgs,
-    /// What is sent: `syn` needs a raw socket on the probe, `connect` does not
-    #[arg(long, value_enum, default_value_t = TcpTechnique::Syn)]
-    technique: TcpTechnique,
+    /// How ports are asked; one for each protocol [default: syn for TCP, udp, sctp]
+    #[arg(long, value_enum, value_delimiter = ',')]
+    technique: Vec<PortTechnique>,
+    /// Ask open ports what serves there
+    #[arg(long)]
+    services: bool,
+    /// Ask ports of fragile devices (printers, controllers of machines) as well, where the probe's own site permits that
+    #[arg(long, requires = "services")]
+    ask_fragile: bool,
     #[command(flatten)]
     output: OutputArgs,
 }
@@ -36,16 +46,103 @@ pub(super) struct ScanArgs {
 pub(super) struct DiscoverArgs {
     #[command(flatten)]
     work: WorkArgs,
+    /// How hosts are asked, in this order: echo, timestamp, syn:PORT, ack:PORT, udp:PORT, sctp:PORT [default: echo, syn:443, ack:80,
+    /// timestamp; on the probe's own link always ARP or neighbour discovery]
+    #[arg(long, value_name = "PROBES", value_delimiter = ',')]
+    host_probes: Vec<HostProbe>,
     #[command(flatten)]
     output: OutputArgs,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
-enum TcpTechnique {
-    /// Half-open
+enum PortTechnique {
+    /// TCP, half-open; needs a raw socket on the probe
     Syn,
-    /// By the operating system
+    /// TCP, by the operating system
     Connect,
+    /// TCP ACK: does a filter stand before the port?
+    Ack,
+    /// UDP, with a question that the usual service answers
+    Udp,
+    /// SCTP INIT
+    Sctp,
+}
+
+impl PortTechnique {
+    fn technique(self) -> Technique {
+        match self {
+            PortTechnique::Syn => Technique::Syn,
+            PortTechnique::Connect => Technique::Connect,
+            PortTechnique::Ack => Technique::Ack,
+            PortTechnique::Udp => Technique::Udp,
+            PortTechnique::Sctp => Technique::Sctp,
+        }
+    }
+
+    fn transport(self) -> Transport {
+        match self {
+            PortTechnique::Syn | PortTechnique::Connect | PortTechnique::Ack => Transport::Tcp,
+            PortTechnique::Udp => Transport::Udp,
+            PortTechnique::Sctp => Transport::Sctp,
+        }
+    }
+}
+
+/// The system's names of ports; a system without them knows none.
+fn services() -> Services {
+    Services::parse(&std::fs::read_to_string(SERVICES_FILE).unwrap_or_default())
+}
+
+/// Only the form is checked here: which protocol is meant depends on the technique.
+fn ports(text: &str) -> Result<String, String> {
+    PortSelection::parse(text, &services(), &Transport::ALL).map(|_| text.to_owned()).map_err(|error| error.to_string())
+}
+
+impl ScanArgs {
+    /// What is asked how: one technique and its ports for each protocol.
+    fn works(&self) -> Result<Vec<(Technique, PortSet)>, Failure> {
+        let named: Vec<Transport> = self.technique.iter().map(|technique| technique.transport()).collect();
+        if let Some(twice) = Transport::ALL.into_iter().find(|transport| named.iter().filter(|other| *other == transport).count() > 1) {
+            return Err(Failure::usage(format!("--technique names two ways to ask {} ports: choose one", twice.as_str())));
+        }
+        let unmarked = if named.is_empty() { vec![Transport::Tcp] } else { named.clone() };
+        let selection = match (&self.ports, self.top_ports) {
+            (Some(text), _) => PortSelection::parse(text, &services(), &unmarked),
+            (None, count) => PortSelection::top(count.unwrap_or_default().into(), &unmarked),
+        };
+        let selection = selection.map_err(|error| Failure::usage(error.to_string()))?;
+        if let Some(idle) = named.iter().find(|transport| selection.get(**transport).is_empty()) {
+            return Err(Failure::usage(format!("--technique asks {0} ports, and no {0} port is named", idle.as_str())));
+        }
+        let technique = |transport| {
+            let chosen = self.technique.iter().find(|technique| technique.transport() == transport).map(|technique| technique.technique());
+            chosen.unwrap_or(match transport {
+                Transport::Tcp => Technique::Syn,
+                Transport::Udp => Technique::Udp,
+                Transport::Sctp => Technique::Sctp,
+            })
+        };
+        Ok(selection.protocols().map(|(transport, ports)| (technique(transport), ports.clone())).collect())
+    }
+}
+
+/// A rate of either kind; the unit says which.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Rate {
+    Packets(PacketsPerSecond),
+    Bits(BitsPerSecond),
+}
+
+fn rate(text: &str) -> Result<Rate, String> {
+    match text.to_ascii_lowercase().ends_with("bit") {
+        true => text.parse().map(Rate::Bits).map_err(|error: UnitError| error.to_string()),
+        false => text.parse().map(Rate::Packets).map_err(|error: UnitError| match error {
+            UnitError::PacketRate(text) => format!(
+                "`{text}` is not a rate: write a whole number with its unit, such as 500pps or 5kpps for packets, 20Mbit for bits per second"
+            ),
+            other => other.to_string(),
+        }),
+    }
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
@@ -67,16 +164,22 @@ enum PriorityArg {
 /// What every measurement takes.
 #[derive(Debug, clap::Args)]
 struct WorkArgs {
-    /// Addresses, networks, ranges (198.18.0.1-50) and host names
-    #[arg(required = true, value_name = "TARGETS", value_delimiter = ',', value_parser = target)]
+    /// Addresses, networks, patterns (198.18.0-3.1,7,9-), ranges (198.18.0.9-198.18.1.3), host names and networks around them (name/24)
+    #[arg(required = true, value_name = "TARGETS", value_parser = targets)]
     targets: Vec<String>,
     /// Targets to leave out, in the same forms; may be given several times
-    #[arg(long, value_name = "TARGETS", value_delimiter = ',', value_parser = target)]
+    #[arg(long, value_name = "TARGETS", value_parser = targets)]
     exclude: Vec<String>,
-    /// Packets per second for each probe, such as 500pps or 5kpps; the limit of its interface holds in any case
+    /// Packets or bits per second for each probe, such as 500pps, 20Mbit or both; the limits of its interface hold in any case
+    #[arg(long, value_name = "RATE", value_delimiter = ',', value_parser = rate)]
+    rate: Vec<Rate>,
+    /// Packets per second of each probe towards any one address, such as 20pps
     #[arg(long, value_name = "RATE")]
-    rate: Option<PacketsPerSecond>,
-    /// How often a silent target is asked in all [default: 2]
+    per_address: Option<PacketsPerSecond>,
+    /// Packets per second of each probe towards any one network of a size, such as 100pps/24 or 100pps/24,48 (IPv4, IPv6)
+    #[arg(long, value_name = "RATE/SIZE")]
+    per_network: Option<NetworkLimit>,
+    /// How often a silent target is asked in all [default: 2; for discover once in each way]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u8).range(1..=i64::from(MAX_ATTEMPTS)))]
     attempts: Option<u8>,
     /// Whether the probes share the work or each does all of it
@@ -117,21 +220,9 @@ struct WorkArgs {
     quiet: bool,
 }
 
-/// Addresses are checked here; whether a name exists is the controller's to say.
-fn target(text: &str) -> Result<String, String> {
-    let text = text.trim();
-    match parse_item(text) {
-        Err(error) if !is_host_name(text) => Err(error.to_string()),
-        _ => Ok(text.to_owned()),
-    }
-}
-
-/// Dots, digits and letters, and the last label is no number, so that a mistyped address is not taken for a name.
-fn is_host_name(text: &str) -> bool {
-    let last = text.trim_end_matches('.').rsplit('.').next().unwrap_or_default();
-    text.len() <= 253
-        && text.bytes().all(|b| b.is_ascii_alphanumeric() || matches!(b, b'-' | b'.' | b'_'))
-        && last.bytes().any(|b| b.is_ascii_alphabetic())
+/// Forms are checked here; whether a name exists is the controller's to say.
+fn targets(text: &str) -> Result<String, String> {
+    parse_items(text).map(|_| text.to_owned()).map_err(|error| error.to_string())
 }
 
 fn deadline(text: &str) -> Result<u64, String> {
@@ -142,6 +233,17 @@ fn deadline(text: &str) -> Result<u64, String> {
 }
 
 impl WorkArgs {
+    /// The lower one where several of a kind are given.
+    fn packets(&self) -> Option<PacketsPerSecond> {
+        let packets = |rate: &Rate| if let Rate::Packets(rate) = rate { Some(*rate) } else { None };
+        self.rate.iter().filter_map(packets).min()
+    }
+
+    fn bits(&self) -> Option<BitsPerSecond> {
+        let bits = |rate: &Rate| if let Rate::Bits(rate) = rate { Some(*rate) } else { None };
+        self.rate.iter().filter_map(bits).min()
+    }
+
     fn request(&self, technique: Technique, ports: Option<&PortSet>) -> JobRequest {
         JobRequest {
             targets: self.targets.clone(),
@@ -153,7 +255,12 @@ impl WorkArgs {
                 ModeArg::Split => Mode::Split,
                 ModeArg::Each => Mode::Each,
             }),
-            rate: self.rate.map(|rate| rate.to_string()),
+            rate: self.packets().map(|rate| rate.to_string()),
+            bit_rate: self.bits().map(|rate| rate.to_string()),
+            per_address: self.per_address.map(|rate| rate.to_string()),
+            per_network: self.per_network.map(|limit| limit.to_string()),
+            host_probes: Vec::new(),
+            services: None,
             priority: self.priority.map(|priority| match priority {
                 PriorityArg::Interactive => Priority::Interactive,
                 PriorityArg::Bulk => Priority::Bulk,
@@ -176,43 +283,98 @@ impl WorkArgs {
 }
 
 pub(super) async fn scan(args: ScanArgs, context: &mut Context<'_>) -> Result<Exit, Failure> {
-    let technique = match args.technique {
-        TcpTechnique::Syn => Technique::Syn,
-        TcpTechnique::Connect => Technique::Connect,
-    };
-    let request = args.work.request(technique, Some(&args.ports));
-    measure(&request, &args.work, &args.output, context).await
+    let services = args.services.then_some(ServiceOptions { ask_fragile: args.ask_fragile });
+    let works = args.works()?;
+    let asked = |technique: Technique| services.filter(|_| technique != Technique::Ack && technique != Technique::Sctp);
+    let requests: Vec<JobRequest> = works
+        .iter()
+        .map(|(technique, ports)| JobRequest { services: asked(*technique), ..args.work.request(*technique, Some(ports)) })
+        .collect();
+    measure(&requests, &args.work, &args.output, context).await
 }
 
 pub(super) async fn discover(args: DiscoverArgs, context: &mut Context<'_>) -> Result<Exit, Failure> {
-    let request = args.work.request(Technique::Echo, None);
-    measure(&request, &args.work, &args.output, context).await
+    // Echo alone is what every probe can do, also an older one.
+    let technique = if args.host_probes == [HostProbe::Echo] { Technique::Echo } else { Technique::Discover };
+    let host_probes = args.host_probes.iter().filter(|_| technique == Technique::Discover).map(ToString::to_string).collect();
+    let request = JobRequest { host_probes, ..args.work.request(technique, None) };
+    measure(&[request], &args.work, &args.output, context).await
 }
 
-async fn measure(request: &JobRequest, work: &WorkArgs, output: &OutputArgs, context: &mut Context<'_>) -> Result<Exit, Failure> {
+/// Runs one job for each request: a job works on ports of one protocol.
+async fn measure(requests: &[JobRequest], work: &WorkArgs, output: &OutputArgs, context: &mut Context<'_>) -> Result<Exit, Failure> {
     let client = context.client()?;
-    // From the submission on, Ctrl-C is about the job.
+    // From the submission on, Ctrl-C is about the jobs.
     let mut interrupts = Interrupts::new().map_err(|error| Failure::new(Exit::Failure, format!("listen for Ctrl-C: {error}")))?;
     let submitted = tokio::select! {
-        submitted = submit(&client, request) => submitted?,
+        submitted = submit_all(&client, requests) => submitted?,
         () = interrupts.next() => return Err(Failure::new(Exit::Incomplete, "left before the controller had answered").hint("see `picket job list`")),
     };
-    let Some(job) = submitted.job.clone() else {
-        return dry_run(&submitted, output, context);
-    };
+    if work.dry_run {
+        return dry_run(&submitted, requests, output, context);
+    }
+    let jobs: Vec<(JobView, Plan)> = submitted.into_iter().filter_map(|one| Some((one.job?, one.plan))).collect();
     if work.detach {
-        return detached(&submitted, &job, output, context);
+        return detached(&jobs, output, context);
     }
     let style = work.style(context.err_is_terminal);
-    if style != Style::Silent {
-        announce(&job, &submitted.plan, context);
+    let mut exit = Exit::Complete;
+    for (job, plan) in jobs.iter().filter(|_| style != Style::Silent) {
+        announce(job, plan, context);
     }
-    let followed = follow(&client, job.clone(), Progress::new(style, &job), OnInterrupt::Cancel, &mut interrupts, context).await?;
-    tokio::select! {
-        printed = report(&client, &followed, &submitted.plan, work.rate, output, context) => printed?,
-        () = interrupts.next() => {}
+    // All of them run; they are followed and shown one after the other.
+    let list = jobs.len() > 1 && output.json;
+    if list {
+        context.line("[")?;
     }
-    Ok(followed.exit())
+    for (index, (job, plan)) in jobs.iter().enumerate() {
+        if list && index > 0 {
+            context.line(",")?;
+        }
+        let followed = follow(&client, job.clone(), Progress::new(style, job), OnInterrupt::Cancel, &mut interrupts, context).await?;
+        let place = Place { index, of: jobs.len() };
+        tokio::select! {
+            printed = report(&client, &followed, plan, work.packets(), output, place, context) => printed?,
+            () = interrupts.next() => {}
+        }
+        if followed.exit() != Exit::Complete {
+            exit = followed.exit();
+        }
+    }
+    if list {
+        context.line("]")?;
+    }
+    Ok(exit)
+}
+
+/// Which of several jobs is shown.
+#[derive(Debug, Clone, Copy)]
+struct Place {
+    index: usize,
+    of: usize,
+}
+
+/// Submits all of them; where there are several, each is judged before the first is submitted.
+async fn submit_all(client: &Client, requests: &[JobRequest]) -> Result<Vec<Submitted>, Failure> {
+    if requests.len() > 1 {
+        for request in requests.iter().filter(|request| !request.dry_run) {
+            submit(client, &JobRequest { dry_run: true, ..request.clone() }).await?;
+        }
+    }
+    let mut submitted: Vec<Submitted> = Vec::with_capacity(requests.len());
+    for request in requests {
+        match submit(client, request).await {
+            Ok(one) => submitted.push(one),
+            Err(failure) => {
+                let before: Vec<String> = submitted.iter().filter_map(|one| Some(one.job.as_ref()?.id.to_string())).collect();
+                return Err(match before.is_empty() {
+                    true => failure,
+                    false => failure.hint(format!("submitted before it, and running: {}", before.join(", "))),
+                });
+            }
+        }
+    }
+    Ok(submitted)
 }
 
 /// Submits under a key of its own, so that a lost answer does not make two jobs.
@@ -222,21 +384,34 @@ async fn submit(client: &Client, request: &JobRequest) -> Result<Submitted, Fail
     client.post_once(&["jobs"], request, &hex::encode(key)).await
 }
 
-fn dry_run(submitted: &Submitted, output: &OutputArgs, context: &mut Context<'_>) -> Result<Exit, Failure> {
-    if output.json {
-        context.json(submitted)?;
-    } else {
-        for line in format::plan(&submitted.plan) {
-            context.line(line)?;
+fn dry_run(submitted: &[Submitted], requests: &[JobRequest], output: &OutputArgs, context: &mut Context<'_>) -> Result<Exit, Failure> {
+    match (output.json, submitted) {
+        (true, [one]) => context.json(one)?,
+        (true, all) => context.json(&all)?,
+        (false, all) => {
+            for (one, request) in all.iter().zip(requests) {
+                if all.len() > 1 {
+                    context.line(format!("{}, ports {}:", request.technique.as_str(), request.ports.as_deref().unwrap_or("none")))?;
+                }
+                for line in format::plan(&one.plan).into_iter().chain(format::verdicts(&one.plan)) {
+                    context.line(line)?;
+                }
+            }
         }
     }
     Ok(Exit::Complete)
 }
 
-fn detached(submitted: &Submitted, job: &JobView, output: &OutputArgs, context: &mut Context<'_>) -> Result<Exit, Failure> {
+fn detached(jobs: &[(JobView, Plan)], output: &OutputArgs, context: &mut Context<'_>) -> Result<Exit, Failure> {
     if output.json {
-        context.json(submitted)?;
-    } else {
+        let submitted: Vec<Submitted> = jobs.iter().map(|(job, plan)| Submitted { job: Some(job.clone()), plan: plan.clone() }).collect();
+        match submitted.as_slice() {
+            [one] => context.json(one)?,
+            all => context.json(&all)?,
+        }
+        return Ok(Exit::Complete);
+    }
+    for (job, _) in jobs {
         context.line(job.id)?;
         context.note(format!("watch it with: picket job watch {}", job.id));
     }
@@ -256,6 +431,7 @@ async fn report(
     plan: &Plan,
     rate: Option<PacketsPerSecond>,
     output: &OutputArgs,
+    place: Place,
     context: &mut Context<'_>,
 ) -> Result<(), Failure> {
     let job = followed.job();
@@ -266,7 +442,10 @@ async fn report(
         results::json(client, query, output, context).await?;
         return context.line("}");
     }
-    let shape = Shape { jobs: false, again: format!("picket results --job {}", job.id) };
+    if place.of > 1 && output.output == Output::Table {
+        context.line(format!("{}job {}, {}:", if place.index > 0 { "\n" } else { "" }, job.id, job.technique.as_str()))?;
+    }
+    let shape = Shape { jobs: false, heading: place.index == 0, again: format!("picket results --job {}", job.id) };
     results::print(client, query, output, &shape, context).await?;
     let mut lines = vec![format::coverage(&job.coverage)];
     lines.extend(ending(followed));
@@ -299,5 +478,59 @@ fn ending(followed: &Followed) -> Option<String> {
     match followed.exit() {
         Exit::Complete => None,
         _ => Some(format!("job {} is {}{reason}", job.id, format::job_state(job.state))),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::Parser;
+
+    use super::*;
+
+    #[derive(Debug, Parser)]
+    struct Line {
+        #[command(flatten)]
+        scan: ScanArgs,
+    }
+
+    fn works(line: &str) -> Result<String, String> {
+        let args = Line::try_parse_from(std::iter::once("scan").chain(line.split_whitespace())).map_err(|error| error.to_string())?.scan;
+        let works = args.works().map_err(|failure| failure.to_string())?;
+        Ok(works.iter().map(|(technique, ports)| format!("{} {ports}", technique.as_str())).collect::<Vec<_>>().join("; "))
+    }
+
+    #[test]
+    fn each_protocol_becomes_a_job_of_its_own() {
+        for (line, expected) in [
+            ("198.18.0.1 -p 22,80", "syn 22,80"),
+            ("198.18.0.1 -p 22,U:53,161,S:36412", "syn 22; udp 53,161; sctp 36412"),
+            ("198.18.0.1 -p U:53", "udp 53"),
+            ("198.18.0.1 -p 53 --technique udp", "udp 53"),
+            ("198.18.0.1 -p 53 --technique connect,udp", "connect 53; udp 53"),
+            ("198.18.0.1 -p 80,U:53 --technique ack", "ack 80; udp 53"),
+            ("198.18.0.1 --top-ports 3", "syn 22,80,443"),
+            ("198.18.0.1 --top-ports 1 --technique udp", "udp 53"),
+        ] {
+            assert_eq!(works(line), Ok(expected.to_owned()), "{line}");
+        }
+        for (line, reason) in [
+            ("198.18.0.1 -p 80 --technique syn,ack", "two ways to ask tcp ports"),
+            ("198.18.0.1 -p U:53 --technique syn", "no tcp port is named"),
+            ("198.18.0.1 --top-ports 1000 --technique udp", "the list of common UDP ports has"),
+            ("198.18.0.1 -p 80 --ask-fragile", "--services"),
+        ] {
+            let error = works(line).unwrap_err();
+            assert!(error.contains(reason), "{line}: {error}");
+        }
+    }
+
+    #[test]
+    fn rates_of_both_kinds_are_told_apart() {
+        let args = |text: &str| Line::try_parse_from(["scan", "198.18.0.1", "-p", "80", "--rate", text]);
+        let work = args("500pps,20mbit,2kpps").unwrap().scan.work;
+        assert_eq!((work.packets().unwrap().get(), work.bits().unwrap().get()), (500, 20_000_000));
+        for (text, reason) in [("500", "`500` has no unit"), ("20m", "`20m` is not a rate"), ("20MB", "`20MB` is not a rate")] {
+            assert!(args(text).unwrap_err().to_string().contains(reason), "{text}");
+        }
     }
 }

@@ -501,6 +501,9 @@ impl<'a> Shell<'a> {
         for lease in due {
             self.tell_late(lease);
         }
+        for lease in self.surveys.leases() {
+            self.survey(lease);
+        }
         for (lease, progress) in self.tasks.progress() {
             self.agent.on_progress(lease, progress);
         }

@@ -135,17 +135,12 @@ impl Surveys {
 
     /// Read when first needed: most probes never do, and memory is short.
     fn fingerprints(&mut self) -> Arc<Fingerprints> {
-        let dir = self.config.fingerprints.clone();
+        let config = &self.config;
         let read = || {
-            let own = dir.map(|dir| Fingerprints::with_dir(&dir));
-            Arc::new(match own {
-                None => Fingerprints::builtin(),
-                Some(Ok(all)) => all,
-                Some(Err(error)) => {
-                    log::error!("{}; only the fingerprints that Picket brings are used", crate::errors::chain(&error));
-                    Fingerprints::builtin()
-                }
-            })
+            Arc::new(config.load_fingerprints().unwrap_or_else(|error| {
+                log::error!("{}; only the fingerprints that Picket brings are used", crate::errors::chain(&error));
+                Fingerprints::builtin()
+            }))
         };
         Arc::clone(self.fingerprints.get_or_insert_with(read))
     }
@@ -158,7 +153,7 @@ impl Surveys {
             rate: ground.rate,
             max_open: (connect::open_limit() / 2).min(OPEN_MAX),
             options,
-            site: self.config.policy.clone(),
+            site: self.config.site.clone(),
             fingerprints: self.fingerprints(),
             source: ground.source,
             mark: None,
@@ -191,6 +186,11 @@ impl Surveys {
     /// Whether the ports of this lease are asked.
     pub fn has(&self, lease: LeaseId) -> bool {
         self.running.contains_key(&lease)
+    }
+
+    /// All leases whose ports are asked.
+    pub fn leases(&self) -> Vec<LeaseId> {
+        self.running.keys().copied().collect()
     }
 
     /// Whether any port is being asked.
@@ -257,6 +257,11 @@ impl Surveys {
     /// What is to be done with the lease now; to be called until nothing is.
     pub fn next(&mut self, lease: LeaseId) -> Option<Next> {
         let survey = self.running.get_mut(&lease)?;
+        if survey.questions.is_finished() && survey.fate == Fate::Open && survey.held.asking() > 0 {
+            // It ends by itself only by a fault: what nobody asks any more must not hold everything up.
+            log::error!("lease {lease}: service detection has ended, and {} ports were not asked", survey.held.asking());
+            survey.held.give_up("service detection ended early");
+        }
         if let Some(ready) = survey.held.next() {
             return Some(Next::Ready(ready));
         }

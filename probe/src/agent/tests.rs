@@ -8,12 +8,14 @@ use ed25519_dalek::SigningKey;
 use picket_wire::command::Command;
 use picket_wire::envelope::{Audience, Contents, seal};
 use picket_wire::event::{Activity, Check, Event, InterfaceLimits, Live, SelfTest};
+use picket_wire::host::{HostBatch, HostSeen, SeenBy};
 use picket_wire::ids::{JobId, LeaseId, Role, SessionId, StreamId};
 use picket_wire::job::{JobKind, JobSpec, Lease, Mode, Priority, ScanOptions, Technique};
 use picket_wire::policy::AddressPolicy;
-use picket_wire::result::{BatchHead, LeaseEnd, Record, ResultBatch, Runs};
+use picket_wire::result::{BatchHead, EXTRAS_MAX, LateAnswer, LateBatch, LeaseEnd, Record, ResultBatch, Runs, State};
+use picket_wire::service::{ServiceBatch, ServiceFound, ServiceOutcome};
 use picket_wire::space::TargetSpec;
-use picket_wire::units::{BitsPerSecond, PacketsPerSecond, UnixMillis};
+use picket_wire::units::{BitsPerSecond, PacketsPerSecond, RttCode, UnixMillis};
 
 use super::core::{Action, Agent, Identity, Journal, Unacked, Vitals};
 use super::state::Saved;
@@ -519,4 +521,67 @@ fn a_birth_tells_where_each_lease_stands() {
     let actions = w.connect(&[id], 0);
     let Some(Action::Live(Live::Birth(birth))) = actions.first() else { panic!("{actions:?}") };
     assert_eq!((birth.leases[0].lease, birth.leases[0].position, birth.leases[0].activity), (id, 300, Activity::Running));
+}
+
+fn services(lease: LeaseId, position: u64) -> ServiceBatch {
+    ServiceBatch { lease, at: UnixMillis(0), found: vec![ServiceFound { position, outcome: ServiceOutcome::Silent }] }
+}
+
+#[test]
+fn services_without_room_keep_their_batch_out_too() {
+    let (mut w, id) = running_world();
+    assert!(w.agent.on_services(w.now, services(id, 3)));
+    w.agent.on_batch(w.now, &batch(id, 0, 300));
+    w.disk.borrow_mut().room = 0;
+    assert!(!w.agent.on_services(w.now, services(id, 303)));
+    assert_eq!(cuts(&w.actions()), [id]);
+    assert!(w.agent.goes_on(id), "it is measured again when there is room");
+    w.disk.borrow_mut().room = 10;
+    w.agent.on_task_ended(w.now, id, None);
+    assert_eq!(starts(&w.pass(Duration::from_secs(6))), [(id, 300, 1000)]);
+    // Killed between services and their batch: the batch alone says how far it is.
+    assert!(w.agent.on_services(w.now, services(id, 303)));
+    w.restart();
+    assert_eq!(starts(&w.connect(&[id], 0)), [(id, 300, 1000)]);
+    assert!(!w.agent.on_services(w.now, services(LeaseId { grant: 9, ..id }, 303)), "of no lease that is held");
+}
+
+#[test]
+fn late_answers_are_told_only_of_what_was_reported() {
+    let (mut w, id) = running_world();
+    let late = |position| LateAnswer { position, state: State::Open, rtt: RttCode::encode(Duration::ZERO), ttl: 1 };
+    w.agent.on_late(id, vec![late(3)]);
+    assert_eq!(w.last_record(), None, "nothing is reported yet");
+    w.agent.on_batch(w.now, &batch(id, 0, 300));
+    w.agent.on_late(id, vec![late(3), late(300), late(299)]);
+    assert_eq!(w.last_record(), Some(Record::Late(LateBatch { lease: id, answers: vec![late(3), late(299)] })));
+    w.agent.on_late(id, vec![late(4); EXTRAS_MAX + 1]);
+    let sizes: Vec<usize> = w.disk.borrow().records[2..]
+        .iter()
+        .map(|(_, record)| match record {
+            Record::Late(late) => late.answers.len(),
+            other => panic!("{other:?}"),
+        })
+        .collect();
+    assert_eq!(sizes, [EXTRAS_MAX, 1]);
+}
+
+#[test]
+fn hosts_on_the_link_are_told_in_bounded_records() {
+    let (mut w, id) = running_world();
+    let host = HostSeen { addr: "10.0.0.9".parse().unwrap(), mac: None, how: SeenBy::Arp };
+    w.agent.on_hosts(w.now, id, UnixMillis(7), &vec![host; EXTRAS_MAX + 5]);
+    let records = w.disk.borrow().records.clone();
+    assert!(matches!(&records[0].1, Record::Hosts(hosts) if hosts.hosts.len() == EXTRAS_MAX));
+    assert_eq!(records[1].1, Record::Hosts(HostBatch { lease: id, at: UnixMillis(7), hosts: vec![host; 5] }));
+}
+
+#[test]
+fn nobody_goes_on_with_a_job_that_was_cancelled() {
+    let (mut w, id) = running_world();
+    assert_eq!(cuts(&w.tell(Command::Cancel { job: id.job })), [id]);
+    assert!(!w.agent.goes_on(id));
+    let (mut w, id) = running_world();
+    assert_eq!(cuts(&w.tell(Command::Revoke { lease: id })), [id]);
+    assert!(w.agent.goes_on(id));
 }

@@ -209,7 +209,7 @@ impl Show<'_> {
 
     fn discovery(&mut self) -> Result<()> {
         self.say.step("Which hosts are there? A search by ICMP echo");
-        let command = format!("picket discover {} --progress --limit {ROWS}", NETWORKS.join(" "));
+        let command = format!("picket discover {} --host-probes echo --progress --limit {ROWS}", NETWORKS.join(" "));
         self.job(&command, "discovery", &[], false)
     }
 
