@@ -34,7 +34,7 @@ use picket_wire::service::ServiceOutcome;
 use picket_wire::units::UnixMillis;
 
 pub use self::inquiry::WIDTH;
-pub use self::protocols::replay;
+pub use self::protocols::{dialogues, replay};
 pub use self::shell::detect;
 use crate::net::engine::Source;
 use crate::net::pacer::{Limits, SharedPacer};

@@ -19,10 +19,14 @@ pub const TARGETS: &[Target] = &[
     ("packet", targets::packet::packet),
     ("answer", targets::packet::answer),
     ("scan", targets::scan::replies),
+    ("dialogue", targets::service::dialogue),
+    ("banner", targets::service::banner),
+    ("fingerprints", targets::service::fingerprints),
     ("message", targets::wire::message),
     ("envelope", targets::wire::envelope),
     ("targets", targets::text::targets),
     ("ports", targets::text::ports),
+    ("selection", targets::text::selection),
     ("units", targets::text::units),
 ];
 

@@ -33,6 +33,7 @@ use picket_wire::service::Service;
 use picket_wire::units::UnixMillis;
 
 use super::dialogue::{Dialogue, End, Step};
+use super::tls::hello::{Hello, Version};
 
 /// What a dialogue may know of where it takes place.
 #[derive(Debug, Clone, Copy)]
@@ -88,9 +89,8 @@ pub(super) enum Protocol {
 /// Leads the dialogue named `name` by recorded answers and without any network: what it would find. Each answer is what is
 /// heard after one question, or at first where the server greets. `None` where there is no such dialogue, or nothing is found.
 pub fn replay(name: &str, transport: Transport, answers: &[&[u8]]) -> Option<Service> {
-    let protocol = Protocol::ALL.into_iter().find(|protocol| protocol.name() == name)?;
     let setting = Setting { addr: Ipv4Addr::LOCALHOST.into(), port: 0, transport, tls: false, random: [0x50; 32], now: None };
-    let mut dialogue = protocol.dialogue(&setting)?;
+    let mut dialogue = named(name, &setting)?;
     let mut step = dialogue.start();
     let mut answers = answers.iter();
     let mut input = Vec::new();
@@ -108,6 +108,19 @@ pub fn replay(name: &str, transport: Transport, answers: &[&[u8]]) -> Option<Ser
             },
         };
     }
+}
+
+/// The names of all dialogues that [`replay`] leads: protocols, and the hellos that ask for one version of TLS.
+pub fn dialogues() -> impl Iterator<Item = &'static str> {
+    let plain = Protocol::ALL.into_iter().filter(|protocol| *protocol != Protocol::Tls).map(Protocol::name);
+    plain.chain(Version::ALL.into_iter().map(Version::as_str))
+}
+
+fn named(name: &str, setting: &Setting) -> Option<Box<dyn Dialogue>> {
+    if let Some(version) = Version::ALL.into_iter().find(|version| version.as_str() == name) {
+        return Some(Box::new(Hello::new(version, setting.random, setting.now)));
+    }
+    Protocol::ALL.into_iter().find(|protocol| protocol.name() == name)?.dialogue(setting)
 }
 
 impl Protocol {

@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use super::{Entry, FingerprintError, Set, builtin, read_dir, text_of};
+use super::{Entry, FingerprintError, Set, builtin, read_dir, text_of, xml};
 
 /// What a check came to.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
@@ -30,6 +30,14 @@ pub fn builtin_set() -> Report {
 /// When there are none, or a file is not in the schema.
 pub fn directory(dir: &Path) -> Result<Report, FingerprintError> {
     Ok(report(&read_dir(dir, true)?))
+}
+
+/// Checks the text of one file, of which messages say that it is called `name`; examples in files of their own are looked for in `dir`.
+///
+/// # Errors
+/// When it is not in the schema.
+pub fn text(name: &str, text: &str, dir: &Path) -> Result<Report, FingerprintError> {
+    Ok(report(&[xml::parse(name, text, Some(dir))?]))
 }
 
 fn report(sets: &[Set]) -> Report {

@@ -2,5 +2,6 @@
 
 pub(crate) mod packet;
 pub(crate) mod scan;
+pub(crate) mod service;
 pub(crate) mod text;
 pub(crate) mod wire;

@@ -1,6 +1,9 @@
 //! What operators type.
 
 use picket_wire::addr::{AddrSet, parse_set};
+use picket_wire::job::Transport;
+use picket_wire::port::{PortSelection, Services};
+use picket_wire::target::{parse_addresses, parse_items};
 use picket_wire::units::{BitsPerSecond, PacketsPerSecond, PortSet};
 
 /// Targets: what was read is within what can be written and read again.
@@ -10,6 +13,8 @@ pub(crate) fn targets(bytes: &[u8]) {
         let again: AddrSet = Vec::from(set.clone()).try_into().expect("ranges of a set make a set");
         assert_eq!(again, set);
     }
+    // Names are the caller's to resolve; addresses alone are items that all are sets.
+    let _ = (parse_items(text), parse_addresses(text));
 }
 
 /// Ports.
@@ -17,6 +22,16 @@ pub(crate) fn ports(bytes: &[u8]) {
     let Ok(text) = core::str::from_utf8(bytes) else { return };
     if let Ok(set) = text.parse::<PortSet>() {
         assert!((0..set.len()).all(|rank| set.nth(rank).and_then(|port| set.rank(port)) == Some(rank)));
+    }
+}
+
+/// A selection of ports with the names of a services file: the text is read as both.
+pub(crate) fn selection(bytes: &[u8]) {
+    let Ok(text) = core::str::from_utf8(bytes) else { return };
+    let (first, rest) = text.split_once('\n').unwrap_or((text, ""));
+    let services = Services::parse(rest);
+    if let Ok(selection) = PortSelection::parse(first, &services, &[Transport::Tcp]) {
+        assert!(!selection.is_empty(), "a selection selects");
     }
 }
 
