@@ -169,11 +169,11 @@ impl Engine for Knock {
     }
 
     fn on_packet(&mut self, _: Instant, packet: &[u8]) {
-        let v4 = packet[0] >> 4 == 4;
-        let (src, protocol, body) = if v4 {
-            (IpAddr::from([packet[12], packet[13], packet[14], packet[15]]), packet[9], &packet[20..])
-        } else {
-            (IpAddr::from(<[u8; 16]>::try_from(&packet[8..24]).unwrap()), packet[6], &packet[40..])
+        let (src, protocol, body) = match packet[0] >> 4 {
+            4 => (IpAddr::from([packet[12], packet[13], packet[14], packet[15]]), packet[9], &packet[20..]),
+            6 => (IpAddr::from(<[u8; 16]>::try_from(&packet[8..24]).unwrap()), packet[6], &packet[40..]),
+            // ARP.
+            _ => return,
         };
         let what = match (protocol, body[0]) {
             (6, _) if body[13] & 4 != 0 => "reset",

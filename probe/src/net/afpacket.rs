@@ -16,6 +16,7 @@ use std::mem::{size_of, zeroed};
 use std::net::IpAddr;
 use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd, RawFd};
 use std::sync::Arc;
+use std::time::{Duration, SystemTime};
 
 use nix::poll::{PollFd, PollFlags, ppoll};
 use nix::sys::eventfd::{EfdFlags, EventFd};
@@ -31,6 +32,16 @@ use crate::packet::guard;
 
 /// Bytes kept of a received packet; answers and ICMP errors are shorter.
 const SNAP: usize = 2_048;
+/// A packet that seems to have waited longer: somebody has set the clock.
+const AGE_MAX: Duration = Duration::from_secs(1);
+
+/// Bytes for what comes beside a packet: one time, with room to spare.
+const CONTROL: usize = 64;
+
+/// Aligned as the kernel wants it.
+#[derive(Debug, Clone, Copy)]
+#[repr(C, align(8))]
+struct Control([u8; CONTROL]);
 
 /// How to open an interface.
 #[derive(Debug, Clone)]
@@ -108,6 +119,8 @@ pub struct AfPacket {
     sender: Sender,
     receiver: OwnedFd,
     buffers: Box<[u8]>,
+    /// What the kernel says beside each packet.
+    controls: Box<[Control; BATCH]>,
     wake: Arc<EventFd>,
     counters: LinkCounters,
     /// Whether a packet may be waiting: false right after a wait that found none, which saves a system call per wake-up.
@@ -162,6 +175,7 @@ impl AfPacket {
             sender,
             receiver,
             buffers,
+            controls: Box::new([Control([0; CONTROL]); BATCH]),
             wake: Arc::new(wake),
             counters: LinkCounters::default(),
             readable: true,
@@ -254,21 +268,24 @@ impl Link for AfPacket {
         let mut messages: [libc::mmsghdr; BATCH] = unsafe { zeroed() };
         // SAFETY: as above.
         let mut addresses: [libc::sockaddr_ll; BATCH] = unsafe { zeroed() };
-        for (at, buffer) in self.buffers.chunks_exact_mut(SNAP).enumerate().take(BATCH) {
+        for ((at, buffer), control) in self.buffers.chunks_exact_mut(SNAP).enumerate().zip(self.controls.iter_mut()) {
             vectors[at] = libc::iovec { iov_base: buffer.as_mut_ptr().cast(), iov_len: SNAP };
             let header = &mut messages[at].msg_hdr;
             header.msg_iov = &raw mut vectors[at];
             header.msg_iovlen = 1;
             header.msg_name = (&raw mut addresses[at]).cast();
             header.msg_namelen = size_of::<libc::sockaddr_ll>() as libc::socklen_t;
+            header.msg_control = control.0.as_mut_ptr().cast();
+            header.msg_controllen = CONTROL as _;
         }
         // SAFETY: every message points to a vector, which points to a buffer of SNAP bytes that nothing else uses meanwhile,
-        // and to an address of the size it states. All of them live until the call returns.
+        // and to an address and control bytes of the sizes it states. All of them live until the call returns.
         let count = unsafe {
             let wait_for = std::ptr::null_mut();
             libc::recvmmsg(self.receiver.as_raw_fd(), messages.as_mut_ptr(), BATCH as libc::c_uint, libc::MSG_DONTWAIT, wait_for)
         };
         let count = usize::try_from(count).unwrap_or(0);
+        let (wall, now) = if count > 0 { (clock::wall(), clock::now()) } else { (SystemTime::UNIX_EPOCH, Instant::ZERO) };
         for (at, buffer) in self.buffers.chunks_exact(SNAP).enumerate().take(count) {
             let address = &addresses[at];
             let src = (address.sll_halen == 6).then(|| {
@@ -277,7 +294,9 @@ impl Link for AfPacket {
             });
             let len = (messages[at].msg_len as usize).min(SNAP);
             if address.sll_pkttype != libc::PACKET_OUTGOING {
-                each(Received { ethertype: u16::from_be(address.sll_protocol), src, payload: &buffer[..len] });
+                let age = stamp_of(&messages[at].msg_hdr).and_then(|stamp| wall.duration_since(stamp).ok());
+                let at = age.filter(|age| *age < AGE_MAX).map(|age| now - age);
+                each(Received { ethertype: u16::from_be(address.sll_protocol), src, payload: &buffer[..len], at });
             }
         }
         count
@@ -285,7 +304,7 @@ impl Link for AfPacket {
 
     fn wait(&mut self, until: Instant) -> Instant {
         let now = clock::now();
-        let timeout = TimeSpec::from_duration(until.saturating_since(now).min(std::time::Duration::from_secs(3_600)));
+        let timeout = TimeSpec::from_duration(until.saturating_since(now).min(Duration::from_secs(3_600)));
         let mut fds = [PollFd::new(self.receiver.as_fd(), PollFlags::POLLIN), PollFd::new(self.wake.as_fd(), PollFlags::POLLIN)];
         // An interrupted wait is a short wait: the loop looks and waits again.
         let _ = ppoll(&mut fds, Some(timeout), None);
@@ -373,6 +392,23 @@ fn write_address(address: &mut libc::sockaddr_in6, dst: Option<IpAddr>) -> libc:
     }
 }
 
+/// When the kernel got a packet that was just received, by the wall clock.
+fn stamp_of(header: &libc::msghdr) -> Option<SystemTime> {
+    // SAFETY: the kernel has filled in the control bytes that the header points to, and how many; they are still there. What is
+    // read is found to lie within them first, by its own length.
+    let stamp: libc::timespec = unsafe {
+        let first = libc::CMSG_FIRSTHDR(header).as_ref()?;
+        let wanted = libc::CMSG_LEN(size_of::<libc::timespec>() as libc::c_uint) as usize;
+        let is_time = first.cmsg_level == libc::SOL_SOCKET && first.cmsg_type == libc::SCM_TIMESTAMPNS;
+        if !is_time || (first.cmsg_len as usize) < wanted || (header.msg_controllen as usize) < wanted {
+            return None;
+        }
+        std::ptr::read_unaligned(libc::CMSG_DATA(first).cast())
+    };
+    let since = Duration::new(u64::try_from(stamp.tv_sec).ok()?, u32::try_from(stamp.tv_nsec).ok().filter(|nanos| *nanos < 1_000_000_000)?);
+    SystemTime::UNIX_EPOCH.checked_add(since)
+}
+
 fn socket(family: i32, kind: i32, protocol: i32) -> io::Result<OwnedFd> {
     // SAFETY: no pointers; the returned descriptor is new and ours alone.
     unsafe {
@@ -435,6 +471,8 @@ fn receiving_socket(interface: u32, config: &LinkConfig) -> io::Result<OwnedFd> 
     let program = libc::sock_fprog { len, filter: program.as_mut_ptr() };
     set_option(&socket, libc::SOL_SOCKET, libc::SO_ATTACH_FILTER, &[program])?;
     set_buffer(&socket, libc::SO_RCVBUFFORCE, libc::SO_RCVBUF, config.receive_buffer)?;
+    // Only makes round trips more exact.
+    let _ = set_int(&socket, libc::SOL_SOCKET, libc::SO_TIMESTAMPNS, 1);
     // Old kernels lack it; the filter drops our own packets too, only later.
     let _ = set_int(&socket, libc::SOL_PACKET, libc::PACKET_IGNORE_OUTGOING, 1);
     bind(&socket, interface, libc::ETH_P_ALL as u16)?;

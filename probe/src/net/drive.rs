@@ -315,7 +315,7 @@ impl<L: Link, E, S: EventSink<E>> Drive<L, E, S> {
 
     /// Returns whether more may be waiting.
     fn receive(&mut self, now: Instant) -> bool {
-        let engine_now = self.engine_now(now);
+        let (down, paused) = (self.down, self.paused);
         let Self { link, tasks, neighbours, routes, stats, pacer, framing, .. } = self;
         let ethernet = matches!(framing, Framing::Ethernet { .. });
         for _ in 0..RECEIVES_PER_TURN {
@@ -329,6 +329,9 @@ impl<L: Link, E, S: EventSink<E>> Drive<L, E, S> {
                 }
                 stats.quenches += u64::from(is_source_quench(routes, received.payload));
                 learn(now, neighbours, routes, &received);
+                // While the loop was busy packets have waited: round trips do not include that.
+                let at = received.at.map_or(now, |at| at.min(now));
+                let engine_now = down.map_or(at, |(since, _)| at.min(since)) - paused;
                 for task in tasks.iter_mut() {
                     task.engine.on_frame(engine_now, received.src, received.payload);
                     task.hungry = true;

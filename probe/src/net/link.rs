@@ -118,6 +118,8 @@ pub struct Received<'a> {
     pub src: Option<Mac>,
     /// The packet; may end in padding.
     pub payload: &'a [u8],
+    /// When the kernel got it, where it says so: earlier than it was looked at.
+    pub at: Option<Instant>,
 }
 
 /// What a link counts.

@@ -450,7 +450,7 @@ impl Link for SimLink {
             let bytes = entry.remove();
             count += 1;
             if let (true, Some(frame)) = (self.up, Frame::parse(&bytes)) {
-                each(Received { ethertype: frame.ethertype(), src: Some(frame.src()), payload: frame.payload() });
+                each(Received { ethertype: frame.ethertype(), src: Some(frame.src()), payload: frame.payload(), at: None });
             }
         }
         count
