@@ -6,7 +6,8 @@ use std::ffi::{OsStr, OsString};
 use std::path::PathBuf;
 
 use clap::{Args, ValueEnum};
-use picket_wire::job::{HostProbe, Technique};
+use picket_wire::job::{HostProbe, NetworkLimit, Technique};
+use picket_wire::units::PacketsPerSecond;
 
 pub use super::output::{OutputArg, OutputFile};
 use super::rates::RateArg;
@@ -129,7 +130,7 @@ pub struct PortArgs {
     /// Ask the ports of every address, without looking for hosts first (-Pn)
     #[arg(long)]
     pub no_discovery: bool,
-    /// Ask ports of fragile devices (printers, machine controllers) what serves there as well
+    /// Ask ports of fragile devices (printers, machine controllers) too, as far as services.ask_fragile permits
     #[arg(long)]
     pub ask_fragile: bool,
 }
@@ -142,7 +143,7 @@ pub struct DiscoverArgs {
     #[arg(long, value_enum)]
     pub technique: Option<TechniqueArg>,
     /// With technique discover: what hosts are asked, in this order: echo, timestamp, syn:PORT, ack:PORT, udp:PORT, sctp:PORT
-    #[arg(long, value_name = "PROBES", value_delimiter = ',', value_parser = host_probe)]
+    #[arg(long, value_name = "PROBES", value_delimiter = ',')]
     pub host_probes: Vec<HostProbe>,
     #[command(flatten)]
     #[expect(missing_docs, reason = "clap would take it for a heading")]
@@ -168,6 +169,12 @@ pub struct CommonArgs {
     /// Packets or bits per second with the unit, such as 500pps, 5kpps or 20mbit; never above the interface's limit
     #[arg(long, value_name = "RATE", value_delimiter = ',')]
     pub rate: Vec<RateArg>,
+    /// Packets per second towards any one address, such as 50pps; the run's passes then follow one another
+    #[arg(long, value_name = "RATE")]
+    pub per_address: Option<PacketsPerSecond>,
+    /// Packets per second towards any one network, such as 200pps/24, or 200pps/24,64 with the size of IPv6 networks
+    #[arg(long, value_name = "RATE/PREFIX")]
+    pub per_network: Option<NetworkLimit>,
     /// How often a silent target is asked in all, 1 to 10
     #[arg(long, value_name = "N", default_value_t = ATTEMPTS, value_parser = clap::value_parser!(u8).range(1..=10))]
     pub attempts: u8,
@@ -210,8 +217,9 @@ impl CommonArgs {
     /// Whether nothing is said of what to measure: only where results go, and what goes on.
     pub(super) fn says_nothing(&self) -> bool {
         let Self { targets, input_file, exclude, exclude_file, rate, attempts, interface, all, dry_run, list, .. } = self;
+        let unlimited = self.per_address.is_none() && self.per_network.is_none();
         let lists_empty = targets.is_empty() && input_file.is_empty() && exclude.is_empty() && exclude_file.is_empty() && rate.is_empty();
-        lists_empty && *attempts == ATTEMPTS && interface.is_none() && !all && !dry_run && !list
+        lists_empty && unlimited && *attempts == ATTEMPTS && interface.is_none() && !all && !dry_run && !list
     }
 
     /// Whether targets are named.
@@ -227,20 +235,6 @@ impl CommonArgs {
 
 /// How often a silent target is asked where nothing is said.
 const ATTEMPTS: u8 = 2;
-
-fn host_probe(text: &str) -> Result<HostProbe, String> {
-    let (kind, port) = text.split_once(':').map_or((text, None), |(kind, port)| (kind, Some(port)));
-    let port = port.map(str::parse::<u16>);
-    match (kind, port) {
-        ("echo", None) => Ok(HostProbe::Echo),
-        ("timestamp", None) => Ok(HostProbe::Timestamp),
-        ("syn", Some(Ok(port))) => Ok(HostProbe::Syn(port)),
-        ("ack", Some(Ok(port))) => Ok(HostProbe::Ack(port)),
-        ("udp", Some(Ok(port))) => Ok(HostProbe::Udp(port)),
-        ("sctp", Some(Ok(port))) => Ok(HostProbe::Sctp(port)),
-        _ => Err(format!("`{text}` is no way to ask a host: use echo, timestamp, syn:443, ack:80, udp:40125 or sctp:80")),
-    }
-}
 
 /// Writes nmap's and masscan's spellings of options in ours; everything else stays as it is. Only whole words are read so, and
 /// only after the names of the commands that measure.

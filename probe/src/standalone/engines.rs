@@ -17,6 +17,7 @@ use crate::net::clock;
 use crate::net::drive::{DriveEvent, DriveGone, DriveStats, TaskId, TaskSpec, Weight};
 use crate::net::engine::Source;
 use crate::net::pacer::{Limits, Pacer, SharedPacer};
+use crate::net::target_pacer::{TargetLimits, TargetPacer};
 use crate::scan::connect::{self, ConnectError, ConnectOptions};
 use crate::scan::engine::ScanEngine;
 use crate::scan::report::{Event, Progress};
@@ -51,6 +52,8 @@ struct Running {
 pub(super) struct Asking<'a> {
     pub(super) attempts: u8,
     pub(super) host_probes: &'a [HostProbe],
+    /// Limits towards each address and network.
+    pub(super) targets: TargetLimits,
     /// What becomes of unfinished positions when the pass is stopped.
     pub(super) on_stop: Cut,
     /// How many passes run at the same time: they share the memory.
@@ -109,8 +112,8 @@ impl Engines {
         let mut plan = ScanPlan::new(Arc::clone(space), from, space.len(), options)?.with_host_probes(asking.host_probes);
         plan.chunks.memory = ChunkLimits::default().memory / asking.beside.max(1);
         let running = match head.technique {
-            Technique::Connect => self.begin_connect(number, plan),
-            _ => self.begin_raw(number, &plan, asking.on_stop)?,
+            Technique::Connect => self.begin_connect(number, plan, target_pacer(asking.targets)?),
+            _ => self.begin_raw(number, &plan, asking.on_stop, target_pacer(asking.targets)?)?,
         };
         self.watched.push((space.len(), Arc::clone(&running.progress)));
         self.running.push(running);
@@ -118,7 +121,7 @@ impl Engines {
         Ok(())
     }
 
-    fn begin_raw(&mut self, pass: usize, plan: &ScanPlan, on_stop: Cut) -> Result<Running, StandaloneError> {
+    fn begin_raw(&mut self, pass: usize, plan: &ScanPlan, on_stop: Cut, targets: Option<TargetPacer>) -> Result<Running, StandaloneError> {
         let station = self.station.as_ref().ok_or(DriveGone)?;
         let ports = station.ports();
         let identity = RawIdentity { source: station.source(), base_port: ports.base(self.engines), ports, key: random()? };
@@ -132,19 +135,19 @@ impl Engines {
             weight: Weight::Interactive,
             // The limit of the run is the interface's while it lasts.
             rate: Limits::UNLIMITED,
-            targets: None,
+            targets,
             gate: Arc::new(move |addr| permit.permits(addr)),
         };
         let added = station.handle().add(task)?;
         Ok(Running { pass, how: How::Raw(added.id), progress })
     }
 
-    fn begin_connect(&mut self, pass: usize, plan: ScanPlan) -> Running {
+    fn begin_connect(&mut self, pass: usize, plan: ScanPlan, targets: Option<TargetPacer>) -> Running {
         let progress: Arc<Progress> = Arc::default();
         let options = ConnectOptions {
             interface: Arc::clone(&self.connects),
             rate: Limits::UNLIMITED,
-            targets: None,
+            targets,
             source: Source { v4: None, v6: None },
             max_open: connect::open_limit(),
             progress: Arc::clone(&progress),
@@ -258,6 +261,10 @@ impl Engines {
     pub(super) fn stats(&self) -> Option<DriveStats> {
         self.station.as_ref().map(|station| station.handle().stats())
     }
+}
+
+fn target_pacer(limits: TargetLimits) -> Result<Option<TargetPacer>, StandaloneError> {
+    TargetPacer::random(limits).map_err(|error| std::io::Error::other(error.to_string())).map_err(system("draw random numbers"))
 }
 
 fn half(limits: Limits) -> Limits {

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::net::IpAddr;
 
 use picket_wire::addr::AddrSet;
-use picket_wire::job::{HostProbe, ServiceOptions, Technique, Transport};
+use picket_wire::job::{HostProbe, NetworkLimit, ServiceOptions, Technique, Transport};
 use picket_wire::port::{PortSelection, SERVICES_FILE, Services};
 use picket_wire::units::{BitsPerSecond, PacketsPerSecond, PortSet};
 use serde::{Deserialize, Serialize};
@@ -14,6 +14,7 @@ use super::error::StandaloneError;
 use super::rates;
 use super::targets::{self, Texts};
 use crate::net::pacer::{DEFAULT_BURST, Limits};
+use crate::net::target_pacer::TargetLimits;
 use crate::scan::spec::SpecError;
 
 /// One technique and its ports.
@@ -40,6 +41,8 @@ pub(super) struct Request {
     pub(super) attempts: u8,
     packets: Option<PacketsPerSecond>,
     bits: Option<BitsPerSecond>,
+    per_address: Option<PacketsPerSecond>,
+    per_network: Option<NetworkLimit>,
     pub(super) services: Option<ServiceOptions>,
     pub(super) interface: Option<String>,
     pub(super) outputs: Vec<OutputFile>,
@@ -50,6 +53,11 @@ impl Request {
     /// The rate that was asked for.
     pub(super) fn rate(&self) -> Limits {
         Limits { packets: self.packets, bits: self.bits, burst: DEFAULT_BURST }
+    }
+
+    /// Limits towards each address and network.
+    pub(super) fn target_limits(&self) -> TargetLimits {
+        TargetLimits { per_address: self.per_address, per_network: self.per_network }
     }
 
     /// The addresses asked for, exclusions taken out.
@@ -121,6 +129,8 @@ impl Request {
             attempts: args.attempts,
             packets,
             bits,
+            per_address: args.per_address,
+            per_network: args.per_network,
             services: None,
             interface: args.interface.clone(),
             outputs: outputs(args)?,
@@ -141,6 +151,8 @@ impl Request {
             attempts: 2,
             packets: None,
             bits: None,
+            per_address: None,
+            per_network: None,
             services: None,
             interface: None,
             outputs: Vec::new(),

@@ -6,7 +6,6 @@
 
 use core::time::Duration;
 use std::io::{self, Write};
-use std::sync::Arc;
 
 use picket_wire::job::{HostProbe, Technique};
 use picket_wire::service::ServiceOutcome;
@@ -28,10 +27,10 @@ use super::resume::{Entry, Head, Journal, ResumeError, SYNC_EVERY};
 use super::services::{Detection, OpenPort};
 use crate::logging;
 use crate::net::clock;
+use crate::net::target_pacer::TargetLimits;
 use crate::net::time::Instant;
 use crate::scan::report::Event;
 use crate::scan::spec::Cut;
-use crate::service::recog::Fingerprints;
 
 /// How often the progress line changes.
 const TICK: Duration = Duration::from_millis(500);
@@ -78,7 +77,8 @@ fn start(common: &CommonArgs, bare: bool, request: impl FnOnce() -> Result<Reque
     if common.names_outputs() || !common.names_targets() && request.outputs.is_empty() {
         request.outputs = outputs(common)?;
     }
-    let config = prepare::configuration(common.config.as_deref(), request.interface.as_deref())?;
+    let mut config = prepare::configuration(common.config.as_deref(), request.interface.as_deref())?;
+    config.services.fingerprints = common.fingerprints.clone().or(config.services.fingerprints);
     logging::start(config.log_level.min(log::LevelFilter::Warn));
     prepare::announce_names(&request.names, &config.policy);
     // Impossible targets are said before anything else is looked at.
@@ -199,14 +199,14 @@ impl Session {
         let Start { mut head, journal, entries } = start;
         let engines = open_engines(&mut head.request, &work)?;
         let request = &head.request;
-        let fingerprints = || {
-            Ok::<_, StandaloneError>(Arc::new(match &common.fingerprints {
-                Some(dir) => Fingerprints::with_dir(dir)?,
-                None => Fingerprints::builtin(),
-            }))
+        let site = &work.config.services;
+        let detection = match request.services {
+            Some(options) => {
+                let fingerprints = site.load_fingerprints()?;
+                Some(Detection::begin(options, site.site.clone(), engines.connects(), &work.permit, fingerprints))
+            }
+            None => None,
         };
-        let detect = |options| Ok::<_, StandaloneError>(Detection::begin(options, engines.connects(), &work.permit, fingerprints()?));
-        let detection = request.services.map(detect).transpose()?;
         let run_head = RunHead {
             arguments: format!("picket-probe {}", head.arguments),
             started: std::time::UNIX_EPOCH + Duration::from_millis(head.started.0),
@@ -268,13 +268,28 @@ impl Session {
         if self.stop > Stop::No || self.ledger.failed().is_some() {
             return Ok(());
         }
-        let request = &self.head.request;
-        for (number, pass) in self.ledger.passes().iter().enumerate().skip(first).filter(|(_, pass)| !pass.is_complete()) {
-            let host_probes = if pass.head.technique == Technique::Discover { request.host_probes.as_slice() } else { &[] };
-            let asking = Asking { attempts: attempts(request, &pass.head), host_probes, on_stop: self.on_stop(), beside };
-            self.engines.begin(number, &pass.head, pass.next, &asking)?;
+        // Limits towards a target hold for a pass: with them passes follow one another, so that they hold for the run.
+        let limits = self.head.request.target_limits();
+        let together = limits == TargetLimits::default();
+        for number in first..self.ledger.passes().len() {
+            if self.stop == Stop::No {
+                self.begin(number, if together { beside } else { 1 }, limits)?;
+            }
+            if !together {
+                self.follow().await?;
+            }
         }
         self.follow().await
+    }
+
+    /// Begins what is left of a pass.
+    fn begin(&mut self, number: usize, beside: usize, targets: TargetLimits) -> Result<(), StandaloneError> {
+        let request = &self.head.request;
+        let Some(pass) = self.ledger.passes().get(number).filter(|pass| !pass.is_complete()) else { return Ok(()) };
+        let host_probes = if pass.head.technique == Technique::Discover { request.host_probes.as_slice() } else { &[] };
+        let attempts = attempts(request, &pass.head);
+        let asking = Asking { attempts, host_probes, targets, on_stop: self.on_stop(), beside };
+        self.engines.begin(number, &pass.head, pass.next, &asking)
     }
 
     /// Who goes on from a resume file asks again what is not decided; else nobody would.
@@ -450,9 +465,10 @@ fn standing(stage: &'static str, services: Option<(u64, u64)>, engines: &Engines
         if !stats.up {
             slow.push("the interface is down".to_owned());
         }
-        if stats.send_full > 0 {
-            slow.push(format!("the kernel's queue was full {} times", stats.send_full));
-        }
+        let tasks = stats.tasks.iter().filter_map(|(_, task)| task.slowed);
+        let mut reasons: Vec<&str> = stats.slowed.into_iter().chain(tasks).map(|why| why.because()).collect();
+        reasons.dedup();
+        slow.extend(reasons.into_iter().map(str::to_owned));
         if stats.receive_drops > 0 {
             slow.push(format!("{} answers were lost before they were read", stats.receive_drops));
         }

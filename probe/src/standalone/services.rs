@@ -14,7 +14,7 @@ use crate::net::clock;
 use crate::net::engine::Source;
 use crate::net::pacer::{Limits, SharedPacer};
 use crate::scan::connect;
-use crate::service::fragile::{SiteLeave, SitePolicy};
+use crate::service::fragile::SitePolicy;
 use crate::service::recog::Fingerprints;
 use crate::service::{self, Deadlines, DetectOptions, Detected, ServiceTarget};
 
@@ -38,17 +38,21 @@ pub(super) struct Detection {
 }
 
 impl Detection {
-    /// Begins, with nothing to ask yet. Who types at the box speaks for the site: ports of fragile devices are asked where
-    /// `options` say so.
-    pub(super) fn begin(options: ServiceOptions, interface: SharedPacer, permit: &Permit, fingerprints: Arc<Fingerprints>) -> Self {
-        let leave = if options.ask_fragile { SiteLeave::All } else { SiteLeave::None };
+    /// Begins, with nothing to ask yet. Ports of fragile devices are asked where `options` want it and the site permits it.
+    pub(super) fn begin(
+        options: ServiceOptions,
+        site: SitePolicy,
+        interface: SharedPacer,
+        permit: &Permit,
+        fingerprints: Fingerprints,
+    ) -> Self {
         let options = DetectOptions {
             interface,
             rate: Limits::UNLIMITED,
             max_open: connect::open_limit(),
             options,
-            site: SitePolicy { leave, more: None },
-            fingerprints,
+            site,
+            fingerprints: Arc::new(fingerprints),
             source: Source { v4: None, v6: None },
             mark: None,
             wall: Some(unix(clock::wall())),

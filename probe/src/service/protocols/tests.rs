@@ -328,9 +328,12 @@ fn facts_are_documented() {
         let product = source.split("#[cfg(test)]").next().unwrap();
         for quoted in product.split('"').skip(1).step_by(2) {
             let Some((group, name)) = quoted.split_once('.') else { continue };
-            let word = |text: &str| !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_lowercase() || b"_.0123456789".contains(&byte));
-            let groups = ["dns", "ftp", "rtsp", "sip", "ssdp", "http", "ldap", "imap", "pop3", "mongodb", "mqtt", "mysql", "ntlm", "postgresql"];
-            let more = ["rdp", "redis", "modbus", "amqp", "ntp", "stun", "coap", "rpc", "netbios", "rmcp", "smb", "smtp", "snmp", "ssh", "telnet"];
+            let word =
+                |text: &str| !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_lowercase() || b"_.0123456789".contains(&byte));
+            let groups =
+                ["dns", "ftp", "rtsp", "sip", "ssdp", "http", "ldap", "imap", "pop3", "mongodb", "mqtt", "mysql", "ntlm", "postgresql"];
+            let more =
+                ["rdp", "redis", "modbus", "amqp", "ntp", "stun", "coap", "rpc", "netbios", "rmcp", "smb", "smtp", "snmp", "ssh", "telnet"];
             if word(name) && (groups.contains(&group) || more.contains(&group) || ["rfb", "tls"].contains(&group)) {
                 seen += 1;
                 assert!(documented.contains(&format!("`{quoted}`")), "{quoted} is not documented");

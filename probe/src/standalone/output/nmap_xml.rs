@@ -181,6 +181,7 @@ impl NmapXml {
         let (Some(transport), Some(space), Some(ports)) = (pass.head.technique.transport(), &pass.head.space, &pass.head.ports) else {
             return;
         };
+        let detailed = self.hosts.len() <= DETAILED_HOSTS;
         for (addr, host) in &mut self.hosts {
             let asked = match pass.is_complete() {
                 true => space.index(Target { addr: *addr, port: ports.nth(0) }).map_or(0, |_| u64::from(ports.len())),
@@ -190,7 +191,14 @@ impl NmapXml {
                 }
             };
             let silent = asked.saturating_sub(host.known(transport));
-            if silent > 0 {
+            let all_listed = host.ports.keys().filter(|(of, _)| *of == transport).count() as u64 == host.known(transport);
+            if detailed && pass.is_complete() && all_listed && (1..=LISTED as u64).contains(&silent) {
+                // All others are known one by one, and so these are too.
+                let row = PortRow { state: pass.head.technique.silence(), reason: Reason("no-response", None), ttl: 0 };
+                ports.iter().for_each(|port| {
+                    host.ports.entry((transport, port)).or_insert(row);
+                });
+            } else if silent > 0 {
                 let key = (transport, pass.head.technique.silence(), Reason("no-response", None));
                 *host.counted.entry(key).or_default() += silent;
             }

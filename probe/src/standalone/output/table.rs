@@ -140,6 +140,9 @@ impl Format for Table {
         if total.duplicates + total.late > 0 {
             write!(out, ", {} duplicate and {} late answers", total.duplicates, total.late)?;
         }
+        if summary.services.is_some() {
+            write!(out, ", besides the connections to services")?;
+        }
         writeln!(out)
     }
 }

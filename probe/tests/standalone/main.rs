@@ -4,129 +4,23 @@
 //! The first part needs root, `ip` and `nft`; without them it says so and stops, and CI runs as root.
 #![allow(clippy::unwrap_used, reason = "helpers of tests fail loudly")]
 
+mod docs;
+mod formats;
+mod lab;
+mod resume;
+mod texts;
+
 use std::collections::BTreeMap;
-use std::net::{IpAddr, Ipv6Addr, TcpListener};
-use std::process::{Child, Command, Output, Stdio};
-use std::sync::atomic::{AtomicU32, Ordering};
+use std::net::IpAddr;
+use std::process::{Child, Command};
 
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use serde_json::Value;
 
-const PROBE: &str = env!("CARGO_BIN_EXE_picket-probe");
-const POLICY: &str = "198.18.0.0/15,2001:db8::/32";
+use lab::{Lab, OPEN, POLICY, PROBE, PROHIBITED, Run, SILENT};
 
-fn sh(command: &str) {
-    let status = Command::new("sh").args(["-ec", command]).status().unwrap();
-    assert!(status.success(), "{command}");
-}
-
-/// Two namespaces joined by a veth pair; gone when dropped.
-struct Lab {
-    probe: String,
-    target: String,
-    _listeners: Vec<TcpListener>,
-}
-
-const OPEN: [u16; 3] = [22, 80, 443];
-const SILENT: u16 = 25;
-const PROHIBITED: u16 = 110;
-
-impl Lab {
-    /// The target's kernel answers for 198.19.0.0/22 and 2001:db8:2::/64; see the constants for its ports.
-    fn new() -> Option<Lab> {
-        static NUMBER: AtomicU32 = AtomicU32::new(0);
-        if !nix::unistd::geteuid().is_root() {
-            eprintln!("SKIPPED: network namespaces need root");
-            return None;
-        }
-        let id = format!("pk-alone-{}-{}", std::process::id(), NUMBER.fetch_add(1, Ordering::Relaxed));
-        let (probe, target) = (format!("{id}-p"), format!("{id}-t"));
-        sh(&format!(
-            "ip netns add {probe}; ip netns add {target}
-             ip netns exec {probe} sysctl -qw net.ipv6.conf.default.accept_dad=0
-             ip netns exec {target} sysctl -qw net.ipv6.conf.default.accept_dad=0
-             ip -n {probe} link add eth0 type veth peer name eth0 netns {target}
-             ip -n {probe} link set lo up; ip -n {target} link set lo up
-             ip -n {probe} link set eth0 up; ip -n {target} link set eth0 up
-             ip -n {probe} address add 198.18.1.1/24 dev eth0
-             ip -n {probe} address add 2001:db8:1::1/64 dev eth0 nodad
-             ip -n {target} address add 198.18.1.2/24 dev eth0
-             ip -n {target} address add 2001:db8:1::2/64 dev eth0 nodad
-             ip -n {target} route add local 198.19.0.0/22 dev lo
-             ip -n {target} route add local 2001:db8:2::/64 dev lo
-             ip -n {probe} route add default via 198.18.1.2
-             ip -n {probe} route add default via 2001:db8:1::2
-             ip netns exec {target} sysctl -qw net.ipv4.icmp_ratelimit=0 net.ipv4.icmp_msgs_per_sec=1000000 net.ipv6.icmp.ratelimit=0
-             ip netns exec {target} nft 'add table inet t; add chain inet t in {{ type filter hook input priority 0; }};
-               add rule inet t in tcp dport {SILENT} drop;
-               add rule inet t in tcp dport {PROHIBITED} reject with icmpx type admin-prohibited;
-               add rule inet t in ip daddr 198.19.0.128/25 icmp type echo-request drop'"
-        ));
-        let inside = target.clone();
-        let listen = move || {
-            let file = std::fs::File::open(format!("/var/run/netns/{inside}")).unwrap();
-            nix::sched::setns(file, nix::sched::CloneFlags::CLONE_NEWNET).unwrap();
-            OPEN.map(|port| TcpListener::bind((Ipv6Addr::UNSPECIFIED, port)).unwrap()).into()
-        };
-        let listeners = std::thread::spawn(listen).join().unwrap();
-        Some(Lab { probe, target, _listeners: listeners })
-    }
-
-    fn command(&self, args: &str) -> Command {
-        let mut command = Command::new("ip");
-        command.args(["netns", "exec", &self.probe, PROBE]).args(args.split_whitespace());
-        command.env("PICKET_POLICY__ALLOW", POLICY).env("PICKET_INTERFACE__PACKETS", "20kpps").env("RUST_LOG", "error");
-        command.stdout(Stdio::piped()).stderr(Stdio::piped());
-        command
-    }
-
-    fn run(&self, args: &str) -> Run {
-        Run::of(self.command(args).output().unwrap())
-    }
-}
-
-impl Drop for Lab {
-    fn drop(&mut self) {
-        for name in [&self.probe, &self.target] {
-            let _ = Command::new("ip").args(["netns", "delete", name]).status();
-        }
-    }
-}
-
-struct Run {
-    code: Option<i32>,
-    out: String,
-    err: String,
-}
-
-impl Run {
-    fn of(output: Output) -> Run {
-        let text = |bytes| String::from_utf8(bytes).unwrap();
-        Run { code: output.status.code(), out: text(output.stdout), err: text(output.stderr) }
-    }
-
-    /// Answers by address and port, and the coverage, of NDJSON.
-    fn parsed(&self) -> (BTreeMap<(IpAddr, u16), String>, Value) {
-        let mut lines: Vec<Value> = self.out.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
-        let coverage = lines.pop().unwrap_or_else(|| panic!("no output: {}", self.err));
-        assert_eq!(coverage["type"], "coverage", "{}", self.err);
-        let sum: u64 = ["answered", "silent", "refused", "not_reached"].iter().map(|part| coverage[*part].as_u64().unwrap()).sum();
-        assert_eq!(coverage["asked"], sum, "the coverage adds up");
-        let mut answers = BTreeMap::new();
-        // Hosts that were found first belong to the way, where ports were the aim.
-        let hosts_first = coverage["passes"][0]["discovery"] == true;
-        for line in lines.iter().filter(|line| !(hosts_first && line["type"] == "host")) {
-            let port = line["port"].as_u64().unwrap_or(0) as u16;
-            let key = (line["addr"].as_str().unwrap().parse().unwrap(), port);
-            let before = answers.insert(key, line["state"].as_str().unwrap().to_owned());
-            assert_eq!(before, None, "{key:?} is reported twice");
-        }
-        (answers, coverage)
-    }
-}
-
-fn truth(port: u16) -> Option<&'static str> {
+pub fn truth(port: u16) -> Option<&'static str> {
     match port {
         SILENT => None,
         PROHIBITED => Some("filtered"),
@@ -135,7 +29,7 @@ fn truth(port: u16) -> Option<&'static str> {
     }
 }
 
-fn check_truth(run: &Run, addresses: usize, ports: &[u16]) {
+pub fn check_truth(run: &Run, addresses: usize, ports: &[u16]) {
     assert_eq!(run.code, Some(0), "{}", run.err);
     let (answers, coverage) = run.parsed();
     for ((addr, port), state) in &answers {
