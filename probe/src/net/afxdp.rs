@@ -74,6 +74,7 @@ pub enum XdpError {
 #[derive(Debug)]
 pub struct AfXdp {
     base: AfPacket,
+    socket: OwnedFd,
     sender: Sender,
 }
 
@@ -88,9 +89,9 @@ impl AfXdp {
         if interface.kind != InterfaceKind::Ethernet {
             return Err(XdpError::Kind { interface: name });
         }
-        let sender =
+        let (socket, sender) =
             Sender::open(interface.index, config).map_err(|(operation, source)| XdpError::Io { interface: name, operation, source })?;
-        Ok(Self { base: AfPacket::open(interface, config)?, sender })
+        Ok(Self { base: AfPacket::open(interface, config)?, socket, sender })
     }
 }
 
@@ -100,7 +101,8 @@ impl Link for AfXdp {
     }
 
     fn send(&mut self, _now: Instant, batch: &Batch, count: usize) -> Sent {
-        let (count, mut stop) = self.sender.send(batch, count.min(batch.len()));
+        let socket = &self.socket;
+        let (count, mut stop) = self.sender.send(batch, count.min(batch.len()), |_| send_to(socket));
         // A device without a carrier drops what it is given, and only that.
         if count == 0 && stop == Some(Stop::Full) && !self.base.is_up() {
             stop = Some(Stop::Down);
@@ -232,10 +234,9 @@ impl Ring {
     }
 }
 
-/// The sending socket.
+/// The sending half: what lies in the rings, and whose memory is whose.
 #[derive(Debug)]
 struct Sender {
-    socket: OwnedFd,
     memory: Mapping,
     tx: Ring,
     done: Ring,
@@ -256,7 +257,7 @@ struct Sender {
 type Failed = (&'static str, io::Error);
 
 impl Sender {
-    fn open(interface: u32, config: &LinkConfig) -> Result<Self, Failed> {
+    fn open(interface: u32, config: &LinkConfig) -> Result<(OwnedFd, Self), Failed> {
         let socket = socket().map_err(|error| ("open an AF_XDP socket", error))?;
         let memory = Mapping::new(CHUNK * CHUNKS as usize, None).map_err(|error| ("map memory for frames", error))?;
         register(&socket, &memory).map_err(|error| ("register memory for frames", error))?;
@@ -277,8 +278,11 @@ impl Sender {
         let done = Ring::map::<u64>(&socket, libc::XDP_UMEM_PGOFF_COMPLETION_RING, &offsets.cr, DONE_PLACES)
             .map_err(|error| ("map the completion ring", error))?;
         bind(&socket, interface).map_err(|error| ("bind the AF_XDP socket", error))?;
-        Ok(Self {
-            socket,
+        Ok((socket, Self::new(memory, tx, done)))
+    }
+
+    fn new(memory: Mapping, tx: Ring, done: Ring) -> Self {
+        Self {
             memory,
             tx,
             done,
@@ -288,11 +292,12 @@ impl Sender {
             written: 0,
             taken: 0,
             collected: 0,
-        })
+        }
     }
 
-    /// Sends the first `count` frames in order; how many the kernel took, and why not all.
-    fn send(&mut self, batch: &Batch, count: usize) -> (usize, Option<Stop>) {
+    /// Sends the first `count` frames in order; how many the kernel took, and why not all. `look` makes the kernel look at the
+    /// rings.
+    fn send(&mut self, batch: &Batch, count: usize, look: impl FnMut(&Self) -> io::Result<()>) -> (usize, Option<Stop>) {
         self.collect();
         let first = self.taken;
         // What an earlier call left in the ring is written over: the same frames, if nobody has changed his mind.
@@ -306,7 +311,7 @@ impl Sender {
         }
         self.written = first.wrapping_add(placed.max(waiting));
         self.tx.store(self.tx.producer, self.written);
-        let (sent, stop) = self.kick();
+        let (sent, stop) = self.kick(placed as usize, look);
         // No memory for a frame is no room for it.
         (sent, stop.or((sent < count).then_some(Stop::Full)))
     }
@@ -352,51 +357,38 @@ impl Sender {
         }
     }
 
-    /// Lets the kernel take what is in the ring; how many frames left, and why not all.
-    fn kick(&mut self) -> (usize, Option<Stop>) {
+    /// Lets the kernel take the `frames` frames at the front of the ring; how many left, and why not all. What was taken back
+    /// lies behind them and is written over next time.
+    fn kick(&mut self, frames: usize, mut look: impl FnMut(&Self) -> io::Result<()>) -> (usize, Option<Stop>) {
         let mut sent = 0;
-        while self.taken != self.written {
-            let result = send_to(&self.socket);
+        while sent < frames {
+            let result = look(self);
             let left = self.written.wrapping_sub(self.taken);
             let advanced = self.tx.load(self.tx.consumer).wrapping_sub(self.taken);
             let advanced = if advanced <= left { advanced } else { 0 };
-            let mut frames = 0;
-            for _ in 0..advanced {
-                frames += usize::from(self.pass());
-            }
-            let error = match result {
-                Ok(()) => None,
+            let passed = (0..advanced).filter(|_| self.pass()).count();
+            match result {
                 Err(error) if error.raw_os_error() == Some(libc::EBUSY) => {
                     // The device dropped the last one that was taken; the kernel may not have published that yet.
-                    match advanced {
-                        0 => drop(self.pass()),
-                        _ => frames = frames.saturating_sub(1),
+                    if advanced == 0 {
+                        self.pass();
                     }
-                    return (sent + frames, Some(Stop::Full));
+                    return (sent + passed.saturating_sub(1), Some(Stop::Full));
                 }
-                Err(error) => Some(error),
-            };
-            sent += frames;
-            if advanced > 0 {
-                // Interrupted by its own bound on work.
-                match error.as_ref().and_then(stop_of) {
-                    None | Some(Stop::Full) => continue,
-                    stop => return (sent, stop),
+                // All of them, or interrupted by its own bound on work.
+                Ok(()) if passed > 0 => sent += passed,
+                Ok(()) => return (sent, Some(Stop::Full)),
+                Err(error) => {
+                    sent += passed;
+                    match stop_of(&error) {
+                        None => {}
+                        Some(Stop::Full) if passed > 0 => {}
+                        stop => return (sent, stop.filter(|_| sent < frames)),
+                    }
                 }
-            }
-            match error.as_ref().map(stop_of) {
-                Some(None) => {}
-                Some(stop) => return (sent, stop),
-                // It passed over a place that was taken back, and publishes that later.
-                None if self.next_is_void() => drop(self.pass()),
-                None => return (sent, Some(Stop::Full)),
             }
         }
         (sent, None)
-    }
-
-    fn next_is_void(&self) -> bool {
-        self.places[(self.taken & (TX_PLACES - 1)) as usize].is_none()
     }
 
     /// One more entry is the kernel's; whether it was a frame.
@@ -490,4 +482,156 @@ fn send_to(socket: &OwnedFd) -> io::Result<()> {
     // SAFETY: no buffer and no address: the call only makes the kernel look at the ring.
     let result = unsafe { libc::sendto(socket.as_raw_fd(), std::ptr::null(), 0, libc::MSG_DONTWAIT, std::ptr::null(), 0) };
     if result >= 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
+}
+
+#[cfg(test)]
+mod tests {
+    use core::cell::RefCell;
+
+    use proptest::prelude::*;
+
+    use super::*;
+
+    /// How the kernel of a test treats one call.
+    #[derive(Debug, Clone, Copy)]
+    enum Mood {
+        /// Takes up to so many, then says that there is more.
+        Takes(u32),
+        /// The device drops the one after so many.
+        Drops(u32),
+        /// No room at all.
+        Full,
+    }
+
+    /// The kernel's side of the rings, as `net/xdp/xsk.c` keeps it.
+    struct Kernel {
+        at: u32,
+        done: u32,
+        /// Whether it tells its place in the ring only when something was sent, as older ones do.
+        shy: bool,
+        delivered: Vec<u32>,
+        moods: Vec<Mood>,
+    }
+
+    impl Kernel {
+        fn look(&mut self, sender: &Sender) -> io::Result<()> {
+            let mood = self.moods.pop().unwrap_or(Mood::Takes(TX_PLACES));
+            let (bound, drops) = match mood {
+                Mood::Takes(bound) => (bound, false),
+                Mood::Drops(bound) => (bound, true),
+                Mood::Full => return Err(io::Error::from_raw_os_error(libc::EAGAIN)),
+            };
+            let (mut sent, mut result) = (0, Ok(()));
+            while self.at != sender.tx.load(sender.tx.producer) {
+                // SAFETY: the ring's memory is ours, and any bytes are a description.
+                let description = unsafe { sender.tx.entry::<libc::xdp_desc>(self.at).unwrap().read_volatile() };
+                if description.len == 0 || description.addr >= sender.memory.len as u64 {
+                    self.at = self.at.wrapping_add(1);
+                    break;
+                }
+                if sent == bound && !drops {
+                    result = Err(io::Error::from_raw_os_error(libc::EAGAIN));
+                    break;
+                }
+                self.at = self.at.wrapping_add(1);
+                let start = usize::try_from(description.addr).unwrap();
+                // SAFETY: the frame lies in the memory (just checked, chunks are whole); its first bytes are its number.
+                let number = unsafe { sender.memory.at::<[u8; 4]>(start).unwrap().read() };
+                // SAFETY: as for the sending ring.
+                unsafe { sender.done.entry::<u64>(self.done).unwrap().write_volatile(description.addr) };
+                self.done = self.done.wrapping_add(1);
+                sender.done.store(sender.done.producer, self.done);
+                if sent == bound {
+                    result = Err(io::Error::from_raw_os_error(libc::EBUSY));
+                    break;
+                }
+                self.delivered.push(u32::from_be_bytes(number));
+                sent += 1;
+            }
+            if sent > 0 || !self.shy {
+                sender.tx.store(sender.tx.consumer, self.at);
+            }
+            result
+        }
+    }
+
+    fn ring<T>(places: u32) -> Ring {
+        let memory = Mapping::new(128 + places as usize * size_of::<T>(), None).unwrap();
+        Ring { memory, producer: 0, consumer: 64, entries: 128, places }
+    }
+
+    fn sender() -> Sender {
+        let memory = Mapping::new(CHUNK * CHUNKS as usize, None).unwrap();
+        Sender::new(memory, ring::<libc::xdp_desc>(TX_PLACES), ring::<u64>(DONE_PLACES))
+    }
+
+    fn fill(batch: &mut Batch, numbers: impl Iterator<Item = u32>) {
+        for number in numbers {
+            batch.slot()[..4].copy_from_slice(&number.to_be_bytes());
+            batch.push(60);
+        }
+    }
+
+    fn mood() -> impl Strategy<Value = Mood> {
+        prop_oneof![(1u32..100).prop_map(Mood::Takes), (0u32..70).prop_map(Mood::Drops), Just(Mood::Full)]
+    }
+
+    proptest! {
+        /// Batches are retried until all of them has left, or given back half way: what was told to have left has, once, and
+        /// nothing else.
+        #[test]
+        fn every_frame_that_is_said_to_have_left_has_left_once(
+            batches in proptest::collection::vec((1u32..=64, any::<bool>()), 1..40),
+            moods in proptest::collection::vec(mood(), 0..200),
+            shy: bool,
+        ) {
+            let mut sender = sender();
+            let kernel = RefCell::new(Kernel { at: 0, done: 0, shy, delivered: Vec::new(), moods });
+            let (mut next, mut told) = (0, Vec::new());
+            for (len, give_back) in batches {
+                let mut batch = Batch::default();
+                fill(&mut batch, next..next + len);
+                let mut first = next;
+                next += len;
+                while !batch.is_empty() {
+                    let (sent, stop) = sender.send(&batch, batch.len(), |sender| kernel.borrow_mut().look(sender));
+                    prop_assert!(sent <= batch.len() && (stop.is_none() == (sent == batch.len())), "{sent} {stop:?}");
+                    told.extend(first..first + sent as u32);
+                    first += sent as u32;
+                    batch.advance(sent);
+                    if give_back && stop.is_some() {
+                        break;
+                    }
+                }
+            }
+            prop_assert_eq!(told, kernel.into_inner().delivered);
+            sender.collect();
+            let held = sender.places.iter().flatten().count();
+            prop_assert_eq!(sender.free.len() + held, CHUNKS as usize, "no chunk is lost");
+        }
+
+        /// Whatever the other side writes into the rings, no more is said to have left than was asked for, and nothing panics.
+        #[test]
+        fn indexes_are_not_believed(words in proptest::collection::vec((any::<u32>(), any::<u32>(), any::<u64>(), 0..4u8), 1..60)) {
+            let mut sender = sender();
+            let mut batch = Batch::default();
+            fill(&mut batch, 0..64);
+            for (consumer, producer, address, errno) in words {
+                let (sent, _) = sender.send(&batch, 64, |sender| {
+                    sender.tx.store(sender.tx.consumer, consumer);
+                    sender.done.store(sender.done.producer, producer);
+                    // SAFETY: the ring's memory is ours.
+                    unsafe { sender.done.entry::<u64>(sender.collected).unwrap().write_volatile(address) };
+                    match errno {
+                        0 => Ok(()),
+                        1 => Err(io::Error::from_raw_os_error(libc::EAGAIN)),
+                        2 => Err(io::Error::from_raw_os_error(libc::EBUSY)),
+                        _ => Err(io::Error::from_raw_os_error(libc::EINVAL)),
+                    }
+                });
+                prop_assert!(sent <= 64);
+                prop_assert!(sender.free.len() <= CHUNKS as usize);
+            }
+        }
+    }
 }

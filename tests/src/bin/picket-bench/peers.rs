@@ -311,7 +311,8 @@ fn picket(task: &Task, attempts: u8) -> Result<Vec<Setting>> {
         let common = [task.targets, "-i", DEVICE, "--attempts", &attempts, "--rate", &rate];
         let args = match task.is_discovery() {
             true => [&["discover"], &common[..]].concat(),
-            false => [&["scan", "-p", task.ports], &common[..]].concat(),
+            // Peers do not look for hosts first either.
+            false => [&["scan", "--no-discovery", "-p", task.ports], &common[..]].concat(),
         };
         let run = Programs::locate()?.probe(&args)?.env("PICKET_INTERFACE__PACKETS", &rate);
         let run = run.env("PICKET_INTERFACE__BITS", "10Gbit").env("PICKET_POLICY__ALLOW", "198.18.0.0/15");
@@ -356,7 +357,7 @@ fn rows(text: &str) -> Found {
     let row = |line: &str| {
         let mut words = line.split_whitespace();
         let (address, second) = (words.next()?.parse().ok()?, words.next()?);
-        match second.parse() {
+        match second.strip_suffix("/tcp").unwrap_or(second).parse() {
             Ok(port) => (words.next()? == "open").then_some((address, port)),
             Err(_) => (second == "up").then_some((address, 0)),
         }
