@@ -7,10 +7,11 @@
 use std::net::IpAddr;
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, Sender, channel};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use picket_probe::net::afpacket::{AfPacket, LinkConfig};
 use picket_probe::net::afxdp::AfXdp;
+use picket_probe::net::clock;
 use picket_probe::net::drive::{self, DriveEvent, DriveHandle, EventSink, TaskId, TaskSpec, Weight};
 use picket_probe::net::engine::Source;
 use picket_probe::net::netlink;
@@ -62,10 +63,10 @@ impl Bench {
     fn rounds(&mut self, host: &str, count: usize) -> Result<Vec<f64>, Failure> {
         let mut times = Vec::new();
         for _ in 0..count {
-            let began = Instant::now();
+            let began = clock::now();
             let id = self.add(host, None, Technique::Echo, Weight::Interactive)?;
             while self.ends.recv_timeout(Duration::from_secs(10))? != id {}
-            times.push(began.elapsed().as_secs_f64() * 1e3);
+            times.push(clock::now().saturating_since(began).as_secs_f64() * 1e3);
             self.handle.cancel(id)?;
         }
         times.sort_by(f64::total_cmp);
@@ -94,10 +95,10 @@ fn main() -> Result<(), Failure> {
     let alone = bench.rounds(host, rounds)?;
     let bulk = bench.add("198.18.0.0/16", Some("1-1000"), Technique::Syn, Weight::Bulk)?;
     std::thread::park_timeout(Duration::from_millis(500));
-    let (before, began) = (bench.handle.stats().sent_packets, Instant::now());
+    let (before, began) = (bench.handle.stats().sent_packets, clock::now());
     let beside = bench.rounds(host, rounds)?;
     std::thread::park_timeout(Duration::from_millis(500));
-    let rate = (bench.handle.stats().sent_packets - before) as f64 / began.elapsed().as_secs_f64();
+    let rate = (bench.handle.stats().sent_packets - before) as f64 / clock::now().saturating_since(began).as_secs_f64();
     bench.handle.cancel(bulk)?;
     bench.handle.stop();
     thread.join().map_err(|_| "the loop panicked")?;

@@ -7,7 +7,7 @@ use std::collections::VecDeque;
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::process::Command;
 use std::sync::atomic::{AtomicU32, Ordering};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use nix::errno::Errno;
 use nix::sys::socket::{AddressFamily, MsgFlags, SockFlag, SockProtocol, SockType, recv, setsockopt, socket, sockopt};
@@ -119,9 +119,9 @@ fn put(batch: &mut Batch, n: u32) {
 /// Sends frames in order until all are taken.
 fn send_all(link: &mut AfXdp, numbers: impl IntoIterator<Item = u32>, mut meanwhile: impl FnMut()) {
     let (mut left, mut batch) = (numbers.into_iter().collect::<VecDeque<u32>>(), Batch::default());
-    let give_up = Instant::now() + Duration::from_secs(20);
+    let give_up = clock::now() + Duration::from_secs(20);
     while !left.is_empty() || !batch.is_empty() {
-        assert!(Instant::now() < give_up, "the kernel takes no frames");
+        assert!(clock::now() < give_up, "the kernel takes no frames");
         while batch.len() < BATCH
             && !batch.is_full()
             && let Some(n) = left.pop_front()
@@ -156,8 +156,8 @@ fn take(receiver: &OwnedFd, arrived: &mut Vec<u32>) {
 
 /// Waits until as many frames have arrived as are wanted; a short while more finds those that nobody wants.
 fn take_until(receiver: &OwnedFd, arrived: &mut Vec<u32>, wanted: usize) {
-    let give_up = Instant::now() + Duration::from_secs(10);
-    while arrived.len() < wanted && Instant::now() < give_up {
+    let give_up = clock::now() + Duration::from_secs(10);
+    while arrived.len() < wanted && clock::now() < give_up {
         take(receiver, arrived);
         std::thread::yield_now();
     }
@@ -196,7 +196,7 @@ fn what_did_not_leave(lab: &Lab) {
         sh(&format!("ip -n {side} link set eth0 down"));
         let mut batch = Batch::default();
         (1_000..1_040).for_each(|n| put(&mut batch, n));
-        let give_up = Instant::now() + Duration::from_secs(10);
+        let give_up = clock::now() + Duration::from_secs(10);
         loop {
             let sent = link.send(clock::now(), &batch, batch.len());
             assert_eq!(sent.count, 0, "{side}");
@@ -205,14 +205,14 @@ fn what_did_not_leave(lab: &Lab) {
                 Some(Stop::Down) => break,
                 other => assert_eq!(other, Some(Stop::Full), "{side}"),
             }
-            assert!(Instant::now() < give_up, "{side}: the link is not found to be down");
+            assert!(clock::now() < give_up, "{side}: the link is not found to be down");
             std::thread::yield_now();
         }
         assert!(!link.is_up());
         sh(&format!("ip -n {side} link set eth0 up"));
-        let give_up = Instant::now() + Duration::from_secs(10);
+        let give_up = clock::now() + Duration::from_secs(10);
         while !link.is_up() {
-            assert!(Instant::now() < give_up, "the link does not come up");
+            assert!(clock::now() < give_up, "the link does not come up");
             std::thread::yield_now();
         }
         // Fewer than were refused, and others: the loop has given the old ones back.

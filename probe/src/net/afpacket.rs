@@ -393,6 +393,7 @@ fn write_address(address: &mut libc::sockaddr_in6, dst: Option<IpAddr>) -> libc:
 }
 
 /// When the kernel got a packet that was just received, by the wall clock.
+#[allow(clippy::unnecessary_cast, reason = "the types of the lengths differ between C libraries")]
 fn stamp_of(header: &libc::msghdr) -> Option<SystemTime> {
     // SAFETY: the kernel has filled in the control bytes that the header points to, and how many; they are still there. What is
     // read is found to lie within them first, by its own length.
