@@ -529,3 +529,58 @@ impl Schedule {
         self.events.pop_front()
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use picket_wire::addr::parse_set;
+    use picket_wire::job::{ScanOptions, Technique};
+    use picket_wire::space::{TargetSpace, TargetSpec};
+
+    use super::*;
+
+    /// A schedule with room for 20,000 positions, one probe a microsecond, into a silent network.
+    #[test]
+    fn what_is_listened_for_is_bounded_and_open_chunks_come_first() {
+        let spec = TargetSpec {
+            include: parse_set("198.18.0.0/15").unwrap(),
+            exclude: parse_set("").unwrap(),
+            ports: Some("80".parse().unwrap()),
+            seed: 1,
+        };
+        let space = std::sync::Arc::new(TargetSpace::new(&spec).unwrap());
+        let mut plan = ScanPlan::new(space, 0, 100_000, ScanOptions { technique: Technique::Syn, attempts: 2 }).unwrap();
+        plan.chunks = ChunkLimits { positions: 1_000, memory: 8 * 20_000, ..plan.chunks };
+        let mut schedule = Schedule::new(&plan);
+        let (mut now, mut most_retired, mut late) = (Instant::ZERO, 0, 0);
+        while !schedule.over {
+            now = now + Duration::from_micros(1);
+            if schedule.poll(now).is_none() {
+                let (at, _) = schedule.poll_timeout().expect("a scan that is not over waits for something");
+                now = now.max(at);
+                schedule.on_timeout(now);
+            }
+            let open: u64 = schedule.chunks.iter().map(|chunk| u64::from(chunk.len())).sum();
+            let retired: u64 = schedule.retired.iter().map(|(_, chunk)| u64::from(chunk.len())).sum();
+            assert!(open + retired <= 20_000, "{open} {retired}");
+            most_retired = most_retired.max(retired);
+            // The oldest chunk that is remembered still takes an answer, the one before it none.
+            if let Some(from) = schedule.retired.front().map(|(_, chunk)| chunk.from())
+                && late == 0
+                && from > 0
+            {
+                schedule.answer(now, Probe { position: from - 1, attempt: 1 }, State::Open, 60);
+                assert_eq!((schedule.stats.answers, schedule.stats.late), (0, 1));
+                for _ in 0..2 {
+                    schedule.answer(now, Probe { position: from, attempt: 1 }, State::Closed, 60);
+                }
+                assert_eq!((schedule.stats.answers, schedule.stats.late, schedule.stats.duplicates), (1, 2, 1));
+                schedule.answer(now, Probe { position: from, attempt: 0 }, State::Open, 60);
+                assert_eq!((schedule.stats.answers, schedule.stats.contradicted), (1, 1));
+                late += 1;
+            }
+        }
+        assert!(most_retired >= 10_000 && late == 1, "{most_retired}");
+        let told = core::iter::from_fn(|| schedule.poll_event()).filter(|event| matches!(event, Event::Late(_))).count();
+        assert_eq!((told, schedule.retired.len()), (1, 0));
+    }
+}
