@@ -35,7 +35,8 @@ pub struct Common {
 }
 
 impl Common {
-    fn load(self) -> anyhow::Result<Config> {
+    /// The configuration that these options and all other layers make.
+    pub(crate) fn load(self) -> anyhow::Result<Config> {
         let flags = Raw {
             data: self.data,
             log_level: self.log_level,

@@ -99,6 +99,8 @@ pub struct RawInterface {
     pub bits: Option<String>,
     /// `auto` or `off`.
     pub xdp: Option<String>,
+    /// `demand`, `use` or `off`.
+    pub shaper: Option<String>,
 }
 
 /// See [`AddressPolicy`].
@@ -132,6 +134,20 @@ pub struct InterfaceConfig {
     pub bits: BitsPerSecond,
     /// Whether frames may leave by AF_XDP. Default: where it is worth it.
     pub xdp: XdpUse,
+    /// What the site says of the kernel's shaper. Default: used where it is installed.
+    pub shaper: ShaperUse,
+}
+
+/// What the site says of the kernel's shaper (`picket-probe shaper`), which holds the sum of all marked packets.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum ShaperUse {
+    /// Nothing is measured without it.
+    Demand,
+    /// Packets are marked for it, and whether it is there is reported.
+    #[default]
+    Use,
+    /// Packets are not marked.
+    Off,
 }
 
 /// Whether frames may leave by AF_XDP, which no queueing discipline and no capture on this box sees.
@@ -151,7 +167,7 @@ pub const XDP_FROM: u32 = 100_000;
 impl InterfaceConfig {
     /// Whether AF_XDP is to be tried.
     pub fn wants_xdp(&self) -> bool {
-        self.xdp == XdpUse::Auto && self.packets.get() >= XDP_FROM
+        self.xdp == XdpUse::Auto && self.shaper != ShaperUse::Demand && self.packets.get() >= XDP_FROM
     }
 }
 
@@ -245,6 +261,7 @@ fn merge(under: Raw, over: Raw) -> Raw {
             packets: over.interface.packets.or(under.interface.packets),
             bits: over.interface.bits.or(under.interface.bits),
             xdp: over.interface.xdp.or(under.interface.xdp),
+            shaper: over.interface.shaper.or(under.interface.shaper),
         },
         policy: RawPolicy { allow: over.policy.allow.or(under.policy.allow), deny: over.policy.deny.or(under.policy.deny) },
         spool: RawSpool {
@@ -276,7 +293,7 @@ fn check(raw: Raw) -> Result<Config, ConfigError> {
         })?,
         None => log::LevelFilter::Info,
     };
-    let RawInterface { name, packets, bits, xdp } = raw.interface;
+    let RawInterface { name, packets, bits, xdp, shaper } = raw.interface;
     let default_policy = AddressPolicy::default();
     let max_bytes = raw.spool.max_bytes.unwrap_or(256 * 1024 * 1024);
     if max_bytes < SPOOL_MIN {
@@ -298,6 +315,7 @@ fn check(raw: Raw) -> Result<Config, ConfigError> {
             packets: parse("interface.packets", packets.as_deref().unwrap_or("1kpps"))?,
             bits: parse("interface.bits", bits.as_deref().unwrap_or("10Mbit"))?,
             xdp: xdp_use(xdp.as_deref())?,
+            shaper: shaper_use(shaper.as_deref())?,
         },
         policy: AddressPolicy {
             allow: raw.policy.allow.map_or(Ok(default_policy.allow), |texts| nets("policy.allow", texts))?,
@@ -305,6 +323,15 @@ fn check(raw: Raw) -> Result<Config, ConfigError> {
         },
         spool: SpoolLimits { max_bytes, fsync_interval: Duration::from_millis(raw.spool.fsync_interval_ms.unwrap_or(1000)) },
     })
+}
+
+fn shaper_use(text: Option<&str>) -> Result<ShaperUse, ConfigError> {
+    match text {
+        None | Some("use") => Ok(ShaperUse::Use),
+        Some("demand") => Ok(ShaperUse::Demand),
+        Some("off") => Ok(ShaperUse::Off),
+        Some(other) => Err(ConfigError::Value { key: "interface.shaper", reason: format!("`{other}`: use `demand`, `use` or `off`") }),
+    }
 }
 
 fn xdp_use(text: Option<&str>) -> Result<XdpUse, ConfigError> {
@@ -382,6 +409,7 @@ mod tests {
             ("", &[("PICKET_INTERFACE__SPEED", "3")], &["environment", "unknown field `speed`"]),
             ("[interface]\npackets = '500'", &[], &["`interface.packets`", "`500` has no unit"]),
             ("[interface]\nbits = '10MB'", &[], &["`interface.bits`", "`10MB` is not a bit rate"]),
+            ("[interface]\nshaper = 'yes'", &[], &["`interface.shaper`", "`yes`", "`demand`, `use` or `off`"]),
             ("[interface]\nxdp = 'fast'", &[], &["`interface.xdp`", "`fast`", "`auto` or `off`"]),
             ("[policy]\nallow = ['198.18.0.0/33']", &[], &["`policy.allow`", "`198.18.0.0/33` has no such prefix length"]),
             ("log_level = 'loud'", &[], &["`log_level`", "`loud` is not a level"]),

@@ -14,6 +14,7 @@ pub mod net;
 pub mod packet;
 pub mod scan;
 pub mod service;
+pub mod shaper;
 pub mod spool;
 pub mod standalone;
 pub mod station;

@@ -4,6 +4,7 @@ use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
 use picket_probe::commands::{self, EnrolArgs, FingerprintsArgs, RunArgs, StatusArgs};
+use picket_probe::shaper::{self, ShaperArgs};
 use picket_probe::standalone::{self, DiscoverArgs, ScanArgs, ServicesArgs};
 
 /// Picket's probe: scans for a fleet or by itself, never faster than its interface may send.
@@ -23,6 +24,7 @@ enum Command {
     Services(ServicesArgs),
     Discover(DiscoverArgs),
     Fingerprints(FingerprintsArgs),
+    Shaper(ShaperArgs),
 }
 
 fn main() -> ExitCode {
@@ -34,6 +36,7 @@ fn main() -> ExitCode {
         Command::Services(args) => Ok(standalone::exit_status(standalone::services(&args))),
         Command::Discover(args) => Ok(standalone::exit_status(standalone::discover(&args))),
         Command::Fingerprints(args) => commands::run_fingerprints(args),
+        Command::Shaper(args) => shaper::run(args),
     };
     outcome.unwrap_or_else(|error| {
         eprintln!("picket-probe: {error:#}");

@@ -5,19 +5,21 @@
 use std::net::IpAddr;
 use std::sync::{Arc, Mutex, PoisonError};
 
-use picket_wire::event::{Check, SelfTest};
+use picket_wire::event::{Check, SelfTest, Shaper};
 
-use crate::config::InterfaceConfig;
+use crate::config::{InterfaceConfig, ShaperUse};
 use crate::net::afpacket::{AfPacket, LinkConfig, LinkError};
 use crate::net::afxdp::AfXdp;
 use crate::net::drive::{self, DriveHandle, EventSink};
 use crate::net::engine::Source;
+use crate::net::link::SHAPER_MARK;
 use crate::net::netlink::{NetlinkError, Watcher, snapshot_blocking};
 use crate::net::onlink::LocalLink;
 use crate::net::pacer::{DEFAULT_BURST, Limits};
 use crate::net::route::{Interface, RouteTable, Snapshot};
 use crate::scan::report::Event;
 use crate::scan::spec::SourcePorts;
+use crate::shaper;
 
 /// Why an interface cannot be measured on.
 #[derive(Debug, thiserror::Error)]
@@ -36,6 +38,9 @@ pub enum StationError {
     /// None is configured and none offers itself.
     #[error("no interface has an address; name one with `interface.name` or --interface")]
     NoInterface,
+    /// The site demands a shaper that is not there.
+    #[error("the site demands the kernel's shaper (`interface.shaper`), and there is none: {0}")]
+    Unshaped(String),
     /// The socket cannot be opened.
     #[error(transparent)]
     Link(#[from] LinkError),
@@ -89,7 +94,13 @@ impl Station {
         let snapshot = Arc::new(snapshot_blocking()?);
         let name = choose(&snapshot, config.name.as_deref())?.name.clone();
         let table = Arc::new(snapshot.table(&name).ok_or(StationError::NoInterface)?);
-        let (link, limits) = (LinkConfig::for_ports(ports.first(), ports.last()), limits(config));
+        if config.shaper == ShaperUse::Demand
+            && let Shaper::Absent(why) = shaper::status(&name, config.shaper)
+        {
+            return Err(StationError::Unshaped(why));
+        }
+        let mark = (config.shaper != ShaperUse::Off).then_some(SHAPER_MARK);
+        let (link, limits) = (LinkConfig { mark, ..LinkConfig::for_ports(ports.first(), ports.last()) }, limits(config));
         let (handle, thread) = match config.wants_xdp().then(|| AfXdp::open(table.interface(), &link)) {
             Some(Ok(link)) => drive::spawn(link, limits, Arc::clone(&table), sink),
             other => {

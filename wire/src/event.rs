@@ -310,9 +310,10 @@ pub struct LeasePace {
 }
 
 /// The kernel's shaper on the measuring interface.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
 pub enum Shaper {
     /// The site does not want one.
+    #[default]
     Off,
     /// There is none, and why.
     Absent(String),

@@ -8,7 +8,8 @@ use ed25519_dalek::VerifyingKey;
 use picket_wire::command::Command;
 use picket_wire::envelope::{self, Audience, Contents, Refusal};
 use picket_wire::event::{
-    Activity, Birth, Event, Heartbeat, InterfaceLimits, LeaseStatus, Live, Refusals, SelfTest, Traffic, encode_record,
+    Activity, Birth, Event, Heartbeat, InterfaceLimits, LeasePace, LeaseStatus, Live, Pace, PacingReport, Refusals, SelfTest, Shaper,
+    Traffic, encode_record,
 };
 use picket_wire::host::{HostBatch, HostSeen};
 use picket_wire::ids::{JobId, LeaseId, ProbeId, Role, SessionId, StreamId};
@@ -21,6 +22,8 @@ use picket_wire::units::UnixMillis;
 use super::state::{Saved, SavedLease};
 use crate::net::time::Instant;
 
+/// How often the pace is told where it does not change.
+const PACING_EVERY: Duration = Duration::from_secs(60);
 /// Leases that a probe keeps at a time, over all jobs; a controller never needs more.
 const LEASES_MAX: usize = 64;
 /// Commands held back until the welcome of a session.
@@ -110,7 +113,7 @@ pub enum Action {
 }
 
 /// Facts about the box that heartbeats carry; the shell reads them.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Vitals {
     /// How long the program has run.
     pub uptime: Duration,
@@ -128,6 +131,19 @@ pub struct Vitals {
     pub lost_records: u64,
     /// What the packet loop did.
     pub traffic: Traffic,
+    /// How fast it sends, and what holds it back.
+    pub pacing: Pacing,
+}
+
+/// How fast a probe sends, and what holds it back: a [`PacingReport`] without its session.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Pacing {
+    /// The interface.
+    pub interface: Pace,
+    /// The leases that run.
+    pub leases: Vec<LeasePace>,
+    /// The kernel's shaper.
+    pub shaper: Shaper,
 }
 
 /// How a running measurement stands.
@@ -170,6 +186,8 @@ struct Session {
     next_birth: Instant,
     welcomed: bool,
     heartbeats: u64,
+    /// What was said of the pace last, and when.
+    pacing: Option<(Pacing, Instant)>,
     /// Number and time of heartbeats without an answer.
     unanswered: VecDeque<(u64, Instant)>,
     held_back: Vec<Vec<u8>>,
@@ -311,6 +329,7 @@ impl<J: Journal> Agent<J> {
             next_birth: now,
             welcomed: false,
             heartbeats: 0,
+            pacing: None,
             unanswered: VecDeque::new(),
             held_back: Vec::new(),
         });
@@ -840,7 +859,7 @@ impl<J: Journal> Agent<J> {
         if session.unanswered.len() > HEARTBEATS_MAX {
             session.unanswered.pop_front();
         }
-        let Vitals { uptime, cpu, memory_kib, load_percent, spool_records, spool_bytes, lost_records, traffic } = vitals;
+        let Vitals { uptime, cpu, memory_kib, load_percent, spool_records, spool_bytes, lost_records, traffic, pacing } = vitals;
         let heartbeat = Heartbeat {
             session: session.id,
             number: session.heartbeats,
@@ -856,7 +875,17 @@ impl<J: Journal> Agent<J> {
             refusals,
         };
         self.next_heartbeat = now + if busy { self.heartbeat_every.min(BUSY_HEARTBEAT) } else { self.heartbeat_every };
+        let id = session.id;
+        let news = session.pacing.as_ref().is_none_or(|(last, at)| *last != pacing || now >= *at + PACING_EVERY);
+        if news {
+            session.pacing = Some((pacing.clone(), now));
+        }
         self.actions.push_back(Action::Event(Event::Heartbeat(heartbeat)));
+        if news {
+            let Pacing { interface, leases, shaper } = pacing;
+            let report = PacingReport { session: id, interface, leases, shaper };
+            self.actions.push_back(Action::Event(Event::Pacing(Box::new(report))));
+        }
         // The question for a spec, or its answer, may have been lost with a connection: it is asked for until it is here.
         let lacking: BTreeSet<JobId> = self
             .held

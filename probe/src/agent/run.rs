@@ -10,14 +10,14 @@ use std::time::Duration;
 
 use ed25519_dalek::VerifyingKey;
 use picket_wire::codec;
-use picket_wire::event::{Check, Event, InterfaceLimits, Live, SelfTest, Traffic};
+use picket_wire::event::{Check, Event, InterfaceLimits, Live, Pace, SelfTest, Shaper, Traffic};
 use picket_wire::ids::{LeaseId, SessionId, StreamId};
 use picket_wire::result::{EXTRAS_MAX, LateAnswer};
 use picket_wire::service::ServiceBatch;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::mpsc;
 
-use super::core::{Action, Agent, Identity as AgentIdentity, Vitals};
+use super::core::{Action, Agent, Identity as AgentIdentity, Pacing, Vitals};
 use super::held::Ready;
 use super::journal::{DiskJournal, spool_time};
 use super::state;
@@ -26,11 +26,12 @@ use super::tasks::{self, ConnectEvent, TaskEvent, Tasks};
 use crate::config::Config;
 use crate::errors::chain;
 use crate::identity::Identity;
-use crate::net::drive::DriveEvent;
+use crate::net::drive::{DriveEvent, DriveStats};
 use crate::net::time::Instant;
 use crate::net::{clock, netlink};
 use crate::scan;
 use crate::scan::spec::SourcePorts;
+use crate::shaper;
 use crate::spool::{DiskFs, Spool, SpoolConfig};
 use crate::station::{self, Station};
 use crate::transport::mqtt::{Beginning, Link, LinkEvent, MqttConfig, Outlet, PublishError, Session};
@@ -48,6 +49,8 @@ const ABILITIES_EVERY: Duration = Duration::from_secs(10);
 
 /// How long a late answer waits for others, so that they share a record.
 const LATE_WAIT: Duration = Duration::from_millis(500);
+/// How often the kernel's shaper is looked at.
+const SHAPER_EVERY: Duration = Duration::from_secs(60);
 
 /// Why the agent cannot run.
 #[derive(Debug, thiserror::Error)]
@@ -155,6 +158,9 @@ struct Shell<'a> {
     sync_now: bool,
     policy_refused: u64,
     reconnect: bool,
+    /// The kernel's shaper when it was looked at last, and when it is looked at again.
+    shaper: Shaper,
+    shaper_due: Instant,
 }
 
 impl<'a> Shell<'a> {
@@ -215,6 +221,8 @@ impl<'a> Shell<'a> {
             sync_now: false,
             policy_refused: 0,
             reconnect: false,
+            shaper: Shaper::Off,
+            shaper_due: Instant::ZERO,
         })
     }
 
@@ -513,6 +521,13 @@ impl<'a> Shell<'a> {
         let spool = self.agent.journal().spool.stats();
         let loss = self.agent.journal().spool.loss();
         let uptime = now.saturating_since(self.started);
+        if now >= self.shaper_due {
+            self.shaper_due = now + SHAPER_EVERY;
+            self.shaper = self.station.as_ref().map_or(Shaper::Absent("the measuring interface is not open".to_owned()), |station| {
+                shaper::status(&station.interface().name, self.config.interface.shaper)
+            });
+        }
+        let (config, tasks, shaper) = (self.config, &self.tasks, &self.shaper);
         let (station, policy_refused, clipped) = (self.station.as_ref(), self.policy_refused, self.tasks.clipped);
         self.agent.on_timeout(now, || {
             let health = crate::health::read();
@@ -525,6 +540,7 @@ impl<'a> Shell<'a> {
                 spool_bytes: spool.bytes,
                 lost_records: loss.records,
                 traffic: traffic(station, policy_refused, clipped),
+                pacing: pacing(config, station, tasks, shaper),
             }
         });
     }
@@ -568,6 +584,14 @@ impl<'a> Shell<'a> {
             self.tell(Outlet::Live, &Live::Death { session: id, orderly: true });
         }
     }
+}
+
+fn pacing(config: &Config, station: Option<&Station>, tasks: &Tasks, shaper: &Shaper) -> Pacing {
+    let stats = station.map(|station| station.handle().stats());
+    let asked = tasks::rates(station::limits(&config.interface));
+    let of = |stats: &DriveStats| (tasks::rates(stats.limits), tasks::rates(stats.current), stats.slowed);
+    let (granted, current, slowed) = stats.as_ref().map_or((asked, asked, None), of);
+    Pacing { interface: Pace { asked, granted, current, slowed }, leases: tasks.pacing(stats.as_ref()), shaper: shaper.clone() }
 }
 
 fn traffic(station: Option<&Station>, policy_refused: u64, clipped: u64) -> Traffic {

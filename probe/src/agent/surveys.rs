@@ -156,7 +156,7 @@ impl Surveys {
             site: self.config.site.clone(),
             fingerprints: self.fingerprints(),
             source: ground.source,
-            mark: None,
+            mark: Some(crate::net::link::SHAPER_MARK),
             wall: ground.wall,
             deadlines: Deadlines::default(),
         };

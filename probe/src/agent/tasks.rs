@@ -6,6 +6,7 @@ use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, UNIX_EPOCH};
 
+use picket_wire::event::{LeasePace, Pace, Rates};
 use picket_wire::host::HostSeen;
 use picket_wire::ids::LeaseId;
 use picket_wire::job::{JobSpec, Priority, Technique};
@@ -19,7 +20,7 @@ use super::core::TaskProgress;
 use super::surveys::{self, Ground};
 use crate::errors::chain;
 use crate::net::clock;
-use crate::net::drive::{DriveEvent, Gate, TaskId, TaskSpec, Weight};
+use crate::net::drive::{DriveEvent, DriveStats, Gate, TaskId, TaskSpec, Weight};
 use crate::net::engine::Source;
 use crate::net::pacer::{DEFAULT_BURST, Limits, Pacer, SharedPacer};
 use crate::net::target_pacer::{TargetLimits, TargetPacer};
@@ -271,6 +272,18 @@ impl Tasks {
         Some(TaskEvent::Ended(lease, failure))
     }
 
+    /// How fast each measurement sends, and what holds it back; `stats` are the packet loop's.
+    pub fn pacing(&self, stats: Option<&DriveStats>) -> Vec<LeasePace> {
+        let of = |(lease, handle): (&LeaseId, &Handle)| {
+            let Handle::Raw(id, _) = handle else { return None };
+            let (_, task) = stats?.tasks.iter().find(|(task, _)| task == id)?;
+            let rates_of = |limits: Option<Limits>| limits.map(rates).unwrap_or_default();
+            let (asked, granted, current) = (rates_of(task.asked), rates_of(task.granted), rates_of(task.current));
+            Some(LeasePace { lease: *lease, pace: Pace { asked, granted, current, slowed: task.slowed } })
+        };
+        self.running.iter().filter_map(of).collect()
+    }
+
     /// How each measurement stands.
     pub fn progress(&self) -> Vec<(LeaseId, TaskProgress)> {
         let read =
@@ -288,6 +301,11 @@ fn job_rate(spec: &JobSpec) -> Limits {
     let bits = spec.kind.survey().and_then(|survey| survey.limits.bits);
     let rate = Limits { packets: spec.rate, bits, burst: DEFAULT_BURST };
     if surveys::wanted(spec).is_some() { half(rate) } else { rate }
+}
+
+/// Limits as the controller is told them.
+pub fn rates(limits: Limits) -> Rates {
+    Rates { packets: limits.packets, bits: limits.bits }
 }
 
 fn half(limits: Limits) -> Limits {

@@ -7,6 +7,8 @@ use std::sync::Arc;
 use super::time::Instant;
 use crate::packet::eth::Mac;
 
+/// The firewall mark of measuring packets (`pi` in ASCII), by which the kernel's shaper knows them.
+pub const SHAPER_MARK: u32 = 0x7069;
 /// Most frames in a batch.
 pub const BATCH: usize = 64;
 /// Longest frame, link-layer header included.

@@ -23,6 +23,7 @@ use std::sync::{Arc, MutexGuard, PoisonError};
 use futures_util::stream::{FuturesUnordered, StreamExt};
 use nix::errno::Errno;
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
+use nix::sys::socket::{setsockopt, sockopt};
 use nix::sys::time::TimeSpec;
 use nix::sys::timerfd::{ClockId, Expiration, TimerFd, TimerFlags, TimerSetTimeFlags};
 use picket_wire::job::Technique;
@@ -36,6 +37,7 @@ use super::schedule::{Probe, Schedule};
 use super::spec::{Cut, ScanPlan, SpecError, Timing};
 use crate::net::clock;
 use crate::net::engine::{NotSent, Source};
+use crate::net::link::SHAPER_MARK;
 use crate::net::pacer::{Limits, Pacer, SharedPacer};
 use crate::net::target_pacer::{TargetPacer, TooSoon};
 use crate::net::time::Instant;
@@ -267,6 +269,8 @@ async fn attempt(from: Option<IpAddr>, to: SocketAddr, patience: Duration) -> Ou
         Ok(socket) => socket,
         Err(error) => return refused_at_once(to.ip(), &error),
     };
+    // Best effort: it takes a privilege, and whoever has none has no shaper either.
+    let _ = setsockopt(&socket, sockopt::Mark, &SHAPER_MARK);
     // Best effort: an orderly close would do as well, and only costs more packets.
     let _ = socket.set_zero_linger();
     if let Some(from) = from

@@ -59,6 +59,8 @@ mod onlink;
 mod schedule;
 
 #[cfg(test)]
+mod rate_tests;
+#[cfg(test)]
 mod scenarios;
 #[cfg(test)]
 mod tests;

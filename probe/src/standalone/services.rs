@@ -54,7 +54,7 @@ impl Detection {
             site,
             fingerprints: Arc::new(fingerprints),
             source: Source { v4: None, v6: None },
-            mark: None,
+            mark: Some(crate::net::link::SHAPER_MARK),
             wall: Some(unix(clock::wall())),
             deadlines: Deadlines::default(),
         };

@@ -429,6 +429,37 @@ fn simulated_hosts_speak_as_the_scenario_says() {
     assert!((90..166).contains(&there), "{there}");
 }
 
+#[test]
+fn tasks_of_different_weights_and_rates_share_as_they_should() {
+    let many: Vec<IpAddr> = (0..20_000).map(|n: u32| v4(198, 18, (n >> 8) as u8, n as u8)).collect();
+    let mut drive = drive(world(), pps(2_000));
+    drive.add(at(0), TaskId(1), task(&many, Limits::UNLIMITED, Weight::Interactive));
+    drive.add(at(0), TaskId(2), task(&many, Limits::UNLIMITED, Weight::Bulk));
+    drive.add(at(0), TaskId(3), task(&many, pps(10), Weight::Bulk));
+    run_for(&mut drive, 0, 5_000);
+    let counts: Vec<u64> = drive.stats().tasks.iter().map(|(_, task)| task.sent_packets).collect();
+    // Ten per second go to the one that asks for no more; what is left is shared sixteen to one.
+    let left = 10_000 - counts[2];
+    assert!((48..=51).contains(&counts[2]), "{counts:?}");
+    assert!(counts[0].abs_diff(left * 16 / 17) <= left / 100 && counts[1].abs_diff(left / 17) <= left / 100, "{counts:?}");
+    // Without the urgent one the rest is for the other, but for the one that has a limit.
+    drive.cancel(TaskId(1));
+    run_for(&mut drive, 5_000, 7_000);
+    let after: Vec<u64> = drive.stats().tasks.iter().map(|(_, task)| task.sent_packets).collect();
+    assert!((3_970..=4_001).contains(&(after[0] - counts[1])) && (18..=21).contains(&(after[1] - counts[2])), "{after:?}");
+}
+
+#[test]
+fn short_frames_cost_what_they_are_padded_to() {
+    let targets: Vec<IpAddr> = (0..2_000).map(|n: u32| v4(198, 18, (n >> 8) as u8, n as u8)).collect();
+    // An echo request of 36 bytes makes a frame of 50, which is 60 on the wire.
+    let mut drive = drive(world(), Limits::bits(picket_wire::units::BitsPerSecond::new(480_000).unwrap()));
+    drive.add(at(0), TaskId(1), bulk(&targets));
+    run_for(&mut drive, 0, 1_000);
+    let sent = drive.stats().sent_packets;
+    assert!((990..=1_001).contains(&sent), "{sent} frames of 60 bytes at 480 kbit/s");
+}
+
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(64))]
     /// Whatever the kernel and the interface do: each packet leaves exactly once or is reported exactly once, within the limit.
