@@ -236,6 +236,23 @@ impl CommonArgs {
 /// How often a silent target is asked where nothing is said.
 const ATTEMPTS: u8 = 2;
 
+/// Nmap's options and ours, word for word.
+const SPELLINGS: [(&str, &[&str]); 10] = [
+    ("-sS", &["--technique", "syn"]),
+    ("-sT", &["--technique", "connect"]),
+    ("-sA", &["--technique", "ack"]),
+    ("-sU", &["--technique", "udp"]),
+    ("-sY", &["--technique", "sctp"]),
+    ("-sV", &["--services"]),
+    ("-sL", &["--list"]),
+    ("-Pn", &["--no-discovery"]),
+    ("-iL", &["--input-file"]),
+    // Addresses are never looked up as names.
+    ("-n", &[]),
+];
+/// Options of nmap and masscan that take a file, and the format that it gets.
+const FILES: [(&str, &str); 3] = [("-oX", "nmap-xml="), ("-oL", "masscan-list="), ("-oJ", "masscan-json=")];
+
 /// Writes nmap's and masscan's spellings of options in ours; everything else stays as it is. Only whole words are read so, and
 /// only after the names of the commands that measure.
 pub fn nmap_spellings(arguments: impl IntoIterator<Item = OsString>) -> Vec<OsString> {
@@ -248,64 +265,22 @@ pub fn nmap_spellings(arguments: impl IntoIterator<Item = OsString>) -> Vec<OsSt
     let discover = command == "discover";
     let mut hosts_only = false;
     while let Some(argument) = arguments.next() {
-        let mut say = |words: &[&str]| ours.extend(words.iter().map(OsString::from));
-        let format = match argument.to_str().unwrap_or_default() {
-            "-sS" => {
-                say(&["--technique", "syn"]);
-                continue;
-            }
-            "-sT" => {
-                say(&["--technique", "connect"]);
-                continue;
-            }
-            "-sA" => {
-                say(&["--technique", "ack"]);
-                continue;
-            }
-            "-sU" => {
-                say(&["--technique", "udp"]);
-                continue;
-            }
-            "-sY" => {
-                say(&["--technique", "sctp"]);
-                continue;
-            }
-            "-sV" => {
-                say(&["--services"]);
-                continue;
-            }
-            "-sL" => {
-                say(&["--list"]);
-                continue;
-            }
-            "-Pn" => {
-                say(&["--no-discovery"]);
-                continue;
-            }
-            "-iL" => {
-                say(&["--input-file"]);
-                continue;
-            }
-            "-sn" => {
-                hosts_only = true;
-                continue;
-            }
-            "-n" => continue,
-            "-oX" => "nmap-xml=",
-            "-oL" => "masscan-list=",
-            "-oJ" => "masscan-json=",
-            "--" => {
-                ours.push(argument);
-                break;
-            }
-            _ => {
-                ours.push(argument);
-                continue;
-            }
-        };
-        let mut file = OsString::from(format);
-        file.push(arguments.next().as_deref().unwrap_or(OsStr::new("")));
-        ours.extend([OsString::from("--output-file"), file]);
+        let text = argument.to_str().unwrap_or_default();
+        if text == "--" {
+            ours.push(argument);
+            break;
+        }
+        if text == "-sn" {
+            hosts_only = true;
+        } else if let Some((_, words)) = SPELLINGS.iter().find(|(theirs, _)| *theirs == text) {
+            ours.extend(words.iter().map(OsString::from));
+        } else if let Some((_, format)) = FILES.iter().find(|(theirs, _)| *theirs == text) {
+            let mut file = OsString::from(format);
+            file.push(arguments.next().as_deref().unwrap_or(OsStr::new("")));
+            ours.extend([OsString::from("--output-file"), file]);
+        } else {
+            ours.push(argument);
+        }
     }
     if hosts_only && !discover {
         ours.splice(2..2, ["--technique", "discover"].map(OsString::from));
