@@ -226,11 +226,11 @@ impl Conn {
         }
     }
 
-    /// Begins TLS; `heard` gets the first bytes of who does not speak it.
-    pub(super) async fn start_tls(&mut self, session: Session, heard: &mut Vec<u8>) -> Result<(), TlsFailure> {
+    /// Begins TLS, waiting `patience` for the first word; `heard` gets the first bytes of who does not speak it.
+    pub(super) async fn start_tls(&mut self, session: Session, heard: &mut Vec<u8>, patience: Duration) -> Result<(), TlsFailure> {
         self.tls = Some(Box::new(session));
         let deadlines = self.port.shared.options.deadlines;
-        let mut wait = deadlines.answer + 4 * self.rtt;
+        let mut wait = patience + 4 * self.rtt;
         loop {
             self.flush().await.map_err(|_| TlsFailure::Closed)?;
             let session = self.tls.as_mut().ok_or(TlsFailure::Closed)?;

@@ -9,6 +9,7 @@ use futures_util::stream::{FuturesUnordered, StreamExt};
 use picket_wire::job::Transport;
 use picket_wire::service::{BANNER_MAX, Service, ServiceOutcome};
 use picket_wire::units::UnixMillis;
+use tokio::time::timeout;
 
 use super::conn::{Conn, Heard, Port, Unopened};
 use super::dialogue::{Dialogue, End, Finding, Step};
@@ -129,15 +130,25 @@ pub(super) async fn inquire(port: &Arc<Port>, notes: &Notes) -> ServiceOutcome {
     }
     let found = match target.transport {
         Transport::Tcp => stream(port, notes, conn).await,
-        _ => {
-            drop(conn);
-            Inquiry::new(port, notes, guess::usual(target.port, target.transport)).run(None).await
-        }
+        _ => datagrams(port, notes, conn).await,
     };
     if let Some(finding) = found {
         notes.known().best = Some(finding);
     }
     notes.outcome(options)
+}
+
+/// The inquiry of a UDP port: what is usual there, and only where that is not answered everything else.
+async fn datagrams(port: &Arc<Port>, notes: &Notes, conn: Conn) -> Option<Box<Finding>> {
+    let mut inquiry = Inquiry::new(port, notes, None);
+    if let Some(protocol) = guess::usual(port.target.port, port.target.transport) {
+        inquiry.tried.push(protocol);
+        match ask(port, notes, protocol, Some(conn), port.shared.options.deadlines.answer).await {
+            Verdict::Found(finding) => return Some(finding),
+            other => inquiry.take(other),
+        }
+    }
+    inquiry.run(None).await
 }
 
 /// The inquiry of a TCP port, of which the first connection stands.
@@ -148,12 +159,16 @@ async fn stream(port: &Arc<Port>, notes: &Notes, mut conn: Conn) -> Option<Box<F
     let opening = guess::opening(number);
     if let Opening::Ask(protocol) = opening {
         inquiry.tried.push(protocol);
-        return match ask(port, notes, protocol, Some(conn)).await {
-            Verdict::Found(finding) => Some(finding),
-            other => {
+        // A small box may think long over a handshake: it is waited for while others ask.
+        let brief = deadlines.answer + 4 * conn.rtt();
+        let mut first = ask(port, notes, protocol, Some(conn), deadlines.greeting).boxed();
+        return match timeout(brief, &mut first).await {
+            Ok(Verdict::Found(finding)) => Some(finding),
+            Ok(other) => {
                 inquiry.take(other);
                 inquiry.run(None).await
             }
+            Err(_) => inquiry.run(Some(Listener { greeting: first, patient: true })).await,
         };
     }
     let mut heard = Vec::new();
@@ -192,7 +207,7 @@ async fn greeted(port: &Arc<Port>, notes: &Notes, conn: Conn, heard: Vec<u8>) ->
     match guess::by_bytes(&heard) {
         Some(protocol) if protocol.greets() => {
             let Some(dialogue) = protocol.dialogue(&setting(port, false)) else { return Verdict::Foreign(heard) };
-            converse(port, notes, conn, dialogue, heard).await
+            converse(port, notes, conn, dialogue, heard, port.shared.options.deadlines.follow).await
         }
         _ => Verdict::Foreign(heard),
     }
@@ -250,7 +265,7 @@ impl<'a> Inquiry<'a> {
             while open.len() + 1 < WIDTH
                 && let Some(protocol) = self.next()
             {
-                open.push(ask(self.port, self.notes, protocol, None));
+                open.push(ask(self.port, self.notes, protocol, None, self.port.shared.options.deadlines.answer));
             }
             if open.is_empty() && !(listening && patient) {
                 return None;
@@ -282,8 +297,8 @@ fn today(port: &Port) -> Option<UnixMillis> {
     port.shared.options.wall.map(|wall| wall.after(clock::now().saturating_since(port.shared.begun)))
 }
 
-/// Asks whether a port speaks `protocol`, on `conn` or on a connection of its own.
-async fn ask(port: &Arc<Port>, notes: &Notes, protocol: Protocol, conn: Option<Conn>) -> Verdict {
+/// Asks whether a port speaks `protocol`, on `conn` or on a connection of its own; waits `patience` for the first answer.
+async fn ask(port: &Arc<Port>, notes: &Notes, protocol: Protocol, conn: Option<Conn>, patience: Duration) -> Verdict {
     let conn = match conn {
         Some(conn) => conn,
         None => match Conn::open(port).await {
@@ -295,20 +310,28 @@ async fn ask(port: &Arc<Port>, notes: &Notes, protocol: Protocol, conn: Option<C
         },
     };
     match protocol.dialogue(&setting(port, false)) {
-        Some(dialogue) => converse(port, notes, conn, dialogue, Vec::new()).await,
-        None if protocol == Protocol::Tls => ask_tls(port, notes, conn).await,
+        Some(dialogue) => converse(port, notes, conn, dialogue, Vec::new(), patience).await,
+        None if protocol == Protocol::Tls => ask_tls(port, notes, conn, patience).await,
         None => Verdict::Nothing,
     }
 }
 
-/// Leads a dialogue to its end; `input` was heard already.
-async fn converse(port: &Arc<Port>, notes: &Notes, mut conn: Conn, mut dialogue: Box<dyn Dialogue>, mut input: Vec<u8>) -> Verdict {
+/// Leads a dialogue to its end; `input` was heard already, the first answer is waited for as long as `patience`.
+async fn converse(
+    port: &Arc<Port>,
+    notes: &Notes,
+    mut conn: Conn,
+    mut dialogue: Box<dyn Dialogue>,
+    mut input: Vec<u8>,
+    patience: Duration,
+) -> Verdict {
     let deadlines = port.shared.options.deadlines;
     let mut first: Vec<u8> = input.iter().copied().take(BANNER_MAX).collect();
     let mut said = Vec::new();
     let mut upgraded = false;
-    // What is lost of datagrams is said once more.
-    let mut again = port.target.transport == Transport::Udp;
+    // A question whose datagram, or whose answer's, is lost is asked once more.
+    let udp = port.target.transport == Transport::Udp;
+    let mut again = udp;
     let mut step = dialogue.start();
     if !input.is_empty() && step == Step::More {
         step = dialogue.on_bytes(&mut input);
@@ -325,7 +348,7 @@ async fn converse(port: &Arc<Port>, notes: &Notes, mut conn: Conn, mut dialogue:
             Step::More => None,
             Step::StartTls => {
                 let stands = match Session::new(port.target.addr, &[]) {
-                    Some(session) => conn.start_tls(session, &mut Vec::new()).await.is_ok(),
+                    Some(session) => conn.start_tls(session, &mut Vec::new(), deadlines.follow).await.is_ok(),
                     None => false,
                 };
                 upgraded = stands;
@@ -342,19 +365,20 @@ async fn converse(port: &Arc<Port>, notes: &Notes, mut conn: Conn, mut dialogue:
             }
             return Verdict::Found(seal(port, &conn, finding, first, upgraded));
         }
-        let wait = if first.is_empty() { deadlines.answer } else { deadlines.follow } + 4 * conn.rtt();
+        let wait = if first.is_empty() { patience } else { deadlines.follow } + 4 * conn.rtt();
         let before = input.len();
         match conn.receive(&mut input, wait).await {
             Heard::Bytes => {
                 let fresh = input.get(before..).unwrap_or_default();
                 first.extend(fresh.iter().take(BANNER_MAX - first.len().min(BANNER_MAX)));
                 notes.hear(&first);
+                again = udp;
                 if first.len() > 3 && said.starts_with(&first) {
                     return Verdict::Found(Box::new(Finding::new("echo")));
                 }
                 step = dialogue.on_bytes(&mut input);
             }
-            Heard::End(End::Silence) if again && first.is_empty() => {
+            Heard::End(End::Silence) if again => {
                 again = false;
                 step = Step::Send(said.clone());
             }
@@ -362,7 +386,7 @@ async fn converse(port: &Arc<Port>, notes: &Notes, mut conn: Conn, mut dialogue:
                 if how == End::Silence
                     && let Some(next) = dialogue.on_silence()
                 {
-                    again = port.target.transport == Transport::Udp;
+                    again = udp;
                     step = next;
                     continue;
                 }
@@ -400,7 +424,7 @@ fn agree(port: &Port, session: &Session, finding: &mut Finding) {
 }
 
 /// Asks for TLS, and for what is spoken inside.
-async fn ask_tls(port: &Arc<Port>, notes: &Notes, mut conn: Conn) -> Verdict {
+async fn ask_tls(port: &Arc<Port>, notes: &Notes, mut conn: Conn, patience: Duration) -> Verdict {
     let http = !guess::greets_in_tls(port.target.port)
         && guess::usual(port.target.port, Transport::Tcp).is_none_or(|protocol| protocol == Protocol::Http);
     let alpn: &[&[u8]] = if http { &[b"http/1.1"] } else { &[] };
@@ -408,7 +432,7 @@ async fn ask_tls(port: &Arc<Port>, notes: &Notes, mut conn: Conn) -> Verdict {
     let mut heard = Vec::new();
     let mut outer = Finding::new("tls");
     outer.service.tls = true;
-    match conn.start_tls(session, &mut heard).await {
+    match conn.start_tls(session, &mut heard, patience).await {
         Ok(()) => {}
         Err(TlsFailure::Foreign) => return Verdict::Foreign(heard),
         Err(TlsFailure::Silent | TlsFailure::Closed) => return Verdict::Nothing,
@@ -449,7 +473,7 @@ async fn versions(port: &Arc<Port>, known: Option<&str>) -> Vec<Finding> {
         let conn = Conn::open(port).await.ok()?;
         let setting = setting(port, false);
         let hello = Box::new(Hello::new(version, setting.random, setting.now));
-        match converse(port, &Notes::default(), conn, hello, Vec::new()).await {
+        match converse(port, &Notes::default(), conn, hello, Vec::new(), port.shared.options.deadlines.follow).await {
             Verdict::Found(finding) => Some(*finding),
             _ => None,
         }
@@ -489,12 +513,12 @@ async fn ask_inside(port: &Arc<Port>, notes: &Notes, mut conn: Conn) -> Option<B
             return None;
         }
         match guess::by_bytes(&heard).filter(|protocol| protocol.greets()).and_then(|protocol| protocol.dialogue(&setting)) {
-            Some(dialogue) => converse(port, &aside, conn, dialogue, heard).await,
+            Some(dialogue) => converse(port, &aside, conn, dialogue, heard, deadlines.follow).await,
             None => Verdict::Foreign(heard),
         }
     } else {
         let usual = guess::usual(number, Transport::Tcp).unwrap_or(Protocol::Http);
-        converse(port, &aside, conn, usual.dialogue(&setting)?, Vec::new()).await
+        converse(port, &aside, conn, usual.dialogue(&setting)?, Vec::new(), deadlines.follow).await
     };
     match verdict {
         Verdict::Found(finding) => Some(finding),
@@ -513,8 +537,9 @@ async fn ask_inside(port: &Arc<Port>, notes: &Notes, mut conn: Conn) -> Option<B
 /// Leads a dialogue in a session of its own.
 async fn reopen(port: &Arc<Port>, notes: &Notes, dialogue: Box<dyn Dialogue>) -> Option<Box<Finding>> {
     let mut conn = Conn::open(port).await.ok()?;
-    conn.start_tls(Session::new(port.target.addr, &[])?, &mut Vec::new()).await.ok()?;
-    match converse(port, notes, conn, dialogue, Vec::new()).await {
+    let patience = port.shared.options.deadlines.follow;
+    conn.start_tls(Session::new(port.target.addr, &[])?, &mut Vec::new(), patience).await.ok()?;
+    match converse(port, notes, conn, dialogue, Vec::new(), patience).await {
         Verdict::Found(finding) => Some(finding),
         _ => None,
     }

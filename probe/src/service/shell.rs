@@ -1,6 +1,7 @@
 //! The shell: takes targets, asks many at a time, tells what was found, and closes what was opened.
 
-use std::collections::VecDeque;
+use core::net::IpAddr;
+use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
 
 use futures_util::stream::{FuturesUnordered, StreamExt};
@@ -15,6 +16,10 @@ use super::{DetectOptions, Detected, ServiceTarget};
 use crate::net::clock;
 use crate::net::drive::Gate;
 
+/// Ports of one address that are asked at a time: a small box need not bear more.
+pub(super) const PER_ADDRESS: usize = 16;
+/// Targets that wait for their address's turn while those of others are asked.
+const BACKLOG_MAX: usize = 1024;
 /// Answers that wait for the caller at most, before no more targets are taken.
 const OUTBOX_MAX: usize = 64;
 
@@ -41,20 +46,57 @@ pub async fn detect(
     let mut asked = FuturesUnordered::new();
     let mut closed = FuturesUnordered::new();
     let mut outbox = VecDeque::new();
+    let mut backlog = Backlog::default();
     let mut more = true;
-    while more || !asked.is_empty() || !outbox.is_empty() || !closed.is_empty() || !partings.is_empty() {
+    while more || !backlog.waiting.is_empty() || !asked.is_empty() || !outbox.is_empty() || !closed.is_empty() || !partings.is_empty() {
+        // Each port keeps one connection while it waits for others: half of the room is left for those.
+        while asked.len() < max_open.div_ceil(2)
+            && outbox.len() < OUTBOX_MAX
+            && let Some(target) = backlog.next()
+        {
+            asked.push(ask(shared.clone(), target));
+        }
         tokio::select! {
-            target = targets.recv(), if more && asked.len() < max_open.div_ceil(2) && outbox.len() < OUTBOX_MAX => match target {
-                Some(target) => asked.push(ask(shared.clone(), target)),
+            target = targets.recv(), if more && backlog.waiting.len() < BACKLOG_MAX => match target {
+                Some(target) => backlog.waiting.push_back(target),
                 None => more = false,
             },
-            Some(detected) = asked.next() => outbox.push_back(detected),
+            Some(detected) = asked.next() => {
+                backlog.done(detected.target.addr);
+                outbox.push_back(detected);
+            }
             permit = found.reserve(), if !outbox.is_empty() => match (permit, outbox.pop_front()) {
                 (Ok(permit), Some(detected)) => permit.send(detected),
                 _ => return,
             },
             Some(parting) = partings.recv() => closed.push(parting.close()),
             Some(()) = closed.next() => {}
+        }
+    }
+}
+
+/// Targets that are not asked yet, and how many of each address are.
+#[derive(Default)]
+struct Backlog {
+    waiting: VecDeque<ServiceTarget>,
+    asked: HashMap<IpAddr, usize>,
+}
+
+impl Backlog {
+    /// The first target whose address is not being asked enough already.
+    fn next(&mut self) -> Option<ServiceTarget> {
+        let may = |target: &ServiceTarget| self.asked.get(&target.addr).is_none_or(|count| *count < PER_ADDRESS);
+        let target = self.waiting.iter().position(may).and_then(|at| self.waiting.remove(at))?;
+        *self.asked.entry(target.addr).or_default() += 1;
+        Some(target)
+    }
+
+    fn done(&mut self, addr: IpAddr) {
+        if let Some(count) = self.asked.get_mut(&addr) {
+            *count -= 1;
+            if *count == 0 {
+                self.asked.remove(&addr);
+            }
         }
     }
 }

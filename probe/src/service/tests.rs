@@ -375,6 +375,33 @@ async fn many_are_asked_at_once_and_paced() {
 }
 
 #[tokio::test]
+async fn a_host_with_many_silent_ports_holds_up_itself_alone() {
+    let silent = server(|stream| async move { play(stream, b"", &[]).await }).await;
+    let listener = TcpListener::bind("127.0.0.2:0").await.unwrap();
+    let other = listener.local_addr().unwrap().port();
+    tokio::spawn(async move {
+        while let Ok((stream, _)) = listener.accept().await {
+            tokio::spawn(async move { play(stream, b"SSH-1.5-lab\r\n", &[]).await });
+        }
+    });
+    let mut targets: Vec<ServiceTarget> = (0..shell::PER_ADDRESS as u64 * 2).map(|id| ServiceTarget { id, ..target(silent) }).collect();
+    targets.push(ServiceTarget { id: 999, addr: IpAddr::from([127, 0, 0, 2]), ..target(other) });
+    let (sender, receiver) = mpsc::channel(100);
+    let (found, mut told) = mpsc::channel(100);
+    for target in &targets {
+        sender.send(*target).await.unwrap();
+    }
+    drop(sender);
+    let first = async { told.recv().await.unwrap() };
+    let options = DetectOptions { max_open: 400, ..options() };
+    let first = tokio::select! {
+        () = detect(options, Arc::new(|_| true), receiver, found) => panic!("it was told"),
+        first = first => first,
+    };
+    assert_eq!(first.id, 999, "it was the last to come, and need not wait for the others");
+}
+
+#[tokio::test]
 async fn nobody_listening_ends_it() {
     let port = server(|stream| async move { play(stream, b"SSH-1.5-lab\r\n", &[]).await }).await;
     let (sender, receiver) = mpsc::channel(4);
