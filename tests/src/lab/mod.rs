@@ -15,6 +15,7 @@
 mod netns;
 mod process;
 pub mod programs;
+pub mod services;
 pub mod sink;
 pub mod site;
 pub mod target;

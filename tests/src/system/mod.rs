@@ -10,6 +10,7 @@ pub mod api;
 pub mod expect;
 pub mod mqtt;
 pub mod records;
+pub mod services;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write as _;

@@ -1,10 +1,11 @@
 //! The figures of `docs/benchmarks.md`, measured on whole systems in network namespaces: `picket-bench [SECTION ...]`.
 //!
 //! Sections: `size`, `idle`, `host`, `bytes`, and beside masscan, zmap and nmap `slash16`, `slash24`, `ports`, `silent`, `onlink` (see
-//! [`peers`]). Each prints a few lines; none of them judges. The send loop is measured by `scripts/bench-send-loop`, and
+//! [`peers`]), and `services` beside nmap. Each prints a few lines; none of them judges. The send loop is measured by `scripts/bench-send-loop`, and
 //! `scripts/bench` calls both.
 
 mod peers;
+mod services;
 
 use std::time::{Duration, Instant};
 
@@ -19,7 +20,7 @@ use picket_tests::system::{Fleet, MQTT_PORT, Plan};
 /// A name, and what it measures.
 type Section = (&'static str, fn() -> Result<()>);
 
-const SECTIONS: [Section; 9] = [
+const SECTIONS: [Section; 10] = [
     ("size", size),
     ("idle", idle),
     ("host", host),
@@ -29,6 +30,7 @@ const SECTIONS: [Section; 9] = [
     ("ports", peers::ports),
     ("silent", peers::silent),
     ("onlink", peers::onlink),
+    ("services", services::run),
 ];
 
 fn main() -> Result<()> {
