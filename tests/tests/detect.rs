@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use picket_probe::net::pacer::Limits;
 use picket_probe::service::fragile::{SiteLeave, SitePolicy};
-use picket_probe::service::{DetectOptions, Detected, ServiceTarget};
+use picket_probe::service::{Deadlines, DetectOptions, Detected, ServiceTarget};
 use picket_tests::lab::require_root;
 use picket_tests::lab::services::{self, Daemon, Known, Services};
 use picket_tests::lab::watch::{Direction, Watch};
@@ -63,7 +63,15 @@ fn real_services_are_identified_by_name_product_and_version() {
     let targets: Vec<ServiceTarget> =
         known.iter().enumerate().map(|(at, known)| ServiceTarget { id: at as u64, ..target(known) }).collect();
     let begun = Instant::now();
-    let told = ask(&pair.probe, options(Limits::UNLIMITED), &targets).unwrap();
+    // Everything here answers; how soon is the machine's business.
+    let patient = Deadlines {
+        greeting: Duration::from_secs(20),
+        answer: Duration::from_secs(20),
+        follow: Duration::from_secs(20),
+        port: Duration::from_secs(120),
+        ..Deadlines::default()
+    };
+    let told = ask(&pair.probe, DetectOptions { deadlines: patient, ..options(Limits::UNLIMITED) }, &targets).unwrap();
     eprintln!("{} ports in {:?}", told.len(), begun.elapsed());
     assert_eq!(told.len(), known.len());
     let wrong: Vec<String> = told
@@ -139,7 +147,7 @@ fn who_wastes_time_gets_little_of_it() {
         match port {
             7000..7020 => assert_eq!(detected.outcome, ServiceOutcome::Silent, "{port}"),
             7100 | 7101 => assert!(matches!(detected.outcome, ServiceOutcome::Unidentified { .. }), "{port}: {:?}", detected.outcome),
-            7103 => assert!(identified(detected).is_none(), "an echo is no service: {:?}", detected.outcome),
+            7103 => assert_eq!(identified(detected).map(|service| service.name.as_str()), Some("echo")),
             7999 => assert!(matches!(detected.outcome, ServiceOutcome::Lost(_)), "{:?}", detected.outcome),
             _ => assert!(identified(detected).is_none(), "{port}: {:?}", detected.outcome),
         }
@@ -204,7 +212,8 @@ fn connections_keep_the_rate_as_seen_from_outside() {
     assert!(timing.packets() > 500, "{} packets say little of a rate", timing.packets());
     let mean = timing.mean_packets();
     assert!(mean <= f64::from(LIMIT), "mean {mean:.1}/s");
-    // The kernel sends what was paid for a little later, and an end that was paid for at the beginning.
+    // Of the four frames that a connection is charged for when it opens, the kernel sends two when it ends, which may fall together
+    // with the opening of others.
     let peak = timing.peak(Duration::from_secs(1)).packets;
-    assert!(peak as f64 <= f64::from(LIMIT) * 1.5, "{peak} packets in a second");
+    assert!(peak as f64 <= f64::from(LIMIT) * 2.0, "{peak} packets in a second");
 }
