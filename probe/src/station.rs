@@ -8,6 +8,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use picket_wire::event::{Check, SelfTest, Shaper};
 
 use crate::config::{InterfaceConfig, ShaperUse};
+use crate::discover;
 use crate::net::afpacket::{AfPacket, LinkConfig, LinkError};
 use crate::net::afxdp::AfXdp;
 use crate::net::drive::{self, DriveHandle, EventSink};
@@ -17,7 +18,7 @@ use crate::net::netlink::{NetlinkError, Watcher, snapshot_blocking};
 use crate::net::onlink::LocalLink;
 use crate::net::pacer::{DEFAULT_BURST, Limits};
 use crate::net::route::{Interface, RouteTable, Snapshot};
-use crate::scan::report::Event;
+use crate::scan::report::{Done, Event, ProxySeen, Stats};
 use crate::scan::spec::SourcePorts;
 use crate::shaper;
 
@@ -75,6 +76,23 @@ pub fn self_test(interface: &Interface, raw_socket: Check) -> SelfTest {
         raw_socket,
         ipv4: has(IpAddr::is_ipv4, "IPv4"),
         ipv6: has(|ip| matches!(ip, IpAddr::V6(v6) if !v6.is_unicast_link_local()), "global or unique-local IPv6"),
+    }
+}
+
+/// What link discovery tells, in the words of a scan, which all tasks of a station share; a router, for which those have no word, is
+/// given back.
+///
+/// # Errors
+/// A router that announced itself.
+pub fn scan_event(event: discover::Event) -> Result<Event, discover::RouterSeen> {
+    match event {
+        discover::Event::Hosts(hosts) => Ok(Event::Hosts(hosts)),
+        discover::Event::Proxy { mac, addresses } => Ok(Event::Proxy(ProxySeen { mac, addresses, reported: 0 })),
+        discover::Event::Router(router) => Err(router),
+        discover::Event::Done(sums) => {
+            let discover::Summary { sent_packets, sent_bytes, hosts: answers, .. } = sums;
+            Ok(Event::Done(Done { next: 0, stats: Stats { sent_packets, sent_bytes, answers, ..Stats::default() } }))
+        }
     }
 }
 

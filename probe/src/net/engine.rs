@@ -124,3 +124,61 @@ pub trait Engine {
     /// [`Engine::poll_event`].
     fn stop(&mut self) {}
 }
+
+/// An engine whose events are told in other words, or not at all.
+#[derive(Debug)]
+pub struct Mapped<N, F> {
+    engine: N,
+    map: F,
+}
+
+impl<N, F> Mapped<N, F> {
+    /// `engine` with `map` between its events and whoever takes them; an event that becomes `None` is not told.
+    pub const fn new(engine: N, map: F) -> Self {
+        Self { engine, map }
+    }
+}
+
+impl<N: Engine, E, F: FnMut(N::Event) -> Option<E>> Engine for Mapped<N, F> {
+    type Event = E;
+
+    fn poll_transmit(&mut self, now: Instant, buf: &mut [u8]) -> Option<Transmit> {
+        self.engine.poll_transmit(now, buf)
+    }
+
+    fn on_not_sent(&mut self, now: Instant, token: u64, why: NotSent) {
+        self.engine.on_not_sent(now, token, why);
+    }
+
+    fn on_packet(&mut self, now: Instant, packet: &[u8]) {
+        self.engine.on_packet(now, packet);
+    }
+
+    fn on_frame(&mut self, now: Instant, from: Option<Mac>, packet: &[u8]) {
+        self.engine.on_frame(now, from, packet);
+    }
+
+    fn wants_all_multicast(&self) -> bool {
+        self.engine.wants_all_multicast()
+    }
+
+    fn poll_timeout(&self) -> Option<(Instant, &'static str)> {
+        self.engine.poll_timeout()
+    }
+
+    fn on_timeout(&mut self, now: Instant) {
+        self.engine.on_timeout(now);
+    }
+
+    fn poll_event(&mut self) -> Option<E> {
+        loop {
+            if let Some(event) = (self.map)(self.engine.poll_event()?) {
+                return Some(event);
+            }
+        }
+    }
+
+    fn stop(&mut self) {
+        self.engine.stop();
+    }
+}

@@ -174,8 +174,11 @@ impl Engine for ScanEngine {
     fn poll_event(&mut self) -> Option<Event> {
         self.progress.publish(self.schedule.next(), &self.schedule.stats());
         if self.told.is_empty() {
-            let event = self.schedule.poll_event()?;
+            let mut event = self.schedule.poll_event()?;
             if let Some(link) = &mut self.link {
+                while link.hold(&event) {
+                    event = self.schedule.poll_event()?;
+                }
                 link.before(&event, &mut self.told);
             }
             self.told.push_back(event);

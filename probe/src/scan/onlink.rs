@@ -15,7 +15,7 @@ use picket_wire::host::{HardwareAddress, HostSeen, SeenBy};
 use picket_wire::result::EXTRAS_MAX;
 
 use super::kinds::neighbour::{Answered, Neighbour};
-use super::report::{Event, ProxySeen};
+use super::report::{Event, LateReport, ProxySeen};
 use super::schedule::{Heeded, Schedule};
 use crate::net::onlink::LocalLink;
 use crate::net::proxy::{Heard, ProxyWatch};
@@ -25,19 +25,34 @@ use crate::packet::eth::Mac;
 /// A position, and the host that answered for it.
 type Found = (u64, HostSeen);
 
+/// A late answer.
+struct Late {
+    mac: Mac,
+    host: HostSeen,
+    report: Option<LateReport>,
+}
+
 /// See the module.
 pub(super) struct OnLink {
     neighbour: Neighbour,
     watch: ProxyWatch<Found>,
     /// Hosts of chunks that are not reported yet.
     seen: BTreeMap<u64, HostSeen>,
+    /// Late answers, told at the end: a proxy's come late by design (Linux waits up to 0.8 s), and it may not have been found out yet.
+    late: BTreeMap<u64, Late>,
     /// For each proxy, how many answers were reported before it was known for one.
     too_soon: BTreeMap<Mac, u64>,
 }
 
 impl OnLink {
     pub(super) fn new(link: Arc<LocalLink>) -> Self {
-        Self { neighbour: Neighbour::new(link), watch: ProxyWatch::default(), seen: BTreeMap::new(), too_soon: BTreeMap::new() }
+        Self {
+            neighbour: Neighbour::new(link),
+            watch: ProxyWatch::default(),
+            seen: BTreeMap::new(),
+            late: BTreeMap::new(),
+            too_soon: BTreeMap::new(),
+        }
     }
 
     /// Writes and reads the packets.
@@ -67,11 +82,11 @@ impl OnLink {
         let host = HostSeen { addr: answered.addr, mac, how };
         match self.watch.on_answer(answered.mac, (position, host), schedule.stats().begun) {
             Heard::Host => {
-                schedule.answer_unmarked(now, position, answered.state);
                 match heeded {
                     Heeded::Open => drop(self.seen.insert(position, host)),
-                    Heeded::Late => told.push_back(Event::Hosts(vec![host])),
+                    Heeded::Late => drop(self.late.insert(position, Late { mac: answered.mac, host, report: None })),
                 }
+                schedule.answer_unmarked(now, position, answered.state);
                 false
             }
             Heard::Proxy => {
@@ -91,12 +106,28 @@ impl OnLink {
         let mut evidence = Vec::new();
         for (position, host) in answers {
             let open = schedule.ask_by_ip(now, *position);
-            too_soon += u64::from(!open && !self.seen.contains_key(position));
+            too_soon += u64::from(!open && !self.late.contains_key(position));
             self.seen.remove(position);
             evidence.push(HostSeen { how: SeenBy::ProxyArp, ..*host });
         }
         self.too_soon.insert(mac, too_soon);
         told.push_back(Event::Hosts(evidence));
+    }
+
+    /// Takes a late answer from the link until the end; whether it was one.
+    pub(super) fn hold(&mut self, event: &Event) -> bool {
+        let Event::Late(report) = event else { return false };
+        let late = self.late.get_mut(&report.position).filter(|late| late.report.is_none());
+        late.map(|late| late.report = Some(*report)).is_some()
+    }
+
+    /// The late answers of those who are no proxies.
+    fn tell_late(&mut self, told: &mut VecDeque<Event>) {
+        let proxies = self.watch.proxies();
+        for late in core::mem::take(&mut self.late).into_values().filter(|late| !proxies.iter().any(|(mac, _)| *mac == late.mac)) {
+            told.push_back(Event::Hosts(vec![late.host]));
+            told.extend(late.report.map(Event::Late));
+        }
     }
 
     /// What is told before an event of the schedule.
@@ -107,10 +138,13 @@ impl OnLink {
                 let hosts: Vec<HostSeen> = core::mem::replace(&mut self.seen, later).into_values().collect();
                 told.extend(hosts.chunks(EXTRAS_MAX).map(|hosts| Event::Hosts(hosts.to_vec())));
             }
-            Event::Done(_) => told.extend(self.watch.proxies().into_iter().map(|(mac, addresses)| {
-                let reported = self.too_soon.get(&mac).copied().unwrap_or(0);
-                Event::Proxy(ProxySeen { mac: HardwareAddress(mac.0), addresses, reported })
-            })),
+            Event::Done(_) => {
+                self.tell_late(told);
+                told.extend(self.watch.proxies().into_iter().map(|(mac, addresses)| {
+                    let reported = self.too_soon.get(&mac).copied().unwrap_or(0);
+                    Event::Proxy(ProxySeen { mac: HardwareAddress(mac.0), addresses, reported })
+                }));
+            }
             Event::Hosts(_) | Event::Proxy(_) | Event::Late(_) => {}
         }
     }

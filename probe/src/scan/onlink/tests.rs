@@ -259,6 +259,19 @@ fn a_proxy_that_is_found_out_after_reports_is_said_to_be() {
 }
 
 #[test]
+fn a_proxy_that_answers_after_the_reports_makes_no_hosts() {
+    // As Linux does it: the proxy lets the host itself come first.
+    let mut hosts: Vec<HostRule> = (1..=50).map(|n| host(n * 5)).collect();
+    hosts.push(HostRule { mac: Some(PROXY), resolve_time: ms(700), echo: false, ..HostRule::new(near(0), 24) });
+    // The last answers come while others still wait: the scan is long enough for that.
+    let scenario = Scenario { hosts, gateway_v4: None, ..Scenario::default() };
+    let run = Setup { rate: 100, ..Setup::new(scenario, "192.0.2.0/24") }.run();
+    assert_eq!(run.addresses(), fifty_addresses());
+    assert!(run.late.is_empty(), "{:?}", run.late);
+    assert!(matches!(run.proxies[..], [proxy] if proxy.reported == 0 && proxy.addresses >= 4), "{:?}", run.proxies);
+}
+
+#[test]
 fn a_host_with_several_addresses_is_no_proxy() {
     let mut scenario = fifty();
     for host in scenario.hosts.iter_mut().take(12) {
