@@ -18,6 +18,7 @@ use crate::net::netlink::{NetlinkError, Watcher, snapshot_blocking};
 use crate::net::onlink::LocalLink;
 use crate::net::pacer::{DEFAULT_BURST, Limits};
 use crate::net::route::{Interface, RouteTable, Snapshot};
+use crate::packet::eth::Mac;
 use crate::scan::report::{Done, Event, ProxySeen, Stats};
 use crate::scan::spec::SourcePorts;
 use crate::shaper;
@@ -155,6 +156,11 @@ impl Station {
     /// Addresses to send from, as they are now.
     pub fn source(&self) -> Source {
         self.table().source()
+    }
+
+    /// The neighbours that the kernel knows.
+    pub fn neighbours(&self) -> Vec<(IpAddr, Mac)> {
+        self.table().neighbours().iter().map(|neighbour| (neighbour.ip, neighbour.mac)).collect()
     }
 
     /// The interface's own link, where it has hardware addresses.

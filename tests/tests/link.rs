@@ -6,7 +6,7 @@ use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use picket_probe::config::InterfaceConfig;
+use picket_probe::config::{InterfaceConfig, XdpUse};
 use picket_probe::discover::engine::LinkDiscovery;
 use picket_probe::discover::{LinkPlan as DiscoverPlan, gate};
 use picket_probe::net::drive::{DriveEvent, TaskSpec, Weight};
@@ -25,10 +25,15 @@ use picket_wire::job::{ScanOptions, Technique};
 use picket_wire::policy::AddressPolicy;
 use picket_wire::result::Coverage;
 use picket_wire::space::{TargetSpace, TargetSpec};
-use picket_wire::units::PacketsPerSecond;
+use picket_wire::units::{BitsPerSecond, PacketsPerSecond};
 
 fn interface() -> InterfaceConfig {
-    InterfaceConfig { name: Some(Link::DEVICE.to_owned()), packets: PacketsPerSecond::new(10_000).unwrap(), ..InterfaceConfig::default() }
+    InterfaceConfig {
+        name: Some(Link::DEVICE.to_owned()),
+        packets: PacketsPerSecond::new(10_000).unwrap(),
+        bits: BitsPerSecond::new(1_000_000_000).unwrap(),
+        xdp: XdpUse::Off,
+    }
 }
 
 #[derive(Default)]

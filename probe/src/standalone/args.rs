@@ -139,6 +139,9 @@ pub struct PortArgs {
 #[derive(Debug, Clone, PartialEq, Args)]
 #[command(after_help = DISCOVER_EXAMPLES)]
 pub struct DiscoverArgs {
+    /// The interface's own link: IPv4 neighbours by ARP, IPv6 hosts by asking all nodes, overhearing and guessing; no targets
+    #[arg(long, conflicts_with_all = ["targets", "input_file", "resume", "technique", "host_probes", "list"])]
+    pub link: bool,
     /// What is sent: echo, timestamp, neighbour, or discover for several ways one after the other
     #[arg(long, value_enum)]
     pub technique: Option<TechniqueArg>,
@@ -155,7 +158,7 @@ pub struct DiscoverArgs {
 pub struct CommonArgs {
     /// Addresses, networks, ranges or names: 198.18.0.7, 198.18.0.0/24, 198.18.0.1-50, 2001:db8::/120, printer.lan;
     /// - for standard input
-    #[arg(value_name = "TARGETS", required_unless_present_any = ["input_file", "resume"])]
+    #[arg(value_name = "TARGETS")]
     pub targets: Vec<String>,
     /// More targets from a file, one or several on a line, # for comments; - for standard input (-iL)
     #[arg(long, value_name = "FILE")]

@@ -49,6 +49,15 @@ pub enum StandaloneError {
     /// Flags beside `--resume FILE` without targets.
     #[error("a run is resumed as it was begun: use `--resume FILE` with no other options than outputs, --stats-every and --config")]
     ResumeAlone,
+    /// A link that has no hardware addresses.
+    #[error("interface `{0}` has no neighbours: its link has no hardware addresses; name an Ethernet interface with --interface")]
+    NoLink(String),
+    /// A format that has no place for what a link tells.
+    #[error("a link is written as a table or as NDJSON to standard output: use `-o table` or `-o ndjson` and no files")]
+    LinkOutput,
+    /// No targets.
+    #[error("name targets, for example 192.168.1.0/24 or fd00::/64, or use --link for the interface's own link")]
+    NoTargets,
     /// The file's run was begun by another command.
     #[error(transparent)]
     Resume(#[from] ResumeError),
@@ -124,6 +133,8 @@ impl StandaloneError {
             | Self::TwoOnStdout
             | Self::SameFile(_)
             | Self::ResumeAlone
+            | Self::LinkOutput
+            | Self::NoTargets
             | Self::Resume(ResumeError::Other { .. } | ResumeError::Missing(_))
             | Self::Targets(TargetError::Form { .. })
             | Self::Space(_)

@@ -20,6 +20,7 @@ mod dry_run;
 mod engines;
 mod error;
 mod ledger;
+mod link;
 mod output;
 mod prepare;
 mod progress;

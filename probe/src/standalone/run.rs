@@ -18,6 +18,7 @@ use super::dry_run;
 use super::engines::{Asking, Engines, Told, random};
 use super::error::{StandaloneError, system};
 use super::ledger::{Ledger, unix};
+use super::link::{self, Wanted};
 use super::output::Outputs;
 use super::prepare::{self, Work};
 use super::progress::{ProgressLine, Standing};
@@ -57,7 +58,16 @@ pub fn services(args: &ServicesArgs) -> Result<Outcome, StandaloneError> {
 /// # Errors
 /// See [`StandaloneError`]; an interrupted run is no error but [`Outcome::Incomplete`].
 pub fn discover(args: &DiscoverArgs) -> Result<Outcome, StandaloneError> {
-    start(&args.common, args.technique.is_none() && args.host_probes.is_empty(), || Request::discover(args))
+    let bare = args.technique.is_none() && args.host_probes.is_empty();
+    match link::wanted(args)? {
+        Wanted::Sweep => start(&args.common, bare, || Request::discover(args)),
+        Wanted::Link => link::discover(&args.common, None),
+        Wanted::Networks(networks, None) => link::discover(&args.common, Some(networks)),
+        Wanted::Networks(networks, Some(rest)) => match start(&args.common, bare, || Ok(*rest))? {
+            Outcome::Complete => link::discover(&args.common, Some(networks)),
+            Outcome::Incomplete => Ok(Outcome::Incomplete),
+        },
+    }
 }
 
 /// A run to be begun, or to be gone on with.
@@ -69,6 +79,9 @@ struct Start {
 }
 
 fn start(common: &CommonArgs, bare: bool, request: impl FnOnce() -> Result<Request, StandaloneError>) -> Result<Outcome, StandaloneError> {
+    if !common.names_targets() && common.resume.is_none() {
+        return Err(StandaloneError::NoTargets);
+    }
     if common.list {
         return list(&request()?);
     }
