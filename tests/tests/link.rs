@@ -84,7 +84,7 @@ fn scan(link: &Link, targets: &str, technique: Technique) -> Found {
         let identity = RawIdentity { source: station.source(), base_port: ports.base(0), ports, key: [9; 16] };
         let engine = Box::new(ScanEngine::new(&plan, identity).unwrap().on_link(station.local_link()));
         let rate = Limits::UNLIMITED;
-        let task = TaskSpec { name: "link".into(), engine, weight: Weight::Bulk, rate, gate: Arc::new(|_| true) };
+        let task = TaskSpec { name: "link".into(), engine, weight: Weight::Bulk, rate, targets: None, gate: Arc::new(|_| true) };
         station.handle().add(task).unwrap();
         let mut found = Found::default();
         gather(&events, Some(&space), &mut found);
@@ -179,7 +179,7 @@ fn discover(link: &Link, seeds: Vec<(IpAddr, Mac)>) -> Found {
         let gate = Arc::new(gate::permits(&[&policy], &local));
         let engine = LinkDiscovery::new(DiscoverPlan { seeds, ..DiscoverPlan::new(local, [8; 16]) });
         let engine = Box::new(Mapped::new(engine, |event| station::scan_event(event).ok()));
-        let task = TaskSpec { name: "link".into(), engine, weight: Weight::Bulk, rate: Limits::UNLIMITED, gate };
+        let task = TaskSpec { name: "link".into(), engine, weight: Weight::Bulk, rate: Limits::UNLIMITED, targets: None, gate };
         station.handle().add(task).unwrap();
         let mut found = Found::default();
         gather(&events, None, &mut found);

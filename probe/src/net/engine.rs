@@ -178,6 +178,10 @@ impl<N: Engine, E, F: FnMut(N::Event) -> Option<E>> Engine for Mapped<N, F> {
         }
     }
 
+    fn signs(&mut self) -> Signs {
+        self.engine.signs()
+    }
+
     fn stop(&mut self) {
         self.engine.stop();
     }

@@ -197,7 +197,14 @@ impl Run {
 
     /// Runs an engine to its end, or until somebody interrupts it.
     async fn run(&mut self, engine: crate::net::drive::BoxEngine<Event>, gate: Arc<dyn Gate>) -> Result<Outcome, StandaloneError> {
-        let task = TaskSpec { name: "link".to_owned(), engine, weight: Weight::Interactive, rate: self.granted, gate };
+        let task = TaskSpec {
+            name: "link".to_owned(),
+            engine,
+            weight: Weight::Interactive,
+            rate: self.granted,
+            targets: Default::default(),
+            gate,
+        };
         let added = self.station.handle().add(task)?;
         let mut outcome = Outcome::Complete;
         loop {
