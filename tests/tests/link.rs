@@ -6,7 +6,7 @@ use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use picket_probe::config::{InterfaceConfig, XdpUse};
+use picket_probe::config::{InterfaceConfig, ShaperUse, XdpUse};
 use picket_probe::discover::engine::LinkDiscovery;
 use picket_probe::discover::{LinkPlan as DiscoverPlan, gate};
 use picket_probe::net::drive::{DriveEvent, TaskSpec, Weight};
@@ -33,6 +33,7 @@ fn interface() -> InterfaceConfig {
         packets: PacketsPerSecond::new(10_000).unwrap(),
         bits: BitsPerSecond::new(1_000_000_000).unwrap(),
         xdp: XdpUse::Off,
+        shaper: ShaperUse::Off,
     }
 }
 

@@ -98,7 +98,7 @@ impl HeldChunks {
     }
 
     /// The next thing for the spool.
-    pub fn next(&mut self) -> Option<Ready> {
+    pub fn pop(&mut self) -> Option<Ready> {
         let head_done = match self.items.front() {
             Some(Item::Chunk { waiting, .. }) => waiting.is_empty(),
             Some(Item::Late(_)) | None => true,
@@ -176,7 +176,7 @@ mod tests {
     }
 
     fn all(held: &mut HeldChunks) -> Vec<Ready> {
-        core::iter::from_fn(|| held.next()).collect()
+        core::iter::from_fn(|| held.pop()).collect()
     }
 
     fn positions(found: &[ServiceFound]) -> Vec<u64> {
@@ -242,7 +242,7 @@ mod tests {
         let mut told = 0;
         for position in 0..2000 {
             held.found(position, ServiceOutcome::Unidentified { banner: vec![7; 100] });
-            while let Some(Ready::Services(found)) = held.next() {
+            while let Some(Ready::Services(found)) = held.pop() {
                 assert!(found.len() <= FOUND_MAX && codec::encode(&found).len() < FOUND_BYTES + 1024);
                 told += found.len();
             }
@@ -273,7 +273,7 @@ mod tests {
             let mut told: BTreeMap<u64, usize> = BTreeMap::new();
             let (mut done, mut services) = (0, BTreeSet::new());
             let mut take = |held: &mut HeldChunks| -> Result<(), TestCaseError> {
-                while let Some(ready) = held.next() {
+                while let Some(ready) = held.pop() {
                     match ready {
                         Ready::Services(found) => for found in found {
                             *told.entry(found.position).or_default() += 1;

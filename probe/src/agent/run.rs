@@ -202,7 +202,7 @@ impl<'a> Shell<'a> {
             identity: Arc::new(identity),
             agent,
             delivery: Delivery::new(DeliveryConfig::default(), acked),
-            tasks: Tasks::new(config.policy.clone(), station::limits(&config.interface), connect_sender),
+            tasks: Tasks::new(config.policy.clone(), config.services.site.clone(), station::limits(&config.interface), connect_sender),
             station: shell_station,
             station_retry,
             abilities,

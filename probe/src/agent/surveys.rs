@@ -262,7 +262,7 @@ impl Surveys {
             log::error!("lease {lease}: service detection has ended, and {} ports were not asked", survey.held.asking());
             survey.held.give_up("service detection ended early");
         }
-        if let Some(ready) = survey.held.next() {
+        if let Some(ready) = survey.held.pop() {
             return Some(Next::Ready(ready));
         }
         match &survey.scan {

@@ -9,7 +9,7 @@ use std::time::{Duration, UNIX_EPOCH};
 use picket_wire::event::{LeasePace, Pace, Rates};
 use picket_wire::host::HostSeen;
 use picket_wire::ids::LeaseId;
-use picket_wire::job::{JobSpec, Priority, Technique};
+use picket_wire::job::{JobSpec, Priority, Technique, Transport};
 use picket_wire::policy::{AddressPolicy, Permit};
 use picket_wire::result::ResultBatch;
 use picket_wire::space::TargetSpace;
@@ -28,6 +28,7 @@ use crate::scan::connect::{self, ConnectOptions};
 use crate::scan::engine::ScanEngine;
 use crate::scan::report::{ChunkReport, Event, LateReport, Progress, ProxySeen};
 use crate::scan::spec::{Cut, RawIdentity, ScanPlan};
+use crate::service::fragile::SitePolicy;
 use crate::station::Station;
 
 /// Most positions in one chunk, so that a batch in which every port is open still fits one message.
@@ -64,6 +65,8 @@ pub type ConnectEvent = (LeaseId, Result<Event, String>);
 /// The running measurements.
 pub struct Tasks {
     site: AddressPolicy,
+    /// What the site says of fragile ports.
+    fragile: SitePolicy,
     limits: Limits,
     running: BTreeMap<LeaseId, Handle>,
     /// Counts engines, so that each gets source ports of its own.
@@ -78,9 +81,9 @@ pub struct Tasks {
 
 impl Tasks {
     /// No task yet. `limits` are the interface's, which connects keep as well.
-    pub fn new(site: AddressPolicy, limits: Limits, connect_events: mpsc::UnboundedSender<ConnectEvent>) -> Self {
+    pub fn new(site: AddressPolicy, fragile: SitePolicy, limits: Limits, connect_events: mpsc::UnboundedSender<ConnectEvent>) -> Self {
         let connects = Arc::new(Mutex::new(Pacer::new(limits)));
-        Self { site, limits, running: BTreeMap::new(), engines: 0, connects, connect_events, asking: false, clipped: 0 }
+        Self { site, fragile, limits, running: BTreeMap::new(), engines: 0, connects, connect_events, asking: false, clipped: 0 }
     }
 
     /// Starts to measure positions `from..to`. What cannot be started is said in words.
@@ -95,6 +98,8 @@ impl Tasks {
     ) -> Result<(), String> {
         let options = spec.kind.scan();
         let mut plan = ScanPlan::of_job(space, from, to, &spec.kind).map_err(|error| error.to_string())?;
+        // The site has the last word: a datagram that may disturb a machine needs its leave.
+        plan.spare_fragile(|port| self.fragile.spares(true, Transport::Udp, port).is_some());
         let asked = surveys::wanted(spec).is_some();
         plan.chunks.positions = if asked { CHUNK_POSITIONS_ASKED } else { CHUNK_POSITIONS };
         let permit = Permit::all_of([&self.site, &spec.policy]);

@@ -235,7 +235,7 @@ impl NeighbourCache {
             return false;
         }
         // Both are looked at: each question is answered once.
-        if self.engine_asked.iter_mut().fold(false, |asked, set| set.remove(&ip) || asked) {
+        if self.engine_asked.iter_mut().filter_map(|set| set.take(&ip)).count() > 0 {
             self.on_hint(now, ip, mac, true);
             return true;
         }

@@ -553,7 +553,7 @@ mod tests {
         let mut schedule = Schedule::new(&plan);
         let (mut now, mut most_retired, mut late) = (Instant::ZERO, 0, 0);
         while !schedule.over {
-            now = now + Duration::from_micros(1);
+            now += Duration::from_micros(1);
             if schedule.poll(now).is_none() {
                 let (at, _) = schedule.poll_timeout().expect("a scan that is not over waits for something");
                 now = now.max(at);

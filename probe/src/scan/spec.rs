@@ -7,6 +7,7 @@ use picket_wire::job::{HostProbe, JobKind, MAX_ATTEMPTS, ScanOptions, Technique}
 use picket_wire::space::TargetSpace;
 
 use crate::net::engine::Source;
+use crate::packet::payload;
 
 /// Why a scan cannot be done.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -220,6 +221,12 @@ impl ScanPlan {
             plan.ask_fragile = survey.services.is_some_and(|services| services.ask_fragile);
         }
         Ok(plan)
+    }
+
+    /// Takes back the leave to send datagrams that may disturb machines, where one of their ports is to be spared.
+    pub fn spare_fragile(&mut self, spared: impl Fn(u16) -> bool) {
+        let mut ports = payload::catalogue().filter(|payload| payload.fragile).flat_map(|payload| payload.ports);
+        self.ask_fragile &= !ports.any(|port| spared(*port));
     }
 
     /// What hosts are asked, for [`Technique::Discover`]; an empty list leaves it at [`HostProbe::DEFAULT`].

@@ -223,11 +223,7 @@ impl Run {
                     self.out.hosts(&hosts).map_err(system("write results"))?;
                 }
                 DriveEvent::Task(_, Event::Proxy(proxy)) => self.out.proxy(proxy).map_err(system("write results"))?,
-                DriveEvent::Task(_, Event::Done(_)) => {
-                    if outcome == Outcome::Complete {
-                        self.station.handle().cancel(added.id)?;
-                    }
-                }
+                DriveEvent::Task(_, Event::Done(_)) if outcome == Outcome::Complete => drop(self.station.handle().cancel(added.id)?),
                 DriveEvent::Ended(id, _) if id == added.id => return Ok(outcome),
                 _ => {}
             }

@@ -7,28 +7,28 @@ use std::sync::atomic::{AtomicU32, Ordering};
 
 use serde_json::Value;
 
-pub const PROBE: &str = env!("CARGO_BIN_EXE_picket-probe");
-pub const POLICY: &str = "198.18.0.0/15,2001:db8::/32";
+pub(crate) const PROBE: &str = env!("CARGO_BIN_EXE_picket-probe");
+pub(crate) const POLICY: &str = "198.18.0.0/15,2001:db8::/32";
 
-pub fn sh(command: &str) {
+pub(crate) fn sh(command: &str) {
     let status = Command::new("sh").args(["-ec", command]).status().unwrap();
     assert!(status.success(), "{command}");
 }
 
 /// Two namespaces joined by a veth pair; gone when dropped.
-pub struct Lab {
-    pub probe: String,
-    pub target: String,
+pub(crate) struct Lab {
+    pub(crate) probe: String,
+    pub(crate) target: String,
     _listeners: Vec<TcpListener>,
 }
 
-pub const OPEN: [u16; 3] = [22, 80, 443];
-pub const SILENT: u16 = 25;
-pub const PROHIBITED: u16 = 110;
+pub(crate) const OPEN: [u16; 3] = [22, 80, 443];
+pub(crate) const SILENT: u16 = 25;
+pub(crate) const PROHIBITED: u16 = 110;
 
 impl Lab {
     /// The target's kernel answers for 198.19.0.0/22 and 2001:db8:2::/64; see the constants for its ports.
-    pub fn new() -> Option<Lab> {
+    pub(crate) fn new() -> Option<Lab> {
         static NUMBER: AtomicU32 = AtomicU32::new(0);
         if !nix::unistd::geteuid().is_root() {
             eprintln!("SKIPPED: network namespaces need root");
@@ -67,7 +67,7 @@ impl Lab {
         Some(Lab { probe, target, _listeners: listeners })
     }
 
-    pub fn command(&self, args: &str) -> Command {
+    pub(crate) fn command(&self, args: &str) -> Command {
         let mut command = Command::new("ip");
         command.args(["netns", "exec", &self.probe, PROBE]).args(args.split_whitespace());
         command.env("PICKET_POLICY__ALLOW", POLICY).env("PICKET_INTERFACE__PACKETS", "20kpps").env("RUST_LOG", "error");
@@ -75,7 +75,7 @@ impl Lab {
         command
     }
 
-    pub fn run(&self, args: &str) -> Run {
+    pub(crate) fn run(&self, args: &str) -> Run {
         Run::of(self.command(args).output().unwrap())
     }
 }
@@ -88,20 +88,20 @@ impl Drop for Lab {
     }
 }
 
-pub struct Run {
-    pub code: Option<i32>,
-    pub out: String,
-    pub err: String,
+pub(crate) struct Run {
+    pub(crate) code: Option<i32>,
+    pub(crate) out: String,
+    pub(crate) err: String,
 }
 
 impl Run {
-    pub fn of(output: Output) -> Run {
+    pub(crate) fn of(output: Output) -> Run {
         let text = |bytes| String::from_utf8(bytes).unwrap();
         Run { code: output.status.code(), out: text(output.stdout), err: text(output.stderr) }
     }
 
     /// Answers by address and port, and the coverage, of NDJSON.
-    pub fn parsed(&self) -> (BTreeMap<(IpAddr, u16), String>, Value) {
+    pub(crate) fn parsed(&self) -> (BTreeMap<(IpAddr, u16), String>, Value) {
         let mut lines: Vec<Value> = self.out.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
         let coverage = lines.pop().unwrap_or_else(|| panic!("no output: {}", self.err));
         assert_eq!(coverage["type"], "coverage", "{}", self.err);
@@ -122,12 +122,12 @@ impl Run {
 
 impl Lab {
     /// A directory for files of a run, gone when dropped.
-    pub fn dir() -> tempfile::TempDir {
+    pub(crate) fn dir() -> tempfile::TempDir {
         tempfile::tempdir().unwrap()
     }
 
     /// Counts what reaches the target's wire besides what IPv6 says by itself.
-    pub fn count_frames(&self) {
+    pub(crate) fn count_frames(&self) {
         let target = &self.target;
         sh(&format!(
             "ip netns exec {target} nft 'add table netdev c; add chain netdev c in {{ type filter hook ingress device eth0 priority 0; }};
@@ -138,7 +138,7 @@ impl Lab {
     }
 
     /// How many frames were counted.
-    pub fn frames(&self) -> u64 {
+    pub(crate) fn frames(&self) -> u64 {
         let out = Command::new("ip").args(["netns", "exec", &self.target, "nft", "list", "table", "netdev", "c"]).output().unwrap();
         let text = String::from_utf8(out.stdout).unwrap();
         let counts = text.lines().filter_map(|line| line.split("counter packets ").nth(1)?.split(' ').next()?.parse::<u64>().ok());
@@ -149,7 +149,7 @@ impl Lab {
 }
 
 /// Whether a tool of others is there; said aloud where it is not, and an error where nothing may be left out.
-pub fn has_tool(name: &str, args: &[&str]) -> bool {
+pub(crate) fn has_tool(name: &str, args: &[&str]) -> bool {
     let there = Command::new(name).args(args).stdout(Stdio::null()).stderr(Stdio::null()).status().is_ok_and(|status| status.success());
     let required = std::env::var_os("PICKET_REQUIRE_LAB").is_some_and(|value| value == "1");
     assert!(there || !required, "PICKET_REQUIRE_LAB=1, but {name} is missing: run scripts/setup test");

@@ -10,17 +10,14 @@ mod lab;
 mod resume;
 mod texts;
 
-use std::collections::BTreeMap;
-use std::net::IpAddr;
 use std::process::{Child, Command};
 
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
-use serde_json::Value;
 
 use lab::{Lab, OPEN, POLICY, PROBE, PROHIBITED, Run, SILENT};
 
-pub fn truth(port: u16) -> Option<&'static str> {
+pub(crate) fn truth(port: u16) -> Option<&'static str> {
     match port {
         SILENT => None,
         PROHIBITED => Some("filtered"),
@@ -29,7 +26,7 @@ pub fn truth(port: u16) -> Option<&'static str> {
     }
 }
 
-pub fn check_truth(run: &Run, addresses: usize, ports: &[u16]) {
+pub(crate) fn check_truth(run: &Run, addresses: usize, ports: &[u16]) {
     assert_eq!(run.code, Some(0), "{}", run.err);
     let (answers, coverage) = run.parsed();
     for ((addr, port), state) in &answers {

@@ -77,7 +77,7 @@ fn element(tag: u8, parts: &[&[u8]]) -> Vec<u8> {
     let mut out = vec![tag];
     match len {
         ..0x80 => out.push(len as u8),
-        ..0x100 => out.extend([0x81, len as u8]),
+        0x80..0x100 => out.extend([0x81, len as u8]),
         _ => {
             out.push(0x82);
             out.extend((len as u16).to_be_bytes());

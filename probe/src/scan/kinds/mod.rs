@@ -214,7 +214,7 @@ impl Run {
     fn spread_port(&self, cookie: u64, attempt: u8) -> u16 {
         let attempts = u64::from(MAX_ATTEMPTS);
         let groups = u64::from(self.ports.count()) / attempts;
-        let group = (cookie >> 32) * groups >> 32;
+        let group = ((cookie >> 32) * groups) >> 32;
         self.ports.first() + (group * attempts) as u16 + u16::from(attempt)
     }
 

@@ -121,7 +121,7 @@ pub(crate) fn replies(bytes: &[u8]) {
             }
             2 => {
                 let wait = Duration::from_millis(u64::from(input.byte().unwrap_or(0)) * 10);
-                now = now + wait;
+                now += wait;
                 if engine.poll_timeout().is_some_and(|(at, _)| at <= now) {
                     engine.on_timeout(now);
                 }
