@@ -5,7 +5,7 @@
 //!
 //! **Invariant:** what comes out is in the order of positions, each batch behind the services of its ports, each late answer behind
 //! the batch of its position.
-//! **Invariant:** when nothing more comes out, fewer than [`FOUND_MAX`] services, of less than [`FOUND_BYTES`], wait in memory.
+//! **Invariant:** when nothing more comes out, fewer than `FOUND_MAX` services, of less than `FOUND_BYTES`, wait in memory.
 
 use std::collections::{BTreeSet, VecDeque};
 

@@ -3,7 +3,7 @@
 //! Finished chunks wait in line until their open ports are asked ([`HeldChunks`]); the scan goes on meanwhile. When too many wait,
 //! the scan is parked behind its last chunk and begins again there when the line is short enough.
 //!
-//! **Invariant:** at most [`HELD_MAX`] finished chunks of a lease wait, and those that were on their way when it was parked.
+//! **Invariant:** at most `HELD_MAX` finished chunks of a lease wait, and those that were on their way when it was parked.
 //! **Invariant:** a lease that is cut waits for nothing: what is finished is told, and nothing more is asked.
 
 use std::collections::BTreeMap;

@@ -10,7 +10,7 @@
 //! attempt never falls below [`Timing::floor`].
 //!
 //! **Invariant:** [`Rto::after`] <= ceiling; after the last attempt it is >= floor, and so is every wait before
-//! [`ENOUGH`] round trips were measured.
+//! `ENOUGH` round trips were measured.
 
 use core::time::Duration;
 

@@ -1,7 +1,7 @@
 //! Service detection: what serves on an open port.
 //!
 //! Each protocol is a **dialogue**: a state machine without IO that is told what was heard and says what to send
-//! ([`dialogue`], [`protocols`]). The **inquiry** of a port decides who asks what in which order: a brief listening for
+//! (`dialogue`, `protocols`). The **inquiry** of a port decides who asks what in which order: a brief listening for
 //! a greeting, the dialogue that the port or the first bytes suggest, TLS where it is usual, HTTP as the generic question, and
 //! then the rest, a few connections at a time. The **shell** opens the paced sockets and bounds everything in bytes and time.
 //!
