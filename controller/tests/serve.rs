@@ -134,7 +134,7 @@ fn jobs_are_submitted_listed_and_cancelled() {
     assert!(controller.ok(&format!("job show {job}")).contains("first"));
     assert!(controller.ok(&format!("job cancel {job} --wait")).contains("cancelled"));
     assert_eq!(failed(&controller.run(&format!("job watch {job}"))).0, 3);
-    assert_eq!(controller.ok(&format!("results --job {job}")), "nothing that is up or open\n");
+    assert_eq!(controller.ok(&format!("results --job {job}")), "nothing that is up or open or unfiltered\n");
     assert_eq!(controller.ok(&format!("results --job {job} --output csv")).lines().count(), 1);
     assert_eq!(controller.ok(&format!("results --job {job} --output ndjson")), "");
     assert_eq!(controller.json(&format!("results --job {job}")), serde_json::json!([]));

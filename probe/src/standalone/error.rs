@@ -56,7 +56,7 @@ pub enum StandaloneError {
     #[error("a link is written as a table or as NDJSON to standard output: use `-o table` or `-o ndjson` and no files")]
     LinkOutput,
     /// No targets.
-    #[error("name targets, for example 192.168.1.0/24 or fd00::/64, or use --link for the interface's own link")]
+    #[error("name targets, for example 192.168.1.0/24 or fd00::/64; `picket-probe discover --link` needs none")]
     NoTargets,
     /// The file's run was begun by another command.
     #[error(transparent)]

@@ -155,7 +155,7 @@ fn what_is_typed_wrong_is_said_to_be_so() {
     };
     for (args, code, message) in [
         ("scan 198.18.0.1", 2, "name the ports to scan, for example `-p 22,80,443`"),
-        ("scan -p 80", 2, "<TARGETS>"),
+        ("scan -p 80", 2, "name targets, for example 192.168.1.0/24 or fd00::/64"),
         ("scan 198.18.0.1 -p 80-70", 2, "port range `80-70` ends before it starts"),
         ("scan 198.18.0.1 -p nosuchservice", 2, "no TCP service is called `nosuchservice`"),
         ("scan 198.18.0.300 -p 80", 2, "`300` in `198.18.0.300` is not an octet"),
