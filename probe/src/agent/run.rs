@@ -365,8 +365,8 @@ impl<'a> Shell<'a> {
                     log::debug!("lease {lease}: the scan waits for answers about services");
                     self.tasks.cut(self.station.as_ref(), lease);
                 }
-                Next::Resume { spec, space, from, to } => {
-                    if let Err(reason) = self.tasks.start(self.station.as_ref(), lease, &spec, space, from, to) {
+                Next::Resume { spec, space, from, to, limits } => {
+                    if let Err(reason) = self.tasks.start(self.station.as_ref(), lease, &spec, space, from..to, limits) {
                         self.surveys.on_ended(lease, Some(reason));
                     }
                 }
@@ -397,10 +397,14 @@ impl<'a> Shell<'a> {
             }
             Action::Start { lease, spec, space, from, to } => {
                 log::info!("lease {lease}: measuring positions {from} to {to}");
-                match self.tasks.start(self.station.as_ref(), lease, &spec, Arc::clone(&space), from, to) {
-                    Ok(()) => {
+                let started = tasks::target_pacer(&spec).and_then(|targets| {
+                    let (station, space) = (self.station.as_ref(), Arc::clone(&space));
+                    self.tasks.start(station, lease, &spec, space, from..to, targets.clone()).map(|()| targets)
+                });
+                match started {
+                    Ok(targets) => {
                         if surveys::wanted(&spec).is_some() {
-                            let ground = self.tasks.ground(self.station.as_ref(), &spec, self.agent.trusted_now(now));
+                            let ground = self.tasks.ground(self.station.as_ref(), &spec, targets, self.agent.trusted_now(now));
                             self.surveys.begin(lease, &spec, &space, from, to, ground);
                         }
                         self.agent.heartbeat_soon(now);

@@ -22,6 +22,7 @@ use super::held::{HeldChunks, Ready};
 use crate::config::ServicesConfig;
 use crate::net::engine::Source;
 use crate::net::pacer::{Limits, SharedPacer};
+use crate::net::target_pacer::TargetPacer;
 use crate::scan::connect;
 use crate::service::recog::Fingerprints;
 use crate::service::{self, Deadlines, DetectOptions, Detected, ServiceTarget};
@@ -68,6 +69,8 @@ struct Survey {
     next: u64,
     scan: Scan,
     fate: Fate,
+    /// Limits towards each address and network, for scan and questions together.
+    limits: Option<TargetPacer>,
     targets: mpsc::UnboundedSender<ServiceTarget>,
     questions: JoinHandle<()>,
 }
@@ -95,6 +98,8 @@ pub enum Next {
         from: u64,
         /// One past the last position.
         to: u64,
+        /// Limits towards each address and network, those of the scan that was parked.
+        limits: Option<TargetPacer>,
     },
     /// All is told, and the scan is over.
     Ended(Option<String>),
@@ -106,6 +111,8 @@ pub struct Ground {
     pub interface: SharedPacer,
     /// What the job's questions may send.
     pub rate: Limits,
+    /// Limits towards each address and network, shared with the scan.
+    pub targets: Option<TargetPacer>,
     /// Addresses to ask from.
     pub source: Source,
     /// Trusted time.
@@ -148,9 +155,11 @@ impl Surveys {
     /// The scan of a lease begins whose open ports are to be asked.
     pub fn begin(&mut self, lease: LeaseId, spec: &Arc<JobSpec>, space: &Arc<TargetSpace>, from: u64, to: u64, ground: Ground) {
         let Some(options) = wanted(spec) else { return };
+        let limits = ground.targets.clone();
         let detect = DetectOptions {
             interface: ground.interface,
             rate: ground.rate,
+            targets: ground.targets,
             max_open: (connect::open_limit() / 2).min(OPEN_MAX),
             options,
             site: self.config.site.clone(),
@@ -177,6 +186,7 @@ impl Surveys {
             next: from,
             scan: Scan::Running,
             fate: Fate::Open,
+            limits,
             targets,
             questions,
         };
@@ -273,7 +283,7 @@ impl Surveys {
             Scan::Parked if survey.held.chunks() <= HELD_LOW => {
                 survey.scan = Scan::Running;
                 let (spec, space) = (Arc::clone(&survey.spec), Arc::clone(&survey.space));
-                Some(Next::Resume { spec, space, from: survey.next, to: survey.to })
+                Some(Next::Resume { spec, space, from: survey.next, to: survey.to, limits: survey.limits.clone() })
             }
             Scan::Ended(failure) if survey.held.is_empty() => {
                 let failure = failure.clone();

@@ -2,6 +2,7 @@
 //!
 //! **Invariant:** the packet loop and the connects together keep the interface's limits: while both run, each has half.
 
+use core::ops::Range;
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, UNIX_EPOCH};
@@ -86,25 +87,25 @@ impl Tasks {
         Self { site, fragile, limits, running: BTreeMap::new(), engines: 0, connects, connect_events, asking: false, clipped: 0 }
     }
 
-    /// Starts to measure positions `from..to`. What cannot be started is said in words.
+    /// Starts to measure positions, within the limits `targets` towards each address and network ([`target_pacer`]). What cannot be
+    /// started is said in words.
     pub fn start(
         &mut self,
         station: Option<&Station>,
         lease: LeaseId,
         spec: &JobSpec,
         space: Arc<TargetSpace>,
-        from: u64,
-        to: u64,
+        positions: Range<u64>,
+        targets: Option<TargetPacer>,
     ) -> Result<(), String> {
         let options = spec.kind.scan();
-        let mut plan = ScanPlan::of_job(space, from, to, &spec.kind).map_err(|error| error.to_string())?;
+        let mut plan = ScanPlan::of_job(space, positions.start, positions.end, &spec.kind).map_err(|error| error.to_string())?;
         // The site has the last word: a datagram that may disturb a machine needs its leave.
         plan.spare_fragile(|port| self.fragile.spares(true, Transport::Udp, port).is_some());
         let asked = surveys::wanted(spec).is_some();
         plan.chunks.positions = if asked { CHUNK_POSITIONS_ASKED } else { CHUNK_POSITIONS };
         let permit = Permit::all_of([&self.site, &spec.policy]);
         let gate: Arc<dyn Gate> = Arc::new(move |dst| permit.permits(dst));
-        let targets = TargetLimits::from(spec.kind.survey().map(|survey| survey.limits).unwrap_or_default());
         let rate = job_rate(spec);
         if rate.exceeds(self.limits) {
             self.clipped += 1;
@@ -113,7 +114,7 @@ impl Tasks {
         let handle = match options.technique {
             Technique::Connect => {
                 let source = station.map_or(Source { v4: None, v6: None }, Station::source);
-                self.start_connect(lease, plan, rate, targets, source, gate)?
+                self.start_connect(lease, plan, rate, targets, source, gate)
             }
             _ => {
                 let station = station.ok_or("the packet socket is not open")?;
@@ -129,14 +130,7 @@ impl Tasks {
                     Priority::Interactive => Weight::Interactive,
                     Priority::Bulk => Weight::Bulk,
                 };
-                let task = TaskSpec {
-                    name: lease.to_string(),
-                    engine: Box::new(engine),
-                    weight,
-                    rate,
-                    targets: TargetPacer::random(targets).map_err(|error| error.to_string())?,
-                    gate,
-                };
+                let task = TaskSpec { name: lease.to_string(), engine: Box::new(engine), weight, rate, targets, gate };
                 let added = station.handle().add(task).map_err(|error| error.to_string())?;
                 Handle::Raw(added.id, progress)
             }
@@ -151,16 +145,16 @@ impl Tasks {
         lease: LeaseId,
         plan: ScanPlan,
         rate: Limits,
-        targets: TargetLimits,
+        targets: Option<TargetPacer>,
         source: Source,
         gate: Arc<dyn Gate>,
-    ) -> Result<Handle, String> {
+    ) -> Handle {
         let (stop, stopped) = oneshot::channel();
         let progress = Arc::new(Progress::default());
         let options = ConnectOptions {
             interface: Arc::clone(&self.connects),
             rate: rate.clipped_to(self.limits),
-            targets: TargetPacer::random(targets).map_err(|error| error.to_string())?,
+            targets,
             source,
             max_open: connect::open_limit(),
             progress: Arc::clone(&progress),
@@ -186,14 +180,15 @@ impl Tasks {
                 let _ = tell.send((lease, Err(chain(&error))));
             }
         });
-        Ok(Handle::Connect(Some(stop), progress))
+        Handle::Connect(Some(stop), progress)
     }
 
-    /// What the questions about services of a job stand on.
-    pub fn ground(&self, station: Option<&Station>, spec: &JobSpec, wall: Option<UnixMillis>) -> Ground {
+    /// What the questions about services of a job stand on; `targets` are those of its scan.
+    pub fn ground(&self, station: Option<&Station>, spec: &JobSpec, targets: Option<TargetPacer>, wall: Option<UnixMillis>) -> Ground {
         Ground {
             interface: Arc::clone(&self.connects),
             rate: job_rate(spec).clipped_to(self.limits),
+            targets,
             source: station.map_or(Source { v4: None, v6: None }, Station::source),
             wall,
         }
@@ -299,6 +294,13 @@ impl Tasks {
         };
         self.running.iter().map(|(lease, handle)| (*lease, of(handle))).collect()
     }
+}
+
+/// A job's limits towards each address and network, for its scan and the questions about services together. `None` where it has
+/// none; what fails is said in words.
+pub fn target_pacer(spec: &JobSpec) -> Result<Option<TargetPacer>, String> {
+    let limits = TargetLimits::from(spec.kind.survey().map(|survey| survey.limits).unwrap_or_default());
+    TargetPacer::random(limits).map_err(|error| format!("no randomness for the limits towards targets: {error}"))
 }
 
 /// What a job may send by each of its ways: where open ports are asked while the scan goes on, each has half.

@@ -538,7 +538,7 @@ impl<L: Link, E, S: EventSink<E>> Drive<L, E, S> {
                 batch.push(len);
                 cargo.push_back(Cargo::Packet(task.id, transmit.token));
                 task.waiting = 0;
-                if let Some(targets) = &mut task.targets {
+                if let Some(targets) = &task.targets {
                     targets.admit(now, transmit.dst);
                 }
                 let cost = charged(len, ethernet);
@@ -594,7 +594,7 @@ impl<L: Link, E, S: EventSink<E>> Drive<L, E, S> {
                     if let Some(task) = self.tasks.iter_mut().find(|task| task.id == id) {
                         task.stats.sent_packets += 1;
                         task.stats.sent_bytes += len as u64;
-                        if let (true, Some(targets)) = (held_back, &mut task.targets)
+                        if let (true, Some(targets)) = (held_back, &task.targets)
                             && let Some(dst) = frame.get(if ethernet { eth::HEADER_LEN } else { 0 }..).and_then(guard::destination)
                         {
                             targets.left(sent.done, dst);

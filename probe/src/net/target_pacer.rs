@@ -12,11 +12,13 @@
 //!
 //! **Invariant:** in every window of length W, at most `rate * (W + BURST) + 1` packets are admitted towards any one address, and
 //! likewise towards any one network. Moments are those of admission; a packet that leaves later is booked again when it leaves
-//! ([`TargetPacer::left`]), so that a frame that the kernel held back does not close up to the next one.
+//! ([`TargetPacer::left`]), so that a frame that the kernel held back does not close up to the next one. Where several loops use
+//! clones of one pacer, each of them may admit a frame between another's question and its admission: one frame more for each.
 
 use core::hash::Hasher;
 use core::time::Duration;
 use std::net::IpAddr;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use picket_wire::job::{NetworkLimit, RateLimits};
 use picket_wire::units::PacketsPerSecond;
@@ -111,9 +113,12 @@ impl Sketch {
     }
 }
 
-/// The limits of one task towards its targets.
+/// The limits of one task towards its targets. Clones share them: what one admits counts for all.
+#[derive(Debug, Clone)]
+pub struct TargetPacer(Arc<Mutex<Tables>>);
+
 #[derive(Debug)]
-pub struct TargetPacer {
+struct Tables {
     address: Option<Sketch>,
     network: Option<(Sketch, NetworkLimit)>,
 }
@@ -139,7 +144,13 @@ impl TargetPacer {
     pub fn new(limits: TargetLimits, key: &[u8; 16]) -> Option<Self> {
         let address = limits.per_address.map(|rate| Sketch::new(rate, ADDRESS_CELLS, key));
         let network = limits.per_network.map(|limit| (Sketch::new(limit.rate, NETWORK_CELLS, key), limit));
-        (address.is_some() || network.is_some()).then_some(Self { address, network })
+        let limited = address.is_some() || network.is_some();
+        limited.then(|| Self(Arc::new(Mutex::new(Tables { address, network }))))
+    }
+
+    fn tables(&self) -> MutexGuard<'_, Tables> {
+        // Plain numbers: whoever panicked left them usable.
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// A pacer for `limits` with a random key; `None` where there are no limits.
@@ -158,8 +169,9 @@ impl TargetPacer {
     /// The later of the limits that are used up.
     pub fn check(&self, now: Instant, dst: IpAddr) -> Result<(), TooSoon> {
         let dst = dst.to_canonical();
-        let address = self.address.as_ref().map(|sketch| (sketch.ready_at(bits(dst)), 0));
-        let network = self.network.as_ref().map(|(sketch, limit)| (sketch.ready_at(network_of(dst, *limit)), NETWORK_LANES));
+        let tables = self.tables();
+        let address = tables.address.as_ref().map(|sketch| (sketch.ready_at(bits(dst)), 0));
+        let network = tables.network.as_ref().map(|(sketch, limit)| (sketch.ready_at(network_of(dst, *limit)), NETWORK_LANES));
         match address.into_iter().chain(network).max_by_key(|((ready, _), _)| *ready) {
             Some(((ready, cell), lanes)) if ready > now.as_nanos() => {
                 Err(TooSoon { until: Instant::from_nanos(ready), lane: lanes | u32::try_from(cell).unwrap_or(0) })
@@ -169,23 +181,25 @@ impl TargetPacer {
     }
 
     /// A packet to `dst` goes at `now`.
-    pub fn admit(&mut self, now: Instant, dst: IpAddr) {
+    pub fn admit(&self, now: Instant, dst: IpAddr) {
         let (now, dst) = (now.as_nanos(), dst.to_canonical());
-        if let Some(sketch) = &mut self.address {
+        let mut tables = self.tables();
+        if let Some(sketch) = &mut tables.address {
             sketch.admit(now, bits(dst));
         }
-        if let Some((sketch, limit)) = &mut self.network {
+        if let Some((sketch, limit)) = &mut tables.network {
             sketch.admit(now, network_of(dst, *limit));
         }
     }
 
     /// A packet to `dst` that was admitted before has left at `now`.
-    pub fn left(&mut self, now: Instant, dst: IpAddr) {
+    pub fn left(&self, now: Instant, dst: IpAddr) {
         let (now, dst) = (now.as_nanos(), dst.to_canonical());
-        if let Some(sketch) = &mut self.address {
+        let mut tables = self.tables();
+        if let Some(sketch) = &mut tables.address {
             sketch.left(now, bits(dst));
         }
-        if let Some((sketch, limit)) = &mut self.network {
+        if let Some((sketch, limit)) = &mut tables.network {
             sketch.left(now, network_of(dst, *limit));
         }
     }
@@ -238,12 +252,13 @@ mod tests {
             prop_assume!(rate.is_some() || net_rate.is_some());
             let limit = net_rate.map(|rate| NetworkLimit { rate: pps(rate), v4_prefix: prefixes.0, v6_prefix: prefixes.1 });
             let limits = TargetLimits { per_address: rate.map(pps), per_network: limit };
-            let mut pacer = TargetPacer::new(limits, &[7; 16]).unwrap();
+            let pacer = TargetPacer::new(limits, &[7; 16]).unwrap();
             // Tables so small that everything collides, in some of the cases.
-            for sketch in pacer.address.iter_mut().chain(pacer.network.as_mut().map(|(sketch, _)| sketch)) {
-                if cells > 0 {
-                    sketch.rows = [vec![0; 1 << cells].into(), vec![0; 1 << cells].into()];
-                }
+            let small = |sketch: &mut Sketch| sketch.rows = [vec![0; 1 << cells].into(), vec![0; 1 << cells].into()];
+            if cells > 0 {
+                let mut tables = pacer.tables();
+                tables.address.iter_mut().for_each(small);
+                tables.network.iter_mut().for_each(|(sketch, _)| small(sketch));
             }
             let (mut by_address, mut by_network): (BTreeMap<IpAddr, Vec<u64>>, BTreeMap<u128, Vec<u64>>) = Default::default();
             let mut now = 1_000_000;
@@ -283,7 +298,7 @@ mod tests {
     #[test]
     fn addresses_do_not_wait_for_each_other_and_networks_do() {
         let limits = TargetLimits { per_address: Some(pps(10)), per_network: None };
-        let mut pacer = TargetPacer::new(limits, &[1; 16]).unwrap();
+        let pacer = TargetPacer::new(limits, &[1; 16]).unwrap();
         let now = Instant::from_nanos(1_000_000_000);
         let mut soon = 0;
         for n in 0..1_000_u32 {
@@ -295,7 +310,7 @@ mod tests {
         }
         assert!(soon <= 10, "{soon} of 1000 met two occupied cells");
         let network = NetworkLimit { rate: pps(10), v4_prefix: 24, v6_prefix: 64 };
-        let mut pacer = TargetPacer::new(TargetLimits { per_address: None, per_network: Some(network) }, &[1; 16]).unwrap();
+        let pacer = TargetPacer::new(TargetLimits { per_address: None, per_network: Some(network) }, &[1; 16]).unwrap();
         let ip = |text: &str| text.parse::<IpAddr>().unwrap();
         pacer.admit(now, ip("198.18.0.1"));
         let soon = pacer.check(now, ip("198.18.0.200")).unwrap_err();
@@ -307,11 +322,19 @@ mod tests {
 
     #[test]
     fn what_leaves_late_counts_when_it_leaves() {
-        let mut pacer = TargetPacer::new(TargetLimits { per_address: Some(pps(100)), per_network: None }, &[1; 16]).unwrap();
+        let pacer = TargetPacer::new(TargetLimits { per_address: Some(pps(100)), per_network: None }, &[1; 16]).unwrap();
         let (now, dst) = (Instant::from_nanos(5_000_000), "198.18.0.1".parse().unwrap());
         pacer.admit(now, dst);
         pacer.left(now + Duration::from_millis(7), dst);
         assert_eq!(pacer.check(now + Duration::from_millis(14), dst).unwrap_err().until, now + Duration::from_millis(15));
+    }
+
+    #[test]
+    fn clones_share_the_limits() {
+        let pacer = TargetPacer::new(TargetLimits { per_address: Some(pps(10)), per_network: None }, &[1; 16]).unwrap();
+        let (now, dst) = (Instant::from_nanos(1_000_000_000), "198.18.0.1".parse().unwrap());
+        pacer.clone().admit(now, dst);
+        assert_eq!(pacer.check(now, dst).unwrap_err().until, now + Duration::from_millis(100) - BURST);
     }
 
     #[test]

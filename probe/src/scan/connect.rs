@@ -223,7 +223,7 @@ impl Scan<'_> {
             self.schedule.not_sent(now, probe, NotSent::Refused, 0);
             return Some(None);
         }
-        if let Some(targets) = &mut self.options.targets {
+        if let Some(targets) = &self.options.targets {
             if let Err(TooSoon { until, lane }) = targets.check(now, target.addr) {
                 self.schedule.not_sent(now, probe, NotSent::TooSoon { until, lane }, 0);
                 return Some(None);

@@ -7,7 +7,7 @@ use core::time::Duration;
 use std::io;
 use std::sync::Arc;
 
-use nix::sys::socket::{setsockopt, sockopt};
+use nix::sys::socket::{getsockopt, setsockopt, sockopt};
 use picket_wire::job::Transport;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpSocket, TcpStream, UdpSocket};
@@ -16,7 +16,7 @@ use tokio::time::{Instant, timeout, timeout_at};
 
 use super::dialogue::End;
 use super::tls::layer::{Session, TlsFailure};
-use super::toll::{Price, Toll};
+use super::toll::{Price, SEGMENT, Toll};
 use super::{DetectOptions, ServiceTarget};
 use crate::net::clock;
 use crate::net::drive::Gate;
@@ -64,7 +64,11 @@ impl Port {
     }
 
     async fn pay(&self, price: Price) {
-        self.add_waited(self.shared.toll.pay(price).await);
+        self.add_waited(self.shared.toll.pay(self.target.addr, price).await);
+    }
+
+    fn owe(&self, price: Price) {
+        self.shared.toll.owe(self.target.addr, price);
     }
 
     fn is_v4(&self) -> bool {
@@ -95,9 +99,23 @@ enum Socket {
     Udp(UdpSocket),
 }
 
+/// How the other side of a stream stands.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Peer {
+    Open,
+    /// It has said that no more comes.
+    Ended,
+    /// It broke the connection off: there is nothing left to close.
+    Gone,
+}
+
 /// A connection that was let go of, until it is closed.
 pub(super) struct Parting {
+    port: Arc<Port>,
     stream: TcpStream,
+    segment: usize,
+    /// What closing costs and was not paid yet.
+    unpaid: Option<Price>,
     _room: OwnedSemaphorePermit,
 }
 
@@ -107,6 +125,9 @@ pub(super) struct Conn {
     /// There until the connection is dropped.
     socket: Option<(Socket, OwnedSemaphorePermit)>,
     tls: Option<Box<Session>>,
+    /// Most data of a segment.
+    segment: usize,
+    peer: Peer,
     received: usize,
     /// How long the handshake took: the round trip, about.
     rtt: Duration,
@@ -128,7 +149,8 @@ impl Conn {
             Transport::Udp => (Socket::Udp(associate(port).await?), Duration::from_millis(100)),
             Transport::Sctp => return Err(Unopened::Lost("SCTP services are not asked".into())),
         };
-        Ok(Self { port: port.clone(), socket: Some((socket, room)), tls: None, received: 0, rtt })
+        let segment = segment(&socket);
+        Ok(Self { port: port.clone(), socket: Some((socket, room)), tls: None, segment, peer: Peer::Open, received: 0, rtt })
     }
 
     /// The round trip as the handshake showed it.
@@ -163,9 +185,12 @@ impl Conn {
         let patience = self.port.shared.options.deadlines.follow;
         match &mut self.socket {
             Some((Socket::Tcp(stream), _)) => {
-                self.port.pay(Price::data(v4, bytes.len())).await;
-                // A window that stays shut must not hold us.
-                timeout(patience, stream.write_all(bytes)).await.map_err(|_| io::ErrorKind::TimedOut)?
+                for piece in bytes.chunks(self.segment) {
+                    self.port.pay(Price::segment(v4, piece.len())).await;
+                    // A window that stays shut must not hold us.
+                    timeout(patience, stream.write_all(piece)).await.map_err(|_| io::ErrorKind::TimedOut)??;
+                }
+                Ok(())
             }
             Some((Socket::Udp(socket), _)) => {
                 self.port.pay(Price::datagram(v4, bytes.len())).await;
@@ -215,14 +240,28 @@ impl Conn {
         };
         match read {
             Err(_) => Heard::End(End::Silence),
-            Ok(Ok(0) | Err(_)) => Heard::End(End::Closed),
             Ok(Ok(len)) => {
                 self.received += len;
                 if self.port.target.transport == Transport::Tcp {
-                    self.port.shared.toll.owe(Price::acknowledgement(self.port.is_v4(), len));
+                    self.owe_acknowledgements(len);
                 }
-                Heard::Bytes
+                if len == 0 { Heard::End(End::Closed) } else { Heard::Bytes }
             }
+            Ok(Err(_)) => {
+                self.peer = Peer::Gone;
+                Heard::End(End::Closed)
+            }
+        }
+    }
+
+    /// The kernel acknowledges what was heard: `len` bytes, or the end where there are none.
+    fn owe_acknowledgements(&mut self, len: usize) {
+        let v4 = self.port.is_v4();
+        if len > 0 {
+            self.port.owe(Price::acknowledgements(v4, len, self.segment));
+        } else if self.peer == Peer::Open {
+            self.peer = Peer::Ended;
+            self.port.owe(Price::acknowledged_end(v4));
         }
     }
 
@@ -259,32 +298,61 @@ impl Conn {
 impl Drop for Conn {
     fn drop(&mut self) {
         if let Some((Socket::Tcp(stream), room)) = self.socket.take() {
+            let unpaid = (self.peer != Peer::Gone).then(|| Price::closing(self.port.is_v4(), self.peer == Peer::Ended));
+            let parting = Parting { port: self.port.clone(), stream, segment: self.segment, unpaid, _room: room };
             // Where nobody closes any more, dropping it closes it.
-            let _ = self.port.shared.closing.send(Parting { stream, _room: room });
+            let _ = self.port.shared.closing.send(parting);
+        }
+    }
+}
+
+impl Drop for Parting {
+    fn drop(&mut self) {
+        // It is closed without having waited for its turn: others wait for it.
+        if let Some(price) = self.unpaid.take() {
+            self.port.owe(price);
         }
     }
 }
 
 impl Parting {
-    /// Closes in order: says that no more comes, and reads what the other side still says, so that the kernel has no cause for a
-    /// reset. Who goes on talking is left all the same.
+    /// Closes in order when the pacers admit it: says that no more comes, and reads what the other side still says, so that the
+    /// kernel has no cause for a reset. Who goes on talking is left all the same.
     pub(super) async fn close(mut self) {
-        let farewell = async {
-            self.stream.shutdown().await?;
-            let mut rest = Vec::with_capacity(CHUNK);
-            let mut total = 0;
-            while total < READ_MAX {
-                rest.clear();
-                match self.stream.read_buf(&mut rest).await? {
-                    0 => break,
-                    len => total += len,
+        if let Some(price) = self.unpaid {
+            self.port.shared.toll.pay(self.port.target.addr, price).await;
+            self.unpaid = None;
+        }
+        // A reset or a silent other side ends it as well.
+        let _ = timeout(FAREWELL, self.farewell()).await;
+    }
+
+    async fn farewell(&mut self) -> io::Result<()> {
+        self.stream.shutdown().await?;
+        let mut rest = Vec::with_capacity(CHUNK);
+        let mut total = 0;
+        while total < READ_MAX {
+            rest.clear();
+            match self.stream.read_buf(&mut rest).await? {
+                0 => break,
+                len => {
+                    total += len;
+                    self.port.owe(Price::acknowledgements(self.port.is_v4(), len, self.segment));
                 }
             }
-            Ok::<_, io::Error>(())
-        };
-        // A reset or a silent other side ends it as well.
-        let _ = timeout(FAREWELL, farewell).await;
+        }
+        Ok(())
     }
+}
+
+/// Most data of a segment, as the handshake came to; by the kernel's word, which knows of options and of the path.
+fn segment(socket: &Socket) -> usize {
+    let agreed = match socket {
+        Socket::Tcp(stream) => getsockopt(stream, sockopt::TcpMaxSeg).ok().and_then(|most| usize::try_from(most).ok()),
+        Socket::Udp(_) => None,
+    };
+    // No larger where the device would take larger frames: each is paid for alone.
+    agreed.unwrap_or(SEGMENT).clamp(1, SEGMENT)
 }
 
 fn check_gate(port: &Port) -> Result<(), Unopened> {
@@ -310,7 +378,7 @@ fn mark(port: &Port, socket: &impl std::os::fd::AsFd) {
 async fn connect(port: &Port) -> Result<(TcpStream, Duration), Unopened> {
     let to = SocketAddr::new(port.target.addr, port.target.port);
     for _ in 0..2 {
-        port.pay(Price::connection(port.is_v4())).await;
+        port.pay(Price::opening(port.is_v4())).await;
         check_gate(port)?;
         let begun = Instant::now();
         match timeout(port.shared.options.deadlines.connect, attempt(port, to)).await {

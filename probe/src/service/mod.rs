@@ -38,6 +38,7 @@ pub use self::protocols::{dialogues, replay};
 pub use self::shell::detect;
 use crate::net::engine::Source;
 use crate::net::pacer::{Limits, SharedPacer};
+use crate::net::target_pacer::TargetPacer;
 
 /// An open port to ask.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -103,6 +104,8 @@ pub struct DetectOptions {
     pub interface: SharedPacer,
     /// What this detection may send of its own.
     pub rate: Limits,
+    /// Limits towards each address and network, where there are any; a clone of the scan's, so that they hold for both together.
+    pub targets: Option<TargetPacer>,
     /// Most connections at a time; taken as at least [`WIDTH`].
     pub max_open: usize,
     /// What the job asked for.

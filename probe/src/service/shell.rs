@@ -36,7 +36,7 @@ pub async fn detect(
     let (closing, mut partings) = mpsc::unbounded_channel();
     let max_open = options.max_open.max(WIDTH);
     let shared = Arc::new(Shared {
-        toll: Toll::new(options.interface.clone(), options.rate),
+        toll: Toll::new(options.interface.clone(), options.rate, options.targets.clone()),
         room: Arc::new(Semaphore::new(max_open)),
         begun: clock::now(),
         options,

@@ -24,6 +24,7 @@ fn options() -> DetectOptions {
     DetectOptions {
         interface: Arc::new(Mutex::new(Pacer::new(Limits::UNLIMITED))),
         rate: Limits::UNLIMITED,
+        targets: None,
         max_open: 64,
         options: ServiceOptions::default(),
         site: fragile::SitePolicy::default(),

@@ -52,8 +52,6 @@ struct Running {
 pub(super) struct Asking<'a> {
     pub(super) attempts: u8,
     pub(super) host_probes: &'a [HostProbe],
-    /// Limits towards each address and network.
-    pub(super) targets: TargetLimits,
     /// What becomes of unfinished positions when the pass is stopped.
     pub(super) on_stop: Cut,
     /// How many passes run at the same time: they share the memory.
@@ -68,6 +66,8 @@ pub(super) struct Engines {
     connect_events: mpsc::Receiver<(usize, Result<Event, ConnectError>)>,
     /// What connections of all kinds are paced by.
     connects: SharedPacer,
+    /// Limits towards each address and network, for all passes and the questions about services together.
+    targets: Option<TargetPacer>,
     limits: Limits,
     permit: Permit,
     running: Vec<Running>,
@@ -80,8 +80,8 @@ pub(super) struct Engines {
 }
 
 impl Engines {
-    /// Opens the interface where raw packets are wanted.
-    pub(super) fn open(work: &Work, raw: bool) -> Result<Self, StandaloneError> {
+    /// Opens the interface where raw packets are wanted. `targets` are the run's limits towards each address and network.
+    pub(super) fn open(work: &Work, raw: bool, targets: TargetLimits) -> Result<Self, StandaloneError> {
         let (sink, drive) = mpsc::channel(EVENTS);
         let station = if raw { Some(Station::open(&work.config.interface, SourcePorts::default(), sink)?) } else { None };
         let (connect_sender, connect_events) = mpsc::channel(EVENTS);
@@ -91,6 +91,7 @@ impl Engines {
             connect_sender,
             connect_events,
             connects: Arc::new(Mutex::new(Pacer::new(work.granted))),
+            targets: target_pacer(targets)?,
             limits: work.granted,
             permit: work.permit.clone(),
             running: Vec::new(),
@@ -112,8 +113,8 @@ impl Engines {
         let mut plan = ScanPlan::new(Arc::clone(space), from, space.len(), options)?.with_host_probes(asking.host_probes);
         plan.chunks.memory = ChunkLimits::default().memory / asking.beside.max(1);
         let running = match head.technique {
-            Technique::Connect => self.begin_connect(number, plan, target_pacer(asking.targets)?),
-            _ => self.begin_raw(number, &plan, asking.on_stop, target_pacer(asking.targets)?)?,
+            Technique::Connect => self.begin_connect(number, plan),
+            _ => self.begin_raw(number, &plan, asking.on_stop)?,
         };
         self.watched.push((space.len(), Arc::clone(&running.progress)));
         self.running.push(running);
@@ -121,7 +122,7 @@ impl Engines {
         Ok(())
     }
 
-    fn begin_raw(&mut self, pass: usize, plan: &ScanPlan, on_stop: Cut, targets: Option<TargetPacer>) -> Result<Running, StandaloneError> {
+    fn begin_raw(&mut self, pass: usize, plan: &ScanPlan, on_stop: Cut) -> Result<Running, StandaloneError> {
         let station = self.station.as_ref().ok_or(DriveGone)?;
         let ports = station.ports();
         let identity = RawIdentity { source: station.source(), base_port: ports.base(self.engines), ports, key: random()? };
@@ -135,19 +136,19 @@ impl Engines {
             weight: Weight::Interactive,
             // The limit of the run is the interface's while it lasts.
             rate: Limits::UNLIMITED,
-            targets,
+            targets: self.targets.clone(),
             gate: Arc::new(move |addr| permit.permits(addr)),
         };
         let added = station.handle().add(task)?;
         Ok(Running { pass, how: How::Raw(added.id), progress })
     }
 
-    fn begin_connect(&mut self, pass: usize, plan: ScanPlan, targets: Option<TargetPacer>) -> Running {
+    fn begin_connect(&mut self, pass: usize, plan: ScanPlan) -> Running {
         let progress: Arc<Progress> = Arc::default();
         let options = ConnectOptions {
             interface: Arc::clone(&self.connects),
             rate: Limits::UNLIMITED,
-            targets,
+            targets: self.targets.clone(),
             source: Source { v4: None, v6: None },
             max_open: connect::open_limit(),
             progress: Arc::clone(&progress),
@@ -224,6 +225,11 @@ impl Engines {
     /// The pacer of everything that opens connections.
     pub(super) fn connects(&self) -> SharedPacer {
         Arc::clone(&self.connects)
+    }
+
+    /// The run's limits towards each address and network.
+    pub(super) fn targets(&self) -> Option<TargetPacer> {
+        self.targets.clone()
     }
 
     /// Whether connections are opened besides those of the passes.

@@ -216,7 +216,7 @@ impl Session {
         let detection = match request.services {
             Some(options) => {
                 let fingerprints = site.load_fingerprints()?;
-                Some(Detection::begin(options, site.site.clone(), engines.connects(), &work.permit, fingerprints))
+                Some(Detection::begin(options, site.site.clone(), engines.connects(), engines.targets(), &work.permit, fingerprints))
             }
             None => None,
         };
@@ -281,12 +281,11 @@ impl Session {
         if self.stop > Stop::No || self.ledger.failed().is_some() {
             return Ok(());
         }
-        // Limits towards a target hold for a pass: with them passes follow one another, so that they hold for the run.
-        let limits = self.head.request.target_limits();
-        let together = limits == TargetLimits::default();
+        // With limits towards targets passes follow one another: side by side they would wait for each other.
+        let together = self.head.request.target_limits() == TargetLimits::default();
         for number in first..self.ledger.passes().len() {
             if self.stop == Stop::No {
-                self.begin(number, if together { beside } else { 1 }, limits)?;
+                self.begin(number, if together { beside } else { 1 })?;
             }
             if !together {
                 self.follow().await?;
@@ -296,12 +295,12 @@ impl Session {
     }
 
     /// Begins what is left of a pass.
-    fn begin(&mut self, number: usize, beside: usize, targets: TargetLimits) -> Result<(), StandaloneError> {
+    fn begin(&mut self, number: usize, beside: usize) -> Result<(), StandaloneError> {
         let request = &self.head.request;
         let Some(pass) = self.ledger.passes().get(number).filter(|pass| !pass.is_complete()) else { return Ok(()) };
         let host_probes = if pass.head.technique == Technique::Discover { request.host_probes.as_slice() } else { &[] };
         let attempts = attempts(request, &pass.head);
-        let asking = Asking { attempts, host_probes, targets, on_stop: self.on_stop(), beside };
+        let asking = Asking { attempts, host_probes, on_stop: self.on_stop(), beside };
         self.engines.begin(number, &pass.head, pass.next, &asking)
     }
 
@@ -446,13 +445,14 @@ fn attempts(request: &Request, head: &PassHead) -> u8 {
 fn open_engines(request: &mut Request, work: &Work) -> Result<Engines, StandaloneError> {
     let raw = request.discovery || request.passes.iter().any(|pass| pass.technique != Technique::Connect);
     let syn_alone = request.passes.iter().all(|pass| pass.technique == Technique::Syn);
-    match Engines::open(work, raw) {
+    let targets = request.target_limits();
+    match Engines::open(work, raw, targets) {
         Err(StandaloneError::Station(error)) if Engines::is_permission(&error) => match (request.may_connect, syn_alone) {
             (true, true) => {
                 eprintln!("{error}; scanning by connections instead");
                 request.discovery = false;
                 request.passes.iter_mut().for_each(|pass| pass.technique = Technique::Connect);
-                Engines::open(work, false)
+                Engines::open(work, false, targets)
             }
             (_, true) => Err(StandaloneError::Unprivileged(error)),
             _ => Err(error.into()),

@@ -13,6 +13,7 @@ use super::results::Row;
 use crate::net::clock;
 use crate::net::engine::Source;
 use crate::net::pacer::{Limits, SharedPacer};
+use crate::net::target_pacer::TargetPacer;
 use crate::scan::connect;
 use crate::service::fragile::SitePolicy;
 use crate::service::recog::Fingerprints;
@@ -38,17 +39,19 @@ pub(super) struct Detection {
 }
 
 impl Detection {
-    /// Begins, with nothing to ask yet. Ports of fragile devices are asked where `options` want it and the site permits it.
+    /// Begins, with nothing to ask yet, within the limits `targets` towards each address and network. Ports of fragile devices are asked where `options` want it and the site permits it.
     pub(super) fn begin(
         options: ServiceOptions,
         site: SitePolicy,
         interface: SharedPacer,
+        targets: Option<TargetPacer>,
         permit: &Permit,
         fingerprints: Fingerprints,
     ) -> Self {
         let options = DetectOptions {
             interface,
             rate: Limits::UNLIMITED,
+            targets,
             max_open: connect::open_limit(),
             options,
             site,

@@ -56,6 +56,7 @@ pub fn options(limits: Limits) -> DetectOptions {
     DetectOptions {
         interface: Arc::new(Mutex::new(Pacer::new(limits))),
         rate: Limits::UNLIMITED,
+        targets: None,
         max_open: 256,
         options: ServiceOptions::default(),
         site: SitePolicy::default(),
