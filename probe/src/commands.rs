@@ -21,16 +21,16 @@ use crate::station::{self, Station};
 #[derive(Debug, Clone, Args)]
 pub struct Common {
     /// Configuration file [default: /etc/picket/probe.toml where it exists]
-    #[arg(long, value_name = "FILE")]
+    #[arg(long, global = true, value_name = "FILE")]
     config: Option<PathBuf>,
     /// Where identity, spool and memory are kept [default: /var/lib/picket-probe]
-    #[arg(long, value_name = "DIR")]
+    #[arg(long, global = true, value_name = "DIR")]
     data: Option<PathBuf>,
     /// Measuring interface [default: that of the default route]
-    #[arg(long, value_name = "NAME")]
+    #[arg(long, global = true, value_name = "NAME")]
     interface: Option<String>,
     /// off, error, warn, info, debug or trace
-    #[arg(long, value_name = "LEVEL")]
+    #[arg(long, global = true, value_name = "LEVEL")]
     log_level: Option<String>,
 }
 

@@ -189,17 +189,14 @@ fn build(interface: &str, plan: Plan) -> Result<(), ShaperError> {
     classify(interface)
 }
 
-/// Tells the kernel which packets are meant; which classifier a kernel has differs.
+/// Tells the kernel which packets are meant; which classifier a kernel has differs. `u32` is none of them: a kernel that is built
+/// without its match of marks (CONFIG_CLS_U32_MARK) takes the filter without a word and then matches every packet.
 fn classify(interface: &str) -> Result<(), ShaperError> {
     let mark = format!("{MARK:#x}");
     // A classic BPF program: load the mark (SKF_AD_OFF + SKF_AD_MARK), compare, all ones for "the class named", 0 for "no match".
     let program = format!("4,32 0 0 4294963220,21 0 1 {MARK},6 0 0 4294967295,6 0 0 0");
     let base = ["filter", "add", "dev", interface, "parent", ROOT, "protocol", "all", "prio", "1"];
-    let ways: [&[&str]; 3] = [
-        &["handle", &mark, "fw", "classid", CLASS],
-        &["u32", "match", "mark", &mark, "0xffffffff", "flowid", CLASS],
-        &["bpf", "bytecode", &program, "flowid", CLASS],
-    ];
+    let ways: [&[&str]; 2] = [&["handle", &mark, "fw", "classid", CLASS], &["bpf", "bytecode", &program, "flowid", CLASS]];
     let mut reason = String::new();
     for way in ways {
         match tc(&[&base[..], way].concat())? {
@@ -207,7 +204,7 @@ fn classify(interface: &str) -> Result<(), ShaperError> {
             Err(said) => reason = said,
         }
     }
-    Err(ShaperError::Lacks { what: "a classifier by mark (cls_fw, cls_u32 or cls_bpf)", reason })
+    Err(ShaperError::Lacks { what: "a classifier by mark (cls_fw or cls_bpf)", reason })
 }
 
 fn delete_root(interface: &str) -> Result<(), ShaperError> {

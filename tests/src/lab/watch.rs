@@ -2,7 +2,8 @@
 //!
 //! The capture is made by tcpdump and read here from its file; nothing of Picket's own packet code takes part.
 //!
-//! Invariant: a [`Capture`] is complete: [`Watch::stop`] fails when the kernel dropped a single frame of it.
+//! Invariant: a [`Capture`] is complete: [`Watch::stop`] fails when the kernel dropped a single frame of it; only
+//! [`Watch::stop_counting`] gives one with holes, and says how many frames are lost in them.
 
 use std::collections::BTreeMap;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
@@ -93,7 +94,17 @@ impl Watch {
     ///
     /// # Errors
     /// When frames were dropped, or tcpdump failed.
-    pub fn stop(mut self) -> Result<Capture> {
+    pub fn stop(self) -> Result<Capture> {
+        let (capture, lost) = self.stop_counting()?;
+        ensure!(lost == 0, "the capture lost {lost} frames and has {}", capture.len());
+        Ok(capture)
+    }
+
+    /// The same, and how many frames passed that the kernel had no room to capture.
+    ///
+    /// # Errors
+    /// When tcpdump failed.
+    pub fn stop_counting(mut self) -> Result<(Capture, u64)> {
         // On SIGINT tcpdump forgets what is still in its ring, so it is asked for its counters until nothing is. The frames that
         // passed before the first question are in its first answer; later ones may go on passing.
         let passed = self.counts()?;
@@ -108,9 +119,9 @@ impl Watch {
         let status = self.proc.wait(PATIENCE)?;
         let last = last_counts(&self.proc.stderr()).context("tcpdump ended without its counters")?;
         ensure!(status.success(), "tcpdump ended with {status}: {}", self.proc.stderr());
-        ensure!(last.dropped == 0, "the capture lost {} of {} frames", last.dropped, last.received);
         let bytes = std::fs::read(&self.file).with_context(|| format!("read {}", self.file.display()))?;
-        Capture::parse(bytes).with_context(|| format!("read {}", self.file.display()))
+        let capture = Capture::parse(bytes).with_context(|| format!("read {}", self.file.display()))?;
+        Ok((capture, last.dropped))
     }
 
     /// Asks tcpdump for its counters.
