@@ -1,11 +1,13 @@
 //! The figures of `docs/benchmarks.md`, measured on whole systems in network namespaces: `picket-bench [SECTION ...]`.
 //!
 //! Sections: `size`, `idle`, `host`, `bytes`, and beside masscan, zmap and nmap `slash16`, `slash24`, `ports`, `silent`, `onlink` (see
-//! [`peers`]), and `services` beside nmap. Each prints a few lines; none of them judges. The send loop is measured by `scripts/bench-send-loop`, and
+//! [`peers`]), `services` beside nmap, `pacing` (see [`pacing`]), and `shaper` with nmap as a second sender. Each prints a few lines; none of them judges. The send loop is measured by `scripts/bench-send-loop`, and
 //! `scripts/bench` calls both.
 
+mod pacing;
 mod peers;
 mod services;
+mod shaper;
 
 use std::time::{Duration, Instant};
 
@@ -20,7 +22,7 @@ use picket_tests::system::{Fleet, MQTT_PORT, Plan};
 /// A name, and what it measures.
 type Section = (&'static str, fn() -> Result<()>);
 
-const SECTIONS: [Section; 10] = [
+const SECTIONS: [Section; 12] = [
     ("size", size),
     ("idle", idle),
     ("host", host),
@@ -31,6 +33,8 @@ const SECTIONS: [Section; 10] = [
     ("silent", peers::silent),
     ("onlink", peers::onlink),
     ("services", services::run),
+    ("pacing", pacing::run),
+    ("shaper", shaper::run),
 ];
 
 fn main() -> Result<()> {

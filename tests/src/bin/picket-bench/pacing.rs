@@ -1,0 +1,202 @@
+//! How evenly a scan sends, seen from outside: `picket-probe scan` at each rate into a sink, captured in the sink's namespace.
+//!
+//! The sink answers nothing, so every target is one frame and a run is as long as its rate says. What is judged is what the
+//! probe's program promises of any window of time (`limit x window` and the stated burst), its mean, and what it costs.
+//!
+//! **Fair:** the capture counts the frames that it could not keep, and a line says so; a figure beside a loss is no figure of the
+//! sender. Frames count as the 60 bytes that Ethernet pads them to, as the limit has them, though a virtual link does not pad.
+
+use std::net::Ipv4Addr;
+use std::time::Duration;
+
+use anyhow::{Context, Result, ensure};
+use nix::sys::resource::{UsageWho, getrusage};
+use nix::sys::time::TimeValLike;
+use picket_tests::lab::Lab;
+use picket_tests::lab::programs::Programs;
+use picket_tests::lab::sink::Sink;
+use picket_tests::lab::watch::{Direction, Timing, WINDOWS, Watch};
+
+/// What a limit is of.
+#[derive(Clone, Copy)]
+enum Limit {
+    Packets(u32),
+    Bits(u64),
+}
+
+/// The matrix.
+const LIMITS: [Limit; 8] = [
+    Limit::Packets(100),
+    Limit::Packets(1_000),
+    Limit::Packets(10_000),
+    Limit::Packets(50_000),
+    Limit::Packets(100_000),
+    Limit::Bits(1_000_000),
+    Limit::Bits(10_000_000),
+    Limit::Bits(100_000_000),
+];
+/// How long a run sends.
+const SECONDS: f64 = 3.5;
+const LEAST_FRAMES: u64 = 400;
+/// What a frame counts at least: Ethernet pads shorter ones.
+const PADDED: u32 = 60;
+/// The stated burst in seconds of the limit; one frame comes on top.
+const BURST: f64 = 0.010;
+/// How far the mean may be from the limit.
+const MEAN_BAR: f64 = 0.000_5;
+/// What a scan of 1000 packets a second may cost, as a share of one core.
+const PROCESSOR_BAR: f64 = 0.05;
+/// A run longer than this is broken.
+const LONG: Duration = Duration::from_secs(60);
+
+impl Limit {
+    /// In its own units per second.
+    fn rate(self) -> f64 {
+        match self {
+            Self::Packets(rate) => f64::from(rate),
+            Self::Bits(rate) => rate as f64,
+        }
+    }
+
+    /// What one frame of a SYN scan takes of it.
+    fn frame(self) -> f64 {
+        match self {
+            Self::Packets(_) => 1.0,
+            Self::Bits(_) => f64::from(PADDED * 8),
+        }
+    }
+
+    fn name(self) -> String {
+        match self {
+            Self::Packets(rate) => format!("{rate} pps"),
+            Self::Bits(rate) => format!("{} Mbit/s", rate / 1_000_000),
+        }
+    }
+
+    /// The interface's limits of packets and bits, the other one out of the way; AF_XDP begins above.
+    fn settings(self) -> (String, String) {
+        match self {
+            Self::Packets(rate) => (format!("{rate}pps"), "10Gbit".to_owned()),
+            Self::Bits(rate) => ("240kpps".to_owned(), format!("{rate}bit")),
+        }
+    }
+
+    /// Targets for a run of [`SECONDS`].
+    fn frames(self) -> u64 {
+        ((self.rate() / self.frame() * SECONDS) as u64).max(LEAST_FRAMES)
+    }
+}
+
+/// One run.
+struct Outcome {
+    timing: Timing,
+    expected: u64,
+    /// Frames that the capture had no room for.
+    lost: u64,
+    processor: Duration,
+}
+
+/// The section.
+pub(crate) fn run() -> Result<()> {
+    let lab = Lab::new("pacing")?;
+    let sink = Sink::new(&lab)?;
+    // What arrives is another machine's work.
+    sink.sink().receive_on(Sink::DEVICE, 2)?;
+    for limit in LIMITS {
+        let outcome = measure(&sink, limit).with_context(|| limit.name())?;
+        report(limit, &outcome);
+    }
+    Ok(())
+}
+
+fn measure(sink: &Sink, limit: Limit) -> Result<Outcome> {
+    let (targets, ports, expected) = targets(limit.frames())?;
+    let (packets, bits) = limit.settings();
+    let probe = Programs::locate()?
+        .probe(&["scan", &targets, "-p", &ports, "-Pn", "--attempts", "1", "-i", Sink::DEVICE])?
+        .env("PICKET_INTERFACE__PACKETS", packets)
+        .env("PICKET_INTERFACE__BITS", bits)
+        .env("PICKET_POLICY__ALLOW", "198.18.0.0/15")
+        .under(["nice", "-n", "-10"]);
+    let watch = Watch::start(sink.sink(), Sink::DEVICE, Direction::In, Some("tcp and dst net 198.18.0.0/16"))?;
+    let before = children()?;
+    let mut process = sink.sender().spawn(&probe)?;
+    let status = process.wait(LONG)?;
+    // The capture still runs, so the scan is the only child that has ended meanwhile.
+    let processor = children()?.saturating_sub(before);
+    ensure!(status.success(), "the scan ended with {status}: {}", process.stderr());
+    let (capture, lost) = watch.stop_counting()?;
+    let timing = Timing::new(capture.frames().map(|frame| (frame.at, frame.length.max(PADDED))));
+    ensure!(timing.packets() + lost == expected, "{} frames passed and {lost} were lost of {expected}", timing.packets());
+    Ok(Outcome { timing, expected, lost, processor })
+}
+
+/// A range of addresses and one of ports that make about `frames` targets, as they are typed, and how many they make.
+fn targets(frames: u64) -> Result<(String, String, u64)> {
+    let ports = frames.div_ceil(1 << 16);
+    let addresses = frames / ports;
+    let last = Ipv4Addr::from(u32::from(Ipv4Addr::new(198, 18, 0, 0)) + u32::try_from(addresses - 1)?);
+    Ok((format!("198.18.0.0-{last}"), format!("1-{ports}"), addresses * ports))
+}
+
+/// Processor time of all children that have ended.
+fn children() -> Result<Duration> {
+    let usage = getrusage(UsageWho::RUSAGE_CHILDREN).context("read the children's use of the processor")?;
+    let micros = usage.user_time().num_microseconds() + usage.system_time().num_microseconds();
+    Ok(Duration::from_micros(u64::try_from(micros)?))
+}
+
+fn report(limit: Limit, outcome: &Outcome) {
+    let Outcome { timing, expected, lost, processor } = outcome;
+    let (rate, name) = (limit.rate(), limit.name());
+    let (mean, burst) = match limit {
+        Limit::Packets(_) => (timing.mean_packets(), timing.burst_packets(rate)),
+        Limit::Bits(_) => (timing.mean_bits(), timing.burst_bits(rate)),
+    };
+    let off = mean / rate - 1.0;
+    println!(
+        "pacing  {name}: {expected} frames in {:.3} s, mean {:+.4} % of the limit (bar {} %, {})",
+        timing.span().as_secs_f64(),
+        off * 100.0,
+        MEAN_BAR * 100.0,
+        kept(off.abs() <= MEAN_BAR),
+    );
+    let stated = rate * BURST + limit.frame();
+    let mut above = Vec::new();
+    let mut most = Vec::new();
+    for (width, peak) in WINDOWS.into_iter().zip(timing.peaks()) {
+        let passed = match limit {
+            Limit::Packets(_) => peak.packets as f64,
+            Limit::Bits(_) => peak.bits as f64,
+        };
+        most.push(format!("{} packets = {} bits in {} ms", peak.packets, peak.bits, width.as_millis()));
+        if passed > rate * width.as_secs_f64() + stated {
+            above.push(format!("{} ms", width.as_millis()));
+        }
+    }
+    println!("pacing  {name}: most {}", most.join(", "));
+    let above = if above.is_empty() { "none of these".to_owned() } else { above.join(", ") };
+    println!(
+        "pacing  {name}: above limit x window and the burst: {above}; over every window whatever the burst was {:.2} ms of the limit (stated {:.2} ms, {})",
+        burst / rate * 1e3,
+        stated / rate * 1e3,
+        kept(burst <= stated),
+    );
+    let share = processor.as_secs_f64() / timing.span().as_secs_f64();
+    let bar = match limit {
+        Limit::Packets(1_000) => format!(" (bar {} %, {})", PROCESSOR_BAR * 100.0, kept(share < PROCESSOR_BAR)),
+        _ => String::new(),
+    };
+    println!(
+        "pacing  {name}: processor {:.3} s = {:.2} % of a core while sending, start and end included{bar}",
+        processor.as_secs_f64(),
+        share * 100.0
+    );
+    if *lost > 0 {
+        println!("pacing  {name}: the capture lost {lost} of {expected} frames: its figures are too low");
+    }
+}
+
+fn kept(kept: bool) -> &'static str {
+    if kept { "kept" } else { "MISSED" }
+}
