@@ -6,6 +6,7 @@
 
 mod docs;
 mod formats;
+mod kinds;
 mod lab;
 mod resume;
 mod texts;
