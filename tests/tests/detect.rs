@@ -7,6 +7,7 @@ use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream};
 use std::time::{Duration, Instant};
 
 use picket_probe::net::pacer::Limits;
+use picket_probe::net::target_pacer::{BURST, TargetLimits, TargetPacer};
 use picket_probe::service::fragile::{SiteLeave, SitePolicy};
 use picket_probe::service::{Deadlines, DetectOptions, Detected, ServiceTarget, WIDTH};
 use picket_tests::lab::require_root;
@@ -219,4 +220,33 @@ fn connections_keep_the_rate_as_seen_from_outside() {
     let bound = f64::from(LIMIT) * (window + limits.burst).as_secs_f64() + 2.0 + WIDTH as f64 + 2.0;
     let peak = timing.peak(window).packets;
     assert!(peak as f64 <= bound, "{peak} packets in a second, {bound} at most");
+}
+
+#[test]
+fn connections_keep_the_limit_of_their_address_as_seen_from_outside() {
+    if !require_root() {
+        return;
+    }
+    const LIMIT: u32 = 50;
+    let pair = Pair::new("svcaddr").unwrap();
+    let hosts = [Pair::host(1), Pair::host(2)];
+    let _silent = services::silent(&pair.servers, 7000..7004).unwrap();
+    let targets: Vec<ServiceTarget> = (7000..7004).flat_map(|port| hosts.map(|host| tcp(host, port))).collect();
+    let watches = hosts.map(|host| {
+        let filter = format!("tcp and dst host {host}");
+        Watch::start(&pair.servers, Pair::DEVICE, Direction::In, Some(&filter)).unwrap()
+    });
+    let limits = TargetLimits { per_address: Some(format!("{LIMIT}pps").parse().unwrap()), per_network: None };
+    let told = ask(&pair.probe, DetectOptions { targets: TargetPacer::new(limits, &[9; 16]), ..options(Limits::UNLIMITED) }, &targets);
+    assert_eq!(told.unwrap().len(), targets.len());
+    let window = Duration::from_secs(1);
+    // What may be late, the two frames that are paid together, and two that were paid just before and have left late.
+    let bound = f64::from(LIMIT) * (window + BURST).as_secs_f64() + 2.0 + 2.0;
+    for watch in watches {
+        let timing = watch.stop().unwrap().timing(|_| true);
+        eprintln!("{timing}");
+        assert!(timing.packets() > 100, "{} packets say little of a rate", timing.packets());
+        let peak = timing.peak(window).packets;
+        assert!(peak as f64 <= bound, "{peak} packets in a second, {bound} at most");
+    }
 }
