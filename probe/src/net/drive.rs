@@ -694,10 +694,12 @@ impl<L: Link, E, S: EventSink<E>> Drive<L, E, S> {
             // Whoever was there before may not be there any more.
             self.neighbours.clear();
             self.pacer.idle(now);
+            let engine_now = self.engine_now(now);
             for task in &mut self.tasks {
                 task.pacer.idle(now);
                 task.hungry = true;
                 task.parked = None;
+                task.engine.on_link_up(engine_now);
             }
             self.outbox.push_back(DriveEvent::Link { up: true });
         }

@@ -101,6 +101,11 @@ pub trait Engine {
         self.on_packet(now, packet);
     }
 
+    /// The interface was down and has just come up: what was on its way is lost, and others may not find back to it at once.
+    fn on_link_up(&mut self, now: Instant) {
+        let _ = now;
+    }
+
     /// Whether packets to multicast groups that this machine has not joined are wanted, for as long as the engine runs.
     fn wants_all_multicast(&self) -> bool {
         false
@@ -156,6 +161,10 @@ impl<N: Engine, E, F: FnMut(N::Event) -> Option<E>> Engine for Mapped<N, F> {
 
     fn on_frame(&mut self, now: Instant, from: Option<Mac>, packet: &[u8]) {
         self.engine.on_frame(now, from, packet);
+    }
+
+    fn on_link_up(&mut self, now: Instant) {
+        self.engine.on_link_up(now);
     }
 
     fn wants_all_multicast(&self) -> bool {

@@ -163,6 +163,10 @@ impl Engine for ScanEngine {
         }
     }
 
+    fn on_link_up(&mut self, now: Instant) {
+        self.schedule.on_link_up(now);
+    }
+
     fn poll_timeout(&self) -> Option<(Instant, &'static str)> {
         self.schedule.poll_timeout()
     }

@@ -28,6 +28,8 @@ pub struct Rto {
     attempts: u8,
     /// Round trips measured, up to [`ENOUGH`].
     samples: u32,
+    /// The way back may not stand: nothing is asked again before [`Timing::initial`].
+    settling: bool,
     smoothed: Option<Estimate>,
     slowest: Duration,
     current: Duration,
@@ -44,7 +46,7 @@ impl Rto {
     pub fn new(timing: Timing, attempts: u8) -> Self {
         let timing = Timing { ceiling: timing.ceiling.max(timing.floor), quick: timing.quick.min(timing.floor), ..timing };
         let current = timing.initial.clamp(timing.floor, timing.ceiling);
-        Self { timing, round: 1, attempts, samples: 0, smoothed: None, slowest: Duration::ZERO, current }
+        Self { timing, round: 1, attempts, samples: 0, settling: false, smoothed: None, slowest: Duration::ZERO, current }
     }
 
     /// With `round` attempts that ask in different ways before the first way is tried again: silence to one of them is no sign
@@ -91,14 +93,24 @@ impl Rto {
         self.update()
     }
 
+    /// Whether the way back may not stand, as after the interface came up: waits are then as long as before any measurement.
+    pub fn set_settling(&mut self, settling: bool) {
+        self.settling = settling;
+        self.update();
+    }
+
     /// Recomputes the wait; small changes are not worth touching every timer.
     fn update(&mut self) -> bool {
         let estimate = match self.smoothed {
             None => self.timing.initial,
             Some(Estimate { mean, deviation }) => mean + deviation * 4,
         };
-        let least = if self.samples < ENOUGH { self.timing.floor } else { self.timing.quick };
-        let next = estimate.max(self.slowest * 5 / 4).clamp(least, self.timing.ceiling);
+        let least = match (self.settling, self.samples < ENOUGH) {
+            (true, _) => self.timing.initial.max(self.timing.floor),
+            (false, true) => self.timing.floor,
+            (false, false) => self.timing.quick,
+        };
+        let next = estimate.max(self.slowest * 5 / 4).clamp(least.min(self.timing.ceiling), self.timing.ceiling);
         let changed = next.abs_diff(self.current) > self.current / 16;
         if changed {
             self.current = next;
@@ -160,6 +172,21 @@ mod tests {
             rto.chunk_over(false);
         }
         assert_eq!((rto.after(0), rto.after(9)), (ms(25), ms(3000)));
+    }
+
+    #[test]
+    fn while_the_way_back_may_not_stand_nothing_is_asked_again_soon() {
+        let mut rto = Rto::new(Timing::default(), 2);
+        for _ in 0..1000 {
+            rto.sample(Duration::from_micros(300));
+        }
+        assert!(rto.after(0) < ms(100));
+        rto.set_settling(true);
+        assert_eq!(rto.after(0), ms(1000));
+        rto.sample(Duration::from_micros(300));
+        assert_eq!(rto.after(0), ms(1000));
+        rto.set_settling(false);
+        assert!(rto.after(0) < ms(100));
     }
 
     #[test]

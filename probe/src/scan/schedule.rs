@@ -27,6 +27,9 @@ const LATE_MAX: Duration = Duration::from_secs(60);
 /// What a reported chunk costs besides its positions, counted in positions.
 const RETIRED_COST: u64 = 128;
 
+/// For so long after the interface came up repetitions are patient: routers and hosts have to find back to it, and bridges learn.
+const SETTLING: Duration = Duration::from_secs(3);
+
 /// One probe: attempt number `attempt` (from 0) for a position.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub(super) struct Probe {
@@ -65,6 +68,8 @@ pub(super) struct Schedule {
     hint: usize,
     /// Not before this is any repetition due.
     send_wake: Instant,
+    /// Until then the way back to the interface may not stand.
+    settling: Option<Instant>,
     /// Not before this is any wait over.
     end_wake: Instant,
     /// The latest time heard of.
@@ -110,6 +115,7 @@ impl Schedule {
             spare: None,
             hint: 0,
             send_wake: Instant::FAR_FUTURE,
+            settling: None,
             end_wake: Instant::FAR_FUTURE,
             seen: Instant::ZERO,
             events: VecDeque::new(),
@@ -329,7 +335,24 @@ impl Schedule {
         }
     }
 
+    /// The interface has just come up.
+    pub(super) fn on_link_up(&mut self, now: Instant) {
+        self.settling = Some(now + SETTLING);
+        self.rto.set_settling(true);
+        self.look_again();
+    }
+
+    /// Ends the patience when it is time.
+    fn settle(&mut self) {
+        if self.settling.is_some_and(|until| until <= self.seen) {
+            self.settling = None;
+            self.rto.set_settling(false);
+            self.look_again();
+        }
+    }
+
     fn learn(&mut self, rtt: Option<Duration>) {
+        self.settle();
         if self.learning && rtt.is_some_and(|rtt| self.rto.sample(rtt)) {
             self.look_again();
         }
@@ -457,6 +480,7 @@ impl Schedule {
 
     pub(super) fn on_timeout(&mut self, now: Instant) {
         self.seen = self.seen.max(now);
+        self.settle();
         self.seal_old(now);
         loop {
             let mut wake = Instant::FAR_FUTURE;
