@@ -481,6 +481,25 @@ impl Chunk {
         }
     }
 
+    /// What left since `since` never arrived, and nobody was told so: positions that wait for answers to it are offered again,
+    /// from the first such attempt on.
+    pub(super) fn offer_again(&mut self, now: Instant, since: Instant) {
+        for level in 0..self.levels.len() {
+            let waiting: Vec<u32> = self.levels.get(level).map(|level| level.waiting.iter().collect()).unwrap_or_default();
+            for offset in waiting {
+                let lost = |attempt: &u8| self.sent_at(*attempt, offset).is_some_and(|sent| sent >= since);
+                let Some(first) = (0..self.attempts).find(lost) else { continue };
+                for times in self.sent.iter_mut().skip(first.into()) {
+                    times.get_mut(offset as usize).into_iter().for_each(|time| *time = NEVER);
+                }
+                if let Some(level) = self.levels.get_mut(level) {
+                    level.waiting.clear(offset);
+                }
+                self.pending.push(now, offset, first);
+            }
+        }
+    }
+
     /// A position will not be asked again. If it was asked before, it may still answer.
     fn decide_unsent(&mut self, offset: u32, attempt: u8, why: NotSent) {
         if self.last_sent(attempt, offset).is_some() {

@@ -30,6 +30,9 @@ const RETIRED_COST: u64 = 128;
 /// For so long after the interface came up repetitions are patient: routers and hosts have to find back to it, and bridges learn.
 const SETTLING: Duration = Duration::from_secs(3);
 
+/// How long the kernel takes frames for an interface that is down before it tells so, at most.
+const UNNOTICED: Duration = Duration::from_millis(500);
+
 /// One probe: attempt number `attempt` (from 0) for a position.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub(super) struct Probe {
@@ -337,6 +340,9 @@ impl Schedule {
 
     /// The interface has just come up.
     pub(super) fn on_link_up(&mut self, now: Instant) {
+        for chunk in &mut self.chunks {
+            chunk.offer_again(now, now - UNNOTICED);
+        }
         self.settling = Some(now + SETTLING);
         self.rto.set_settling(true);
         self.look_again();

@@ -57,6 +57,8 @@ impl Link {
     /// When the kernel refuses.
     pub fn new(lab: &Lab, plan: LinkPlan) -> Result<Self> {
         let (probe, switch, hosts) = (lab.namespace("probe")?, lab.namespace("switch")?, lab.namespace("hosts")?);
+        // The bridge is to be no host itself.
+        switch.sysctls(&[("net/ipv6/conf/all/disable_ipv6", "1"), ("net/ipv6/conf/default/disable_ipv6", "1")])?;
         switch.bridge("br0")?;
         probe.link(Self::DEVICE, &switch, "probe")?;
         switch.enslave("probe", "br0")?;
