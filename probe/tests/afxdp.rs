@@ -3,10 +3,10 @@
 //! Needs root, `ip` and a kernel with AF_XDP; without them it says so and stops, and CI runs as root.
 #![allow(clippy::unwrap_used, reason = "helpers of tests fail loudly")]
 
+mod namespaces;
+
 use std::collections::VecDeque;
 use std::os::fd::{AsRawFd, OwnedFd};
-use std::process::Command;
-use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
 use nix::errno::Errno;
@@ -17,42 +17,18 @@ use picket_probe::net::clock;
 use picket_probe::net::link::{BATCH, Batch, Link, Stop};
 use picket_probe::net::netlink;
 
+use namespaces::{Namespaces, inside, sh};
+
 /// For experiments on a local network (IEEE 802, 9.2.4).
 const ETHERTYPE: u16 = 0x88b5;
 
-/// Two namespaces joined by a veth pair; gone when dropped.
-struct Lab {
-    near: String,
-    far: String,
-}
-
-fn sh(command: &str) {
-    let status = Command::new("sh").args(["-ec", command]).status().unwrap();
-    assert!(status.success(), "{command}");
-}
-
-/// Runs `work` on a thread inside a namespace.
-fn inside<T: Send>(name: &str, work: impl FnOnce() -> T + Send) -> T {
-    std::thread::scope(|scope| {
-        let enter = || {
-            let file = std::fs::File::open(format!("/var/run/netns/{name}")).unwrap();
-            nix::sched::setns(file, nix::sched::CloneFlags::CLONE_NEWNET).unwrap();
-            work()
-        };
-        scope.spawn(enter).join().unwrap()
-    })
-}
+/// Two namespaces joined by a veth pair: frames go from `probe` to `target`.
+struct Lab(Namespaces);
 
 impl Lab {
     fn new() -> Option<Lab> {
-        static NUMBER: AtomicU32 = AtomicU32::new(0);
-        if !nix::unistd::geteuid().is_root() {
-            eprintln!("SKIPPED: network namespaces need root");
-            return None;
-        }
-        let id = format!("pk-xdp-{}-{}", std::process::id(), NUMBER.fetch_add(1, Ordering::Relaxed));
-        let lab = Lab { near: format!("{id}-a"), far: format!("{id}-b") };
-        let Lab { near, far } = &lab;
+        let lab = Lab(Namespaces::named("xdp")?);
+        let Namespaces { probe: near, target: far } = &lab.0;
         sh(&format!(
             "ip netns add {near}; ip netns add {far}
              ip -n {near} link add eth0 type veth peer name eth0 netns {far}
@@ -64,7 +40,7 @@ impl Lab {
 
     /// The sending link; `None` where the kernel has no AF_XDP.
     fn link(&self) -> Option<AfXdp> {
-        let opened = inside(&self.near, || {
+        let opened = inside(&self.0.probe, || {
             let table = std::sync::Arc::new(netlink::snapshot_blocking().unwrap()).table("eth0").unwrap();
             AfXdp::open(table.interface(), &LinkConfig::for_ports(45_000, 45_000))
         });
@@ -80,20 +56,12 @@ impl Lab {
 
     /// What arrives at the other end.
     fn receiver(&self) -> OwnedFd {
-        inside(&self.far, || {
+        inside(&self.0.target, || {
             let flags = SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK;
             let receiver = socket(AddressFamily::Packet, SockType::Raw, flags, SockProtocol::EthAll).unwrap();
             setsockopt(&receiver, sockopt::RcvBufForce, &(64 << 20)).unwrap();
             receiver
         })
-    }
-}
-
-impl Drop for Lab {
-    fn drop(&mut self) {
-        for name in [&self.near, &self.far] {
-            let _ = Command::new("ip").args(["netns", "delete", name]).status();
-        }
     }
 }
 
@@ -168,7 +136,7 @@ fn take_until(receiver: &OwnedFd, arrived: &mut Vec<u32>, wanted: usize) {
 #[test]
 fn frames_arrive_intact_and_in_order() {
     let Some(lab) = Lab::new() else { return };
-    inside(&lab.near, || frames_arrive(&lab));
+    inside(&lab.0.probe, || frames_arrive(&lab));
 }
 
 fn frames_arrive(lab: &Lab) {
@@ -185,14 +153,14 @@ fn frames_arrive(lab: &Lab) {
 #[test]
 fn what_did_not_leave_while_the_link_was_down_leaves_once_or_never() {
     let Some(lab) = Lab::new() else { return };
-    inside(&lab.near, || what_did_not_leave(&lab));
+    inside(&lab.0.probe, || what_did_not_leave(&lab));
 }
 
 fn what_did_not_leave(lab: &Lab) {
     let Some(mut link) = lab.link() else { return };
     let (receiver, mut arrived) = (lab.receiver(), Vec::new());
     send_all(&mut link, 0..100, || {});
-    for side in [&lab.near, &lab.far] {
+    for side in [&lab.0.probe, &lab.0.target] {
         sh(&format!("ip -n {side} link set eth0 down"));
         let mut batch = Batch::default();
         (1_000..1_040).for_each(|n| put(&mut batch, n));
@@ -227,7 +195,7 @@ fn what_did_not_leave(lab: &Lab) {
 #[test]
 fn a_queue_that_was_just_closed_is_waited_for() {
     let Some(lab) = Lab::new() else { return };
-    inside(&lab.near, || a_closed_queue(&lab));
+    inside(&lab.0.probe, || a_closed_queue(&lab));
 }
 
 fn a_closed_queue(lab: &Lab) {

@@ -3,11 +3,11 @@
 //! Needs root and `ip`; without them it says so and stops, and CI runs as root.
 #![allow(clippy::unwrap_used, reason = "helpers of tests fail loudly")]
 
+mod namespaces;
+
 use std::collections::VecDeque;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
-use std::process::Command;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
 use picket_probe::net::afpacket::{AfPacket, LinkConfig};
@@ -20,31 +20,19 @@ use picket_probe::packet::checksum::{Checksum, checksum};
 use picket_wire::units::PacketsPerSecond;
 use tokio::sync::mpsc::{UnboundedReceiver, unbounded_channel};
 
+use namespaces::{Namespaces, inside, sh};
+
 const PORT: u16 = 45_000;
 
-/// Two namespaces joined by a veth pair; gone when dropped.
-struct Lab {
-    probe: String,
-    target: String,
-}
-
-fn sh(command: &str) {
-    let status = Command::new("sh").args(["-ec", command]).status().unwrap();
-    assert!(status.success(), "{command}");
-}
+/// Two namespaces joined by a veth pair.
+struct Lab(Namespaces);
 
 impl Lab {
     /// Inside: 198.18.1.1/24 and 2001:db8:1::1/64 are ours; the other side has .2 to .9, routes 198.19.0.0/16, and listens on
     /// no port but refuses all.
     fn new() -> Option<Lab> {
-        static NUMBER: AtomicU32 = AtomicU32::new(0);
-        if !nix::unistd::geteuid().is_root() {
-            eprintln!("SKIPPED: network namespaces need root");
-            return None;
-        }
-        let id = format!("pk-net-{}-{}", std::process::id(), NUMBER.fetch_add(1, Ordering::Relaxed));
-        let lab = Lab { probe: format!("{id}-p"), target: format!("{id}-t") };
-        let Lab { probe, target } = &lab;
+        let lab = Lab(Namespaces::named("net")?);
+        let Namespaces { probe, target } = &lab.0;
         sh(&format!(
             "ip netns add {probe}; ip netns add {target}
              ip netns exec {probe} sysctl -qw net.ipv6.conf.default.accept_dad=0
@@ -63,26 +51,6 @@ impl Lab {
              ip netns exec {target} sysctl -qw net.ipv4.icmp_ratelimit=0 net.ipv4.icmp_msgs_per_sec=1000000"
         ));
         Some(lab)
-    }
-
-    /// Runs `work` on a thread inside a namespace.
-    fn inside<T: Send>(name: &str, work: impl FnOnce() -> T + Send) -> T {
-        std::thread::scope(|scope| {
-            let enter = || {
-                let file = std::fs::File::open(format!("/var/run/netns/{name}")).unwrap();
-                nix::sched::setns(file, nix::sched::CloneFlags::CLONE_NEWNET).unwrap();
-                work()
-            };
-            scope.spawn(enter).join().unwrap()
-        })
-    }
-}
-
-impl Drop for Lab {
-    fn drop(&mut self) {
-        for name in [&self.probe, &self.target] {
-            let _ = Command::new("ip").args(["netns", "delete", name]).status();
-        }
     }
 }
 
@@ -211,7 +179,7 @@ struct Rig {
 impl Rig {
     fn start(namespace: &str, interface: &str, limits: Limits) -> Rig {
         let interface = interface.to_owned();
-        Lab::inside(namespace, move || {
+        inside(namespace, move || {
             let snapshot = Arc::new(netlink::snapshot_blocking().unwrap());
             let table = snapshot.table(&interface).expect("the lab has made it");
             let link = AfPacket::open(table.interface(), &LinkConfig::for_ports(PORT, PORT)).unwrap();
@@ -293,7 +261,7 @@ fn echo_and_reset(targets: &[IpAddr]) -> Vec<Told> {
 #[test]
 fn neighbours_answer_over_both_families_and_through_a_router() {
     let Some(lab) = Lab::new() else { return };
-    let mut rig = Rig::start(&lab.probe, "eth0", pps(20_000));
+    let mut rig = Rig::start(&lab.0.probe, "eth0", pps(20_000));
     let mut targets: Vec<IpAddr> = (2..10).map(|n| v4(1, n)).collect();
     targets.extend((2..10).map(v6));
     targets.extend((0..200).map(|n| IpAddr::V4(Ipv4Addr::new(198, 19, 7, n))));
@@ -306,7 +274,7 @@ fn neighbours_answer_over_both_families_and_through_a_router() {
 #[test]
 fn silent_neighbours_and_missing_routes_are_reported() {
     let Some(lab) = Lab::new() else { return };
-    let mut rig = Rig::start(&lab.probe, "eth0", pps(1_000));
+    let mut rig = Rig::start(&lab.0.probe, "eth0", pps(1_000));
     let nowhere = IpAddr::V6(Ipv6Addr::new(0x2001, 0xdb8, 9, 0, 0, 0, 0, 1));
     rig.handle.add(Knock::spec(rig.source, vec![v4(1, 77), nowhere], pps(1_000))).unwrap();
     let expected = [
@@ -323,7 +291,7 @@ fn silent_neighbours_and_missing_routes_are_reported() {
 #[test]
 fn loopback_works_without_hardware_addresses() {
     let Some(lab) = Lab::new() else { return };
-    let mut rig = Rig::start(&lab.target, "lo", pps(10_000));
+    let mut rig = Rig::start(&lab.0.target, "lo", pps(10_000));
     let targets: Vec<IpAddr> = ["127.0.0.1", "127.9.9.9", "198.19.4.5"].iter().map(|ip| ip.parse().unwrap()).collect();
     let source = Source { v4: Some(Ipv4Addr::LOCALHOST), v6: Some(Ipv6Addr::LOCALHOST) };
     rig.handle.add(Knock::spec(source, targets.clone(), pps(10_000))).unwrap();
@@ -339,11 +307,11 @@ fn loopback_works_without_hardware_addresses() {
 #[test]
 fn an_interface_that_goes_down_and_up_again() {
     let Some(lab) = Lab::new() else { return };
-    let mut rig = Rig::start(&lab.probe, "eth0", pps(1_000));
-    sh(&format!("ip -n {} link set eth0 down", lab.probe));
+    let mut rig = Rig::start(&lab.0.probe, "eth0", pps(1_000));
+    sh(&format!("ip -n {} link set eth0 down", lab.0.probe));
     rig.wait_for(&DriveEvent::Link { up: false });
     rig.handle.add(Knock::spec(rig.source, vec![v4(1, 3)], pps(1_000))).unwrap();
-    sh(&format!("ip -n {} link set eth0 up", lab.probe));
+    sh(&format!("ip -n {} link set eth0 up", lab.0.probe));
     rig.wait_for(&DriveEvent::Link { up: true });
     assert_eq!(rig.take(2), echo_and_reset(&[v4(1, 3)]));
 }
@@ -351,14 +319,14 @@ fn an_interface_that_goes_down_and_up_again() {
 #[test]
 fn a_gateway_that_moves_is_followed() {
     let Some(lab) = Lab::new() else { return };
-    let mut rig = Rig::start(&lab.probe, "eth0", pps(1_000));
+    let mut rig = Rig::start(&lab.0.probe, "eth0", pps(1_000));
     let far = |n| IpAddr::V4(Ipv4Addr::new(198, 19, 1, n));
     rig.handle.add(Knock::spec(rig.source, vec![far(1)], pps(1_000))).unwrap();
     assert_eq!(rig.take(2), echo_and_reset(&[far(1)]));
     // As a failover pair does it: another hardware address, announced.
     sh(&format!(
         "ip netns exec {0} sysctl -qw net.ipv4.conf.eth0.arp_notify=1; ip -n {0} link set eth0 address 02:00:00:00:77:77",
-        lab.target
+        lab.0.target
     ));
     // What leaves before the new address is known is lost, as it would be with any sender.
     let found = (2..100).any(|n| {

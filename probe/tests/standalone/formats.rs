@@ -11,7 +11,7 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use serde_json::Value;
 
-use crate::lab::{Lab, Run, has_tool};
+use crate::lab::{Lab, Run, has_tool, inside};
 use crate::truth;
 
 const DTD: &str = "/usr/share/nmap/nmap.dtd";
@@ -107,13 +107,7 @@ fn ndiff_tells_two_scans_apart() {
     let dir = Lab::dir();
     let file = |name: &str| dir.path().join(name).to_str().unwrap().to_owned();
     lab.run(&format!("scan 198.19.0.0/30 -p 22,80,81 -oX {}", file("before")));
-    let inside = lab.target.clone();
-    let listen = move || {
-        let file = std::fs::File::open(format!("/var/run/netns/{inside}")).unwrap();
-        nix::sched::setns(file, nix::sched::CloneFlags::CLONE_NEWNET).unwrap();
-        TcpListener::bind((Ipv6Addr::UNSPECIFIED, 81)).unwrap()
-    };
-    let _listener = std::thread::spawn(listen).join().unwrap();
+    let _listener = inside(&lab.target, || TcpListener::bind((Ipv6Addr::UNSPECIFIED, 81)).unwrap());
     lab.run(&format!("scan 198.19.0.0/30 -p 22,80,81 -oX {}", file("after")));
     let same = tool("ndiff", &[&file("before"), &file("before")]);
     assert_eq!(same.code, Some(0), "{}{}", same.out, same.err);

@@ -2,24 +2,27 @@
 
 use std::collections::BTreeMap;
 use std::net::{IpAddr, Ipv6Addr, TcpListener};
+use std::ops::Deref;
 use std::process::{Command, Output, Stdio};
-use std::sync::atomic::{AtomicU32, Ordering};
 
 use serde_json::Value;
+
+pub(crate) use crate::namespaces::{Namespaces, inside, sh};
 
 pub(crate) const PROBE: &str = env!("CARGO_BIN_EXE_picket-probe");
 pub(crate) const POLICY: &str = "198.18.0.0/15,2001:db8::/32";
 
-pub(crate) fn sh(command: &str) {
-    let status = Command::new("sh").args(["-ec", command]).status().unwrap();
-    assert!(status.success(), "{command}");
+/// Two namespaces joined by a veth pair.
+pub(crate) struct Lab {
+    namespaces: Namespaces,
+    _listeners: Vec<TcpListener>,
 }
 
-/// Two namespaces joined by a veth pair; gone when dropped.
-pub(crate) struct Lab {
-    pub(crate) probe: String,
-    pub(crate) target: String,
-    _listeners: Vec<TcpListener>,
+impl Deref for Lab {
+    type Target = Namespaces;
+    fn deref(&self) -> &Namespaces {
+        &self.namespaces
+    }
 }
 
 pub(crate) const OPEN: [u16; 3] = [22, 80, 443];
@@ -29,13 +32,8 @@ pub(crate) const PROHIBITED: u16 = 110;
 impl Lab {
     /// The target's kernel answers for 198.19.0.0/22 and 2001:db8:2::/64; see the constants for its ports.
     pub(crate) fn new() -> Option<Lab> {
-        static NUMBER: AtomicU32 = AtomicU32::new(0);
-        if !nix::unistd::geteuid().is_root() {
-            eprintln!("SKIPPED: network namespaces need root");
-            return None;
-        }
-        let id = format!("pk-alone-{}-{}", std::process::id(), NUMBER.fetch_add(1, Ordering::Relaxed));
-        let (probe, target) = (format!("{id}-p"), format!("{id}-t"));
+        let namespaces = Namespaces::named("alone")?;
+        let Namespaces { probe, target } = &namespaces;
         sh(&format!(
             "ip netns add {probe}; ip netns add {target}
              ip netns exec {probe} sysctl -qw net.ipv6.conf.default.accept_dad=0
@@ -57,14 +55,8 @@ impl Lab {
                add rule inet t in tcp dport {PROHIBITED} reject with icmpx type admin-prohibited;
                add rule inet t in ip daddr 198.19.0.128/25 icmp type echo-request drop'"
         ));
-        let inside = target.clone();
-        let listen = move || {
-            let file = std::fs::File::open(format!("/var/run/netns/{inside}")).unwrap();
-            nix::sched::setns(file, nix::sched::CloneFlags::CLONE_NEWNET).unwrap();
-            OPEN.map(|port| TcpListener::bind((Ipv6Addr::UNSPECIFIED, port)).unwrap()).into()
-        };
-        let listeners = std::thread::spawn(listen).join().unwrap();
-        Some(Lab { probe, target, _listeners: listeners })
+        let listeners = inside(target, || OPEN.map(|port| TcpListener::bind((Ipv6Addr::UNSPECIFIED, port)).unwrap()).into());
+        Some(Lab { namespaces, _listeners: listeners })
     }
 
     pub(crate) fn command(&self, args: &str) -> Command {
@@ -77,14 +69,6 @@ impl Lab {
 
     pub(crate) fn run(&self, args: &str) -> Run {
         Run::of(self.command(args).output().unwrap())
-    }
-}
-
-impl Drop for Lab {
-    fn drop(&mut self) {
-        for name in [&self.probe, &self.target] {
-            let _ = Command::new("ip").args(["netns", "delete", name]).status();
-        }
     }
 }
 

@@ -8,6 +8,8 @@ mod docs;
 mod formats;
 mod kinds;
 mod lab;
+#[path = "../namespaces/mod.rs"]
+mod namespaces;
 mod resume;
 mod texts;
 
