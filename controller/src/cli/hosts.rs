@@ -1,10 +1,10 @@
 //! `picket hosts`: what was seen on the probes' own links, with hardware addresses.
 
-use picket_wire::addr::IpNet;
-use picket_wire::ids::{JobId, ProbeId, SiteName};
+use picket_wire::ids::JobId;
 
 use super::client::Query;
 use super::failure::{Exit, Failure};
+use super::place::Place;
 use super::table::{Align, Columns};
 use super::{Context, format};
 use crate::view::{HostRow, Page};
@@ -18,15 +18,8 @@ pub(super) struct HostsArgs {
     /// Hosts that this job saw [default: the latest of every site]
     #[arg(long, value_name = "JOB")]
     job: Option<JobId>,
-    /// Only in this site
-    #[arg(long, value_name = "SITE")]
-    site: Option<SiteName>,
-    /// Only by this probe
-    #[arg(long, value_name = "PROBE")]
-    probe: Option<ProbeId>,
-    /// Only this address or network
-    #[arg(long, value_name = "NET")]
-    addr: Option<IpNet>,
+    #[command(flatten)]
+    place: Place,
     /// Print one JSON document
     #[arg(long)]
     json: bool,
@@ -37,9 +30,7 @@ pub(super) async fn run(args: HostsArgs, context: &mut Context<'_>) -> Result<Ex
     let mut query: Query = vec![("limit", PAGE.to_string())];
     let mut add = |name, value: Option<String>| query.extend(value.map(|value| (name, value)));
     add("job", args.job.map(|id| id.to_string()));
-    add("site", args.site.map(|site| site.to_string()));
-    add("probe", args.probe.map(|probe| probe.to_string()));
-    add("addr", args.addr.map(|net| net.to_string()));
+    args.place.narrow(&mut add);
     let mut rows: Vec<HostRow> = Vec::new();
     let mut cursor: Option<String> = None;
     loop {

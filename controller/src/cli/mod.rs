@@ -14,6 +14,7 @@ mod format;
 mod hosts;
 mod interrupt;
 mod jobs;
+mod place;
 mod probes;
 mod progress;
 mod results;

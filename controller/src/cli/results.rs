@@ -2,12 +2,12 @@
 
 use std::net::IpAddr;
 
-use picket_wire::addr::IpNet;
-use picket_wire::ids::{JobId, ProbeId, SiteName};
+use picket_wire::ids::JobId;
 use picket_wire::units::PortSet;
 
 use super::client::{Client, Query};
 use super::failure::{Exit, Failure};
+use super::place::Place;
 use super::table::{Align, Columns};
 use super::{Context, format};
 use crate::view::{Page, ResultRow, ServiceView};
@@ -106,15 +106,8 @@ pub(super) struct ResultsArgs {
     /// Results of this job [default: the latest of every site, address and port]
     #[arg(long, value_name = "JOB")]
     job: Option<JobId>,
-    /// Only in this site
-    #[arg(long, value_name = "SITE")]
-    site: Option<SiteName>,
-    /// Only by this probe
-    #[arg(long, value_name = "PROBE")]
-    probe: Option<ProbeId>,
-    /// Only this address or network
-    #[arg(long, value_name = "NET")]
-    addr: Option<IpNet>,
+    #[command(flatten)]
+    place: Place,
     /// Only these ports
     #[arg(long, short, value_name = "PORTS")]
     ports: Option<PortSet>,
@@ -127,9 +120,7 @@ pub(super) async fn run(args: ResultsArgs, context: &mut Context<'_>) -> Result<
     let mut query: Query = Vec::new();
     let mut add = |name, value: Option<String>| query.extend(value.map(|value| (name, value)));
     add("job", args.job.map(|id| id.to_string()));
-    add("site", args.site.map(|site| site.to_string()));
-    add("probe", args.probe.map(|probe| probe.to_string()));
-    add("addr", args.addr.map(|net| net.to_string()));
+    args.place.narrow(&mut add);
     add("ports", args.ports.map(|ports| ports.to_string()));
     let again = match args.job {
         Some(job) => format!("picket results --job {job}"),
