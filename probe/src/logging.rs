@@ -36,13 +36,45 @@ pub fn start(level: LevelFilter) {
             Err(error) => eprintln!("picket-probe: the journal does not take log lines ({error}); they go to standard error"),
         }
     }
-    // `RUST_LOG` serves whoever looks for a fault; the configured level holds otherwise.
-    let variables = env_logger::Env::default().filter_or("RUST_LOG", format!("{level},{CHATTY}=error").to_lowercase());
     // A logger that is there already (in tests) may stay.
-    let _ = env_logger::Builder::from_env(variables).format_target(false).try_init();
+    let _ = builder(level, std::env::var("RUST_LOG").ok().as_deref()).format_target(false).try_init();
+}
+
+/// `directives` (of `RUST_LOG`) serve whoever looks for a fault; the configured level holds otherwise. Chatter is told to who names
+/// its source, whatever level is asked of everything.
+fn builder(level: LevelFilter, directives: Option<&str>) -> env_logger::Builder {
+    let mut builder = env_logger::Builder::new();
+    builder.filter_level(level).filter_module(CHATTY, LevelFilter::Error);
+    if let Some(directives) = directives {
+        builder.parse_filters(directives);
+    }
+    builder
 }
 
 /// systemd names the journal's socket in `JOURNAL_STREAM` for the services whose output it takes itself.
 fn started_by_systemd() -> bool {
     systemd_journal_logger::connected_to_journal()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_chatter_is_kept_from_whoever_looks_for_a_fault() {
+        let told = |directives, target, level| {
+            let logger = builder(LevelFilter::Info, directives).build();
+            logger.enabled(&Metadata::builder().target(target).level(level).build())
+        };
+        let chatter = "netlink_packet_route::link::buffer_tool";
+        for directives in [None, Some("info"), Some("debug"), Some("picket_probe=debug")] {
+            assert!(!told(directives, chatter, Level::Warn), "{directives:?}");
+            assert!(told(directives, chatter, Level::Error), "{directives:?}");
+            for own in ["picket_probe::net::netlink", "rtnetlink"] {
+                assert!(told(directives, own, Level::Warn), "{directives:?} {own}");
+            }
+        }
+        assert!(!told(Some("error"), "picket_probe::net::netlink", Level::Warn));
+        assert!(told(Some("info,netlink_packet_route=warn"), chatter, Level::Warn), "who asks for it gets it");
+    }
 }

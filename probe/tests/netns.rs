@@ -289,6 +289,34 @@ fn silent_neighbours_and_missing_routes_are_reported() {
 }
 
 #[test]
+fn a_neighbour_that_is_written_down_need_not_answer_arp() {
+    let Some(lab) = Lab::new() else { return };
+    // Deaf to ARP, as some machines are made.
+    sh(&format!(
+        "ip -n {target} link set eth0 arp off
+         mac=$(ip -n {target} -o link show eth0 | sed 's/.*link.ether \\([^ ]*\\).*/\\1/')
+         mine=$(ip -n {probe} -o link show eth0 | sed 's/.*link.ether \\([^ ]*\\).*/\\1/')
+         for n in 2 3; do
+           ip -n {probe} neigh replace 198.18.1.$n lladdr $mac dev eth0 nud permanent
+           ip -n {probe} neigh replace 2001:db8:1::$n lladdr $mac dev eth0 nud permanent
+         done
+         ip -n {probe} neigh replace 198.18.1.4 lladdr $mac dev eth0 nud noarp
+         ip -n {target} neigh replace 198.18.1.1 lladdr $mine dev eth0 nud permanent
+         ip -n {target} neigh replace 2001:db8:1::1 lladdr $mine dev eth0 nud permanent",
+        probe = lab.0.probe,
+        target = lab.0.target,
+    ));
+    let mut rig = Rig::start(&lab.0.probe, "eth0", pps(1_000));
+    let known = vec![v4(1, 2), v4(1, 3), v6(2), v6(3), v4(1, 4)];
+    rig.handle.add(Knock::spec(rig.source, known.clone(), pps(1_000))).unwrap();
+    assert_eq!(rig.take(2 * known.len()), echo_and_reset(&known));
+    assert_eq!(rig.handle.stats().questions, 0);
+    // The others are as deaf as they seem, and nobody knows them.
+    rig.handle.add(Knock::spec(rig.source, vec![v4(1, 5)], pps(1_000))).unwrap();
+    assert_eq!(rig.take(2), [Told::NotSent(0, NotSent::NoNeighbour), Told::NotSent(1, NotSent::NoNeighbour)]);
+}
+
+#[test]
 fn loopback_works_without_hardware_addresses() {
     let Some(lab) = Lab::new() else { return };
     let mut rig = Rig::start(&lab.0.target, "lo", pps(10_000));

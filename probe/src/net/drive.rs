@@ -255,9 +255,7 @@ impl<L: Link, E, S: EventSink<E>> Drive<L, E, S> {
 
     /// The kernel's tables have changed.
     pub fn set_routes(&mut self, now: Instant, routes: Arc<RouteTable>) {
-        for neighbour in routes.neighbours() {
-            self.neighbours.on_hint(now, neighbour.ip, neighbour.mac, neighbour.sure);
-        }
+        self.neighbours.on_kernel(now, routes.neighbours());
         let up = routes.interface().up;
         self.routes = routes;
         if !up {

@@ -7,7 +7,10 @@
 //! - An answer is believed only while a question is open, ours or an engine's. A neighbour that says unasked that it has another
 //!   hardware address (a gateway that failed over) is asked again as soon as it is used, and the old one serves until it has answered.
 //! - An answer is good for 30 s; when the neighbour is used after that, it is asked again while it is still used.
-//! - The size is bounded: with many neighbours the least recently confirmed are forgotten, and asked again when needed.
+//! - What somebody wrote into the kernel's table to stay there ([`Vouched::Fixed`]) is known as long as it stands there: never asked
+//!   for, never given up, and changed by nothing that arrives. Such a neighbour may be one that answers no question at all.
+//! - The size is bounded: with many neighbours the least recently confirmed are forgotten, and asked again when needed. Fixed ones are
+//!   as many as the kernel has.
 //!
 //! Invariant: a question is opened only by [`NeighbourCache::resolve`], which the loop calls for packets that policy permits; nothing
 //! that arrives makes us send.
@@ -19,6 +22,7 @@ use core::time::Duration;
 use std::collections::{BinaryHeap, HashMap, HashSet, VecDeque};
 use std::net::IpAddr;
 
+use super::route::{KernelNeighbour, Vouched};
 use super::time::Instant;
 use crate::packet::eth::Mac;
 
@@ -92,6 +96,8 @@ struct Entry {
 pub struct NeighbourCache {
     limits: NeighbourLimits,
     entries: HashMap<IpAddr, Entry>,
+    /// What the kernel's table holds for good.
+    fixed: HashMap<IpAddr, Mac>,
     /// Open questions, known and unknown.
     asking: usize,
     /// Questions that are due.
@@ -111,6 +117,7 @@ impl NeighbourCache {
         Self {
             limits,
             entries: HashMap::new(),
+            fixed: HashMap::new(),
             asking: 0,
             due: VecDeque::new(),
             timers: BinaryHeap::new(),
@@ -133,6 +140,9 @@ impl NeighbourCache {
 
     /// The hardware address of `ip`, or what is being done to find it. `asker` is remembered with the question.
     pub fn resolve(&mut self, now: Instant, ip: IpAddr, asker: u64) -> Resolution {
+        if let Some(mac) = self.fixed.get(&ip) {
+            return Resolution::Known(*mac);
+        }
         let Some(entry) = self.entries.get(&ip) else {
             return self.ask_new(now, ip, asker);
         };
@@ -278,8 +288,25 @@ impl NeighbourCache {
         }
     }
 
+    /// The kernel's table as it stands: all of it, since what is fixed is so until it is missing there.
+    pub fn on_kernel(&mut self, now: Instant, table: &[KernelNeighbour]) {
+        let usable = || table.iter().filter(|neighbour| neighbour.mac.is_unicast());
+        let fixed =
+            usable().filter(|neighbour| neighbour.vouched == Vouched::Fixed).map(|neighbour| (neighbour.ip, neighbour.mac)).collect();
+        if self.fixed != fixed {
+            self.fixed = fixed;
+            // A question that is open for one of them has become pointless; one that was fixed and is no more has yet to be asked.
+            let settled: Vec<IpAddr> = self.fixed.keys().copied().collect();
+            settled.into_iter().for_each(|ip| self.close(now, ip));
+            self.progress += 1;
+        }
+        for neighbour in usable().filter(|neighbour| neighbour.vouched != Vouched::Fixed) {
+            self.on_hint(now, neighbour.ip, neighbour.mac, neighbour.vouched == Vouched::Confirmed);
+        }
+    }
+
     /// What the kernel knows. What it is sure of replaces what we have; a guess only fills a gap, and is checked on use.
-    pub fn on_hint(&mut self, now: Instant, ip: IpAddr, mac: Mac, sure: bool) {
+    fn on_hint(&mut self, now: Instant, ip: IpAddr, mac: Mac, sure: bool) {
         let known = self.entries.get(&ip).is_some_and(|entry| entry.mac.is_some());
         if !mac.is_unicast() || (known && !sure) {
             return;
@@ -335,9 +362,10 @@ impl NeighbourCache {
         self.entries.is_empty()
     }
 
-    /// Forgets everything: the interface has changed.
+    /// Forgets everything but what the kernel holds for good: the interface has changed, of which the kernel tells by itself.
     pub fn clear(&mut self) {
-        *self = Self { progress: self.progress + 1, ..Self::new(self.limits) };
+        let fixed = core::mem::take(&mut self.fixed);
+        *self = Self { progress: self.progress + 1, fixed, ..Self::new(self.limits) };
     }
 }
 
@@ -493,6 +521,58 @@ mod tests {
         assert_eq!(cache.resolve(at(60_001), ip(1), 7), Resolution::Known(A));
         cache.on_hint(at(60_001), ip(1), B, true);
         assert_eq!(cache.resolve(at(60_001), ip(1), 7), Resolution::Known(B));
+    }
+
+    fn written_down(ip: IpAddr, mac: Mac) -> KernelNeighbour {
+        KernelNeighbour { interface: 2, ip, mac, vouched: Vouched::Fixed }
+    }
+
+    #[test]
+    fn what_is_written_down_is_neither_asked_for_nor_given_up() {
+        let mut cache = NeighbourCache::new(NeighbourLimits { entries: 16, asking: 4 });
+        let table = [written_down(ip(1), A)];
+        cache.on_kernel(at(0), &table);
+        // A day in which it is used, doubted, contradicted, crowded out and read again, and answers nothing.
+        for minute in 0..24 * 60 {
+            let now = at(minute * 60_000);
+            cache.on_timeout(now);
+            assert_eq!(cache.resolve(now, ip(1), 7), Resolution::Known(A), "minute {minute}");
+            assert!(!cache.has_question(), "minute {minute}");
+            cache.on_announcement(ip(1), B);
+            cache.on_engine_asks(now, ip(1));
+            cache.on_answer(now, ip(1), B);
+            (2..40).for_each(|n| cache.on_hint(now, ip(n), A, true));
+            if minute % 60 == 0 {
+                cache.clear();
+                cache.on_kernel(now, &table);
+            }
+        }
+    }
+
+    #[test]
+    fn what_is_taken_out_of_the_kernels_table_is_asked_for_like_any_other() {
+        let mut cache = NeighbourCache::new(NeighbourLimits::default());
+        cache.on_kernel(at(0), &[written_down(ip(1), A), written_down(ip(2), Mac::BROADCAST)]);
+        assert_eq!(cache.resolve(at(1), ip(1), 7), Resolution::Known(A));
+        assert_eq!(cache.resolve(at(1), ip(2), 7), Resolution::Pending, "nobody has such an address");
+        let before = cache.progress();
+        cache.on_kernel(at(2), &[]);
+        assert!(cache.progress() > before, "who waits looks again");
+        assert_eq!(cache.resolve(at(2), ip(1), 7), Resolution::Pending);
+    }
+
+    #[test]
+    fn what_is_written_down_while_it_is_being_asked_for_ends_the_question() {
+        let mut cache = NeighbourCache::new(NeighbourLimits::default());
+        cache.resolve(at(0), ip(1), 7);
+        cache.next_question(at(0)).unwrap();
+        let before = cache.progress();
+        cache.on_kernel(at(1), &[written_down(ip(1), A)]);
+        assert!(cache.progress() > before, "who waits looks again");
+        assert_eq!(cache.resolve(at(1), ip(1), 7), Resolution::Known(A));
+        cache.on_timeout(at(5_000));
+        assert!(!cache.has_question(), "it is not asked again");
+        assert_eq!(cache.asking, 0);
     }
 
     #[test]

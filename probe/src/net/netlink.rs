@@ -14,7 +14,7 @@ use rtnetlink::packet_route::route::{RouteAddress, RouteAttribute, RouteMessage,
 use rtnetlink::{Handle, MulticastGroup, RouteMessageBuilder};
 use tokio::sync::oneshot;
 
-use super::route::{Interface, InterfaceAddress, InterfaceKind, KernelNeighbour, Route, RouteAction, Snapshot};
+use super::route::{Interface, InterfaceAddress, InterfaceKind, KernelNeighbour, Route, RouteAction, Snapshot, Vouched};
 use crate::packet::eth::Mac;
 
 /// How often the neighbours are read again even if nothing was reported: they change without notice to us.
@@ -277,9 +277,10 @@ fn routes_of(message: &RouteMessage, unspecified: IpAddr, routes: &mut Vec<Route
 }
 
 fn neighbour(message: &NeighbourMessage) -> Option<KernelNeighbour> {
-    let sure = match message.header.state {
-        NeighbourState::Reachable | NeighbourState::Permanent => true,
-        NeighbourState::Stale | NeighbourState::Delay | NeighbourState::Probe => false,
+    let vouched = match message.header.state {
+        NeighbourState::Permanent | NeighbourState::Noarp => Vouched::Fixed,
+        NeighbourState::Reachable => Vouched::Confirmed,
+        NeighbourState::Stale | NeighbourState::Delay | NeighbourState::Probe => Vouched::Seen,
         _ => return None,
     };
     let (mut ip, mut mac) = (None, None);
@@ -292,7 +293,7 @@ fn neighbour(message: &NeighbourMessage) -> Option<KernelNeighbour> {
         }
     }
     let mac = mac.filter(|mac| mac.is_unicast())?;
-    Some(KernelNeighbour { interface: message.header.ifindex, ip: ip?, mac, sure })
+    Some(KernelNeighbour { interface: message.header.ifindex, ip: ip?, mac, vouched })
 }
 
 #[cfg(test)]

@@ -16,7 +16,8 @@ use crate::packet::eth::Mac;
 pub(super) struct Network {
     pub(super) addr: IpAddr,
     pub(super) prefix: u8,
-    /// The address to ask from; `None`: not on the link (behind a gateway, forbidden, or this machine itself).
+    /// The address to ask from; `None`: not on the link (behind a gateway, forbidden, or this machine itself), or a neighbour whose
+    /// hardware address is written down.
     pub(super) source: Option<IpAddr>,
     /// Whether it is an address of this machine.
     pub(super) own: bool,
@@ -32,7 +33,7 @@ impl Network {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct LocalLink {
     mac: Mac,
-    /// Best first, IPv4 before IPv6.
+    /// Best first, IPv4 before IPv6; before them the neighbours that nobody is asked for.
     networks: Vec<Network>,
 }
 

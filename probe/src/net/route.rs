@@ -98,8 +98,19 @@ pub struct KernelNeighbour {
     pub ip: IpAddr,
     /// Its hardware address.
     pub mac: Mac,
-    /// Whether the kernel is sure of it: reachable or permanent, not merely seen at some time.
-    pub sure: bool,
+    /// How far the kernel answers for it.
+    pub vouched: Vouched,
+}
+
+/// How far the kernel answers for a neighbour.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Vouched {
+    /// Somebody wrote it down to stay (`nud permanent`, `nud noarp`): the kernel itself never asks for it.
+    Fixed,
+    /// It answered a moment ago.
+    Confirmed,
+    /// It was seen at some time.
+    Seen,
 }
 
 /// All of it at one moment.
@@ -286,7 +297,12 @@ impl RouteTable {
             let source = if neighbours { self.asking_address(route.network) } else { None };
             Network { addr: route.network, prefix: route.prefix, source, own: route.action == RouteAction::Local }
         };
-        Some(LocalLink::new(mac, self.v4.iter().chain(&self.v6).map(network).collect()))
+        // The kernel asks for none of those that were written down, and they may answer nobody who does.
+        let fixed = self.neighbours.iter().filter(|neighbour| neighbour.vouched == Vouched::Fixed).map(|neighbour| {
+            let prefix = if neighbour.ip.is_ipv4() { 32 } else { 128 };
+            Network { addr: neighbour.ip, prefix, source: None, own: false }
+        });
+        Some(LocalLink::new(mac, fixed.chain(self.v4.iter().chain(&self.v6).map(network)).collect()))
     }
 
     /// The address to ask for neighbour `ip` from.

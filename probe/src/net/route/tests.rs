@@ -117,3 +117,28 @@ proptest! {
         prop_assert_eq!(table.lookup(dst) == NextHop::NoRoute, longest.is_none());
     }
 }
+
+#[test]
+fn neighbours_that_are_written_down_are_not_asked_for() {
+    let neighbour = |text: &str, vouched| KernelNeighbour { interface: 2, ip: ip(text), mac: Mac([2, 0, 0, 0, 0, 7]), vouched };
+    let known = [
+        neighbour("192.0.2.7", Vouched::Fixed),
+        neighbour("192.0.2.8", Vouched::Confirmed),
+        neighbour("192.0.2.10", Vouched::Seen),
+        neighbour("2001:db8::7", Vouched::Fixed),
+    ];
+    let RouteTable { interface, v4, v6, .. } = table();
+    let link = RouteTable::new(interface, [v4, v6].concat(), &known).local_link().unwrap();
+    for (addr, asked) in [
+        ("192.0.2.6", true),
+        ("192.0.2.7", false),
+        ("192.0.2.8", true),
+        ("192.0.2.10", true),
+        ("2001:db8::6", true),
+        ("2001:db8::7", false),
+    ] {
+        assert_eq!(link.source_for(ip(addr)).is_some(), asked, "{addr}");
+    }
+    assert!(link.holds(ip("192.0.2.8"), ip("192.0.2.12")));
+    assert!(!link.holds(ip("192.0.2.4"), ip("192.0.2.7")), "one of them is asked by IP packets, which takes its own time");
+}
