@@ -6,17 +6,24 @@
 mod namespaces;
 
 use std::collections::VecDeque;
+use std::io::Read;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use picket_probe::net::afpacket::{AfPacket, LinkConfig};
 use picket_probe::net::drive::{self, DriveEvent, DriveHandle, TaskSpec, Weight};
 use picket_probe::net::engine::{Engine, NotSent, Source, Transmit};
 use picket_probe::net::netlink::{self, Watcher};
-use picket_probe::net::pacer::{DEFAULT_BURST, Limits};
+use picket_probe::net::pacer::{DEFAULT_BURST, Limits, Pacer};
 use picket_probe::net::time::Instant;
 use picket_probe::packet::checksum::{Checksum, checksum};
+use picket_probe::scan::connect::{self, ConnectOptions};
+use picket_probe::scan::report::Event;
+use picket_probe::scan::spec::ScanPlan;
+use picket_wire::addr::parse_set;
+use picket_wire::job::{ScanOptions, Technique};
+use picket_wire::space::{TargetSpace, TargetSpec};
 use picket_wire::units::PacketsPerSecond;
 use tokio::sync::mpsc::{UnboundedReceiver, unbounded_channel};
 
@@ -362,4 +369,46 @@ fn a_gateway_that_moves_is_followed() {
         rig.answers_within(Duration::from_millis(50))
     });
     assert!(found, "the new gateway was never found");
+}
+
+/// Who closes first remembers the connection for a minute. That must not use up the ports to connect from.
+#[test]
+fn connections_that_the_kernel_remembers_take_no_ports_from_others() {
+    let Some(lab) = Lab::new() else { return };
+    sh(&format!("ip netns exec {} sysctl -qw net.ipv4.ip_local_port_range='40000 40049'", lab.0.probe));
+    let listener = inside(&lab.0.target, || std::net::TcpListener::bind("0.0.0.0:9100").unwrap());
+    let served = std::thread::spawn(move || {
+        let ends = |stream: std::io::Result<std::net::TcpStream>| stream.unwrap().read_to_end(&mut Vec::new());
+        listener.incoming().take(400).map(ends).filter(|end| matches!(end, Ok(0))).count()
+    });
+    let spec = TargetSpec {
+        include: parse_set("198.19.0.1-198.19.1.144").unwrap(),
+        exclude: parse_set("").unwrap(),
+        ports: Some("9100".parse().unwrap()),
+        seed: 3,
+    };
+    let space = Arc::new(TargetSpace::new(&spec).unwrap());
+    let plan = ScanPlan::new(Arc::clone(&space), 0, 400, ScanOptions { technique: Technique::Connect, attempts: 2 }).unwrap();
+    let options = ConnectOptions {
+        interface: Arc::new(Mutex::new(Pacer::new(pps(5_000)))),
+        rate: Limits::UNLIMITED,
+        targets: None,
+        source: Source { v4: Some(Ipv4Addr::new(198, 18, 1, 1)), v6: None },
+        max_open: 40,
+        progress: Arc::default(),
+    };
+    let open: u64 = inside(&lab.0.probe, || {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        runtime.block_on(async {
+            let (sender, mut events) = tokio::sync::mpsc::channel(1000);
+            connect::run(&plan, options, |_| true, sender, std::future::pending()).await.unwrap();
+            let mut open = 0;
+            while let Some(event) = events.recv().await {
+                open += if let Event::Chunk(report) = event { report.coverage().open } else { 0 };
+            }
+            open
+        })
+    });
+    assert_eq!(open, 400, "eight times as many as there are ports to connect from");
+    assert_eq!(served.join().unwrap(), 400, "each was closed in order");
 }

@@ -12,6 +12,8 @@ pub mod neighbour;
 pub mod netlink;
 pub mod onlink;
 pub mod pacer;
+pub(crate) mod parting;
+pub(crate) mod price;
 pub mod proxy;
 pub mod route;
 pub mod sim;

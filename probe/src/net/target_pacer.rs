@@ -182,13 +182,21 @@ impl TargetPacer {
 
     /// A packet to `dst` goes at `now`.
     pub fn admit(&self, now: Instant, dst: IpAddr) {
+        self.admit_all(now, dst, 1);
+    }
+
+    /// `count` packets to `dst` go at `now`, or have gone: those that a kernel sends by itself are asked for by nobody, and others wait
+    /// for them.
+    pub fn admit_all(&self, now: Instant, dst: IpAddr, count: usize) {
         let (now, dst) = (now.as_nanos(), dst.to_canonical());
         let mut tables = self.tables();
-        if let Some(sketch) = &mut tables.address {
-            sketch.admit(now, bits(dst));
-        }
-        if let Some((sketch, limit)) = &mut tables.network {
-            sketch.admit(now, network_of(dst, *limit));
+        for _ in 0..count {
+            if let Some(sketch) = &mut tables.address {
+                sketch.admit(now, bits(dst));
+            }
+            if let Some((sketch, limit)) = &mut tables.network {
+                sketch.admit(now, network_of(dst, *limit));
+            }
         }
     }
 

@@ -5,20 +5,30 @@
 //! the operating system makes of them. A neighbour that does not answer the operating system's ARP or neighbour discovery is
 //! silent here: the kernel says so only after three seconds, when the wait is over.
 //!
-//! **What it sends is counted**: a SYN per attempt, an acknowledgement and a reset per open port. An attempt is given up
+//! **What it sends is counted**, towards the interface, the scan and the limits of its target alike: a SYN per attempt; per open port the
+//! acknowledgement that completes the handshake, a FIN, the acknowledgement of the other side's, and those of what it says unasked. SYN
+//! and FIN wait for their turn, the rest leaves when the kernel wants to and others wait for it. An attempt is given up
 //! before the kernel would repeat its SYN by itself ([`KERNEL_REPEATS`]), so nothing leaves unpaced; a host slower than that
-//! is silent to this technique. Connections are closed by a reset: nothing lingers here or there.
+//! is silent to this technique, and its late acceptance is reset by the kernel, which nobody sees or counts.
+//!
+//! **Every connection is closed in order**, not only those of fragile ports: which device is fragile is seldom known before. The price is
+//! one frame more than a reset, and the kernel's memory of the connection for a minute (`TIME_WAIT`, some 250 bytes). That takes no
+//! port from others, since the kernel gives the same one again towards another destination, and no destination is accepted by twice; where
+//! the kernel has no more room for such memories (`net.ipv4.tcp_max_tw_buckets`) it forgets them, and nothing leaves for that.
 //!
 //! **Invariant:** a connection is only begun to an address that the gate permits, when the pacer admits it.
+//! **Invariant:** attempts and connections that are not closed yet are together at most [`ConnectOptions::max_open`].
+//! **Invariant:** who accepts is never reset, unless the scan is cut or he goes on talking when he has heard our end.
 
 use core::future::Future;
 use core::net::{IpAddr, SocketAddr};
 use core::pin::pin;
 use core::task::Poll;
 use core::time::Duration;
+use std::collections::BTreeMap;
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, RawFd};
-use std::sync::{Arc, MutexGuard, PoisonError};
+use std::sync::Arc;
 
 use futures_util::stream::{FuturesUnordered, StreamExt};
 use nix::errno::Errno;
@@ -29,7 +39,7 @@ use nix::sys::timerfd::{ClockId, Expiration, TimerFd, TimerFlags, TimerSetTimeFl
 use picket_wire::job::Technique;
 use picket_wire::result::State;
 use tokio::io::unix::AsyncFd;
-use tokio::net::TcpSocket;
+use tokio::net::{TcpSocket, TcpStream};
 use tokio::sync::mpsc;
 
 use super::report::{Event, Progress};
@@ -38,10 +48,12 @@ use super::spec::{Cut, ScanPlan, SpecError, Timing};
 use crate::net::clock;
 use crate::net::engine::{NotSent, Source};
 use crate::net::link::SHAPER_MARK;
-use crate::net::pacer::{Limits, Pacer, SharedPacer};
+use crate::net::pacer::{Limits, SharedPacer};
+use crate::net::parting;
+use crate::net::price::{Account, Broke, Price};
 use crate::net::target_pacer::{TargetPacer, TooSoon};
 use crate::net::time::Instant;
-use crate::packet::icmp;
+use crate::packet::{eth, icmp};
 
 /// Linux repeats a SYN after one second (RFC 6298, section 2); we are gone before.
 pub const KERNEL_REPEATS: Duration = Duration::from_millis(950);
@@ -51,14 +63,9 @@ const SPARE_DESCRIPTORS: u64 = 64;
 const MISSES_PER_TURN: u32 = 1024;
 /// More connections at a time than any rate needs that a small board can keep up.
 const MAX_OPEN: usize = 4096;
-/// Frames of a connection attempt as Linux makes them: Ethernet header, IP header, 40 octets of TCP with options.
-const fn syn_frame(v4: bool) -> usize {
-    14 + if v4 { 20 } else { 40 } + 40
-}
-/// The acknowledgement of a SYN-ACK (with timestamps), and the reset that closes.
-const fn closing_frames(v4: bool) -> (usize, usize) {
-    // An IPv4 reset is padded to the shortest frame.
-    (2, (14 + if v4 { 20 } else { 40 }) + 32 + if v4 { 60 } else { 14 + 40 + 20 })
+/// Bytes of a SYN from the IP header on, as Linux makes it.
+const fn syn_bytes(v4: bool) -> usize {
+    Price::syn(v4).bytes - eth::HEADER_LEN
 }
 
 /// Why a connect scan ended without its end.
@@ -101,8 +108,10 @@ pub fn open_limit() -> usize {
 }
 
 /// What became of an attempt.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug)]
 enum Outcome {
+    /// It was accepted.
+    Open(TcpStream),
     Answer(State),
     /// Nothing came in time, or the kernel gave up.
     Nothing,
@@ -127,26 +136,40 @@ pub async fn run(
         return Err(SpecError::NotConnect(plan.technique).into());
     }
     let timing = Timing { initial: KERNEL_REPEATS, ceiling: KERNEL_REPEATS.min(plan.timing.ceiling), ..plan.timing };
+    let ConnectOptions { interface, rate, targets, source, max_open, progress } = options;
+    let account = Account::new(interface, rate, targets);
+    account.idle(clock::now());
     let mut scan = Scan {
         schedule: Schedule::new(&ScanPlan { timing, ..plan.clone() }),
         plan,
-        own: Pacer::new(options.rate),
-        max_open: options.max_open.max(1),
-        options,
+        account: &account,
+        source,
+        max_open: max_open.max(1),
+        partings: BTreeMap::new(),
+        parted: 0,
     };
-    scan.own.idle(clock::now());
     let timer = Timer::new().map_err(ConnectError::Timer)?;
     let mut stop = pin!(stop);
     let mut stopped = false;
     let mut open = FuturesUnordered::new();
+    let mut closing = FuturesUnordered::new();
+    let mut over = None;
     loop {
-        scan.options.progress.publish(scan.schedule.next(), &scan.schedule.stats());
+        progress.publish(scan.schedule.next(), &scan.schedule.stats());
         while let Some(event) = scan.schedule.poll_event() {
-            let done = matches!(event, Event::Done(_));
-            events.send(event).await.map_err(|_| ConnectError::Gone)?;
-            if done {
-                return Ok(());
+            match event {
+                Event::Done(_) => over = Some(event),
+                event => events.send(event).await.map_err(|_| ConnectError::Gone)?,
             }
+        }
+        if stopped {
+            scan.part_at_once(clock::now());
+        }
+        if scan.partings.is_empty()
+            && (closing.is_empty() || stopped)
+            && let Some(done) = over
+        {
+            return events.send(done).await.map_err(|_| ConnectError::Gone);
         }
         let now = clock::now();
         if scan.schedule.poll_timeout().is_some_and(|(at, _)| at <= now) {
@@ -155,8 +178,15 @@ pub async fn run(
         let mut hungry = true;
         // Refused targets cost no time of the pacer's: others must get their turn all the same.
         let mut budget = MISSES_PER_TURN;
-        while hungry && budget > 0 && open.len() < scan.max_open && scan.is_ready(now) {
+        while budget > 0 && account.ready_at() <= now {
             budget -= 1;
+            if let Some(Parting { stream, to }) = scan.next_parting(now) {
+                closing.push(part(&account, to, stream));
+                continue;
+            }
+            if !hungry || open.len() + closing.len() + scan.partings.len() >= scan.max_open {
+                break;
+            }
             match scan.next(now, &gate) {
                 Some(Some(attempt)) => open.push(attempt),
                 // It was refused: the next one may do.
@@ -164,14 +194,20 @@ pub async fn run(
                 None => hungry = false,
             }
         }
-        if !hungry {
-            scan.idle(now);
+        let room = open.len() + closing.len() + scan.partings.len() < scan.max_open;
+        let parting = scan.partings.first_key_value().map(|((at, _), _)| *at);
+        if !hungry && parting.is_none_or(|at| at > now) {
+            account.idle_all(now);
         }
-        let ready = (hungry && open.len() < scan.max_open).then(|| scan.ready_at());
+        let ready = account.ready_at();
+        let next = (hungry && room).then_some(ready);
+        let parting = parting.map(|at| at.max(ready));
         let due = scan.schedule.poll_timeout().map(|(at, _)| at);
-        let wake = ready.into_iter().chain(due).min().unwrap_or(now + Duration::from_secs(1));
+        let wake = [next, parting, due].into_iter().flatten().min().unwrap_or(now + Duration::from_secs(1));
+        let in_use = closing.len() + scan.partings.len();
         tokio::select! {
-            Some((probe, outcome)) = open.next() => scan.book(clock::now(), probe, outcome, open.len()),
+            Some((probe, outcome)) = open.next() => scan.book(clock::now(), probe, outcome, open.len() + in_use),
+            Some(()) = closing.next() => {}
             how = &mut stop, if !stopped => {
                 stopped = true;
                 scan.schedule.cut(clock::now(), how);
@@ -181,38 +217,31 @@ pub async fn run(
     }
 }
 
+/// A connection that was accepted and waits for its turn to be closed.
+struct Parting {
+    stream: TcpStream,
+    to: IpAddr,
+}
+
+/// Closes a connection whose end is paid for.
+async fn part(account: &Account, to: IpAddr, stream: TcpStream) {
+    let segment = parting::segment(&stream);
+    let owe = |len| account.owe(clock::now(), to, Price::acknowledgements(to.is_ipv4(), len, segment));
+    parting::part(stream, owe).await;
+}
+
 struct Scan<'a> {
     schedule: Schedule,
     plan: &'a ScanPlan,
-    own: Pacer,
-    options: ConnectOptions,
+    account: &'a Account,
+    source: Source,
     max_open: usize,
+    /// By when their target's limits admit the end, and by number.
+    partings: BTreeMap<(Instant, u64), Parting>,
+    parted: u64,
 }
 
 impl Scan<'_> {
-    fn interface(&self) -> MutexGuard<'_, Pacer> {
-        // A pacer is plain numbers: whoever panicked left it usable.
-        self.options.interface.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    fn ready_at(&self) -> Instant {
-        self.own.ready_at().max(self.interface().ready_at())
-    }
-
-    fn is_ready(&self, now: Instant) -> bool {
-        self.ready_at() <= now
-    }
-
-    fn charge(&mut self, now: Instant, frames: usize, bytes: usize) {
-        self.own.charge(now, frames, bytes);
-        self.interface().charge(now, frames, bytes);
-    }
-
-    fn idle(&mut self, now: Instant) {
-        self.own.idle(now);
-        self.interface().idle(now);
-    }
-
     /// Begins the next attempt. `None`: there is none now; `Some(None)`: there was one, and it may not be made.
     fn next<G: Fn(IpAddr) -> bool>(&mut self, now: Instant, gate: &G) -> Option<Option<impl Future<Output = (Probe, Outcome)> + use<G>>> {
         let probe = self.schedule.poll(now)?;
@@ -223,40 +252,58 @@ impl Scan<'_> {
             self.schedule.not_sent(now, probe, NotSent::Refused, 0);
             return Some(None);
         }
-        if let Some(targets) = &self.options.targets {
-            if let Err(TooSoon { until, lane }) = targets.check(now, target.addr) {
-                self.schedule.not_sent(now, probe, NotSent::TooSoon { until, lane }, 0);
-                return Some(None);
-            }
-            targets.admit(now, target.addr);
+        if let Err(TooSoon { until, lane }) = self.account.check_target(now, target.addr) {
+            self.schedule.not_sent(now, probe, NotSent::TooSoon { until, lane }, 0);
+            return Some(None);
         }
-        self.charge(now, 1, syn_frame(v4));
-        self.schedule.add_bytes(probe, syn_frame(v4) - 14);
+        self.account.owe(now, target.addr, Price::syn(v4));
+        self.schedule.add_bytes(probe, syn_bytes(v4));
         let to = SocketAddr::new(target.addr, target.port.unwrap_or(0));
         let from = match v4 {
-            true => self.options.source.v4.map(IpAddr::V4),
-            false => self.options.source.v6.map(IpAddr::V6),
+            true => self.source.v4.map(IpAddr::V4),
+            false => self.source.v6.map(IpAddr::V6),
         };
         let patience = self.schedule.listening(probe.attempt).min(KERNEL_REPEATS);
         Some(Some(async move { (probe, attempt(from, to, patience).await) }))
     }
 
-    fn book(&mut self, now: Instant, probe: Probe, outcome: Outcome, open: usize) {
-        let v4 = self.plan.space.target(probe.position).is_none_or(|target| target.addr.is_ipv4());
-        let bytes = syn_frame(v4) - 14;
-        match outcome {
-            Outcome::Answer(state) => {
-                if state == State::Open {
-                    let (frames, bytes) = closing_frames(v4);
-                    self.charge(now, frames, bytes);
-                }
-                self.schedule.answer(now, probe, state, 0);
+    /// The next connection whose end may leave now; it is paid for.
+    fn next_parting(&mut self, now: Instant) -> Option<Parting> {
+        while let Some(entry) = self.partings.first_entry().filter(|entry| entry.key().0 <= now) {
+            let ((_, number), parting) = entry.remove_entry();
+            match self.account.pay(now, parting.to, Price::closing(parting.to.is_ipv4(), false)) {
+                Ok(()) => return Some(parting),
+                Err(Broke::Target(TooSoon { until, .. }) | Broke::Pacers(until)) => drop(self.partings.insert((until, number), parting)),
             }
+        }
+        None
+    }
+
+    /// Lets go of everything that waits to be closed.
+    fn part_at_once(&mut self, now: Instant) {
+        for Parting { stream, to } in core::mem::take(&mut self.partings).into_values() {
+            self.account.owe(now, to, Price::closing(to.is_ipv4(), false));
+            parting::part_at_once(stream);
+        }
+    }
+
+    /// Takes what became of an attempt, beside which there are `in_use` attempts and connections.
+    fn book(&mut self, now: Instant, probe: Probe, outcome: Outcome, in_use: usize) {
+        let Some(to) = self.plan.space.target(probe.position).map(|target| target.addr) else { return };
+        let bytes = syn_bytes(to.is_ipv4());
+        match outcome {
+            Outcome::Open(stream) => {
+                self.account.owe(now, to, Price::handshake_end(to.is_ipv4()));
+                self.parted += 1;
+                self.partings.insert((now, self.parted), Parting { stream, to });
+                self.schedule.answer(now, probe, State::Open, 0);
+            }
+            Outcome::Answer(state) => self.schedule.answer(now, probe, state, 0),
             Outcome::Nothing => {}
             Outcome::NotSent(why) => self.schedule.not_sent(now, probe, why, bytes),
-            Outcome::NoRoom if open == 0 => self.schedule.not_sent(now, probe, NotSent::LinkError, bytes),
+            Outcome::NoRoom if in_use == 0 => self.schedule.not_sent(now, probe, NotSent::LinkError, bytes),
             Outcome::NoRoom => {
-                self.max_open = open;
+                self.max_open = in_use;
                 self.schedule.not_sent(now, probe, NotSent::NeighbourPending, bytes);
             }
         }
@@ -271,21 +318,21 @@ async fn attempt(from: Option<IpAddr>, to: SocketAddr, patience: Duration) -> Ou
     };
     // Best effort: it takes a privilege, and whoever has none has no shaper either.
     let _ = setsockopt(&socket, sockopt::Mark, &SHAPER_MARK);
-    // Best effort: an orderly close would do as well, and only costs more packets.
-    let _ = socket.set_zero_linger();
-    if let Some(from) = from
-        && let Err(error) = socket.bind(SocketAddr::new(from, 0))
-    {
-        return refused_at_once(to.ip(), &error);
+    if let Some(from) = from {
+        // Best effort: else each port would be taken for all destinations until a minute after its close.
+        let _ = setsockopt(&socket, sockopt::IpBindAddressNoPort, &true);
+        if let Err(error) = socket.bind(SocketAddr::new(from, 0)) {
+            return refused_at_once(to.ip(), &error);
+        }
     }
     let mut connecting = pin!(socket.connect(to));
     // What the system call itself says concerns this host; what it says later, the network.
     let first = core::future::poll_fn(|context| Poll::Ready(connecting.as_mut().poll(context))).await;
     match first {
-        Poll::Ready(Ok(_)) => Outcome::Answer(State::Open),
+        Poll::Ready(Ok(stream)) => Outcome::Open(stream),
         Poll::Ready(Err(error)) => refused_at_once(to.ip(), &error),
         Poll::Pending => match tokio::time::timeout(patience, connecting).await {
-            Ok(Ok(_)) => Outcome::Answer(State::Open),
+            Ok(Ok(stream)) => Outcome::Open(stream),
             Ok(Err(error)) => refused_later(to.ip(), &error),
             Err(_) => Outcome::Nothing,
         },
@@ -368,7 +415,9 @@ impl Timer {
 mod tests {
     use std::sync::Mutex;
 
-    use std::net::{TcpListener, TcpStream};
+    use std::io::{Read, Write};
+    use std::net::TcpListener;
+    use std::thread::JoinHandle;
 
     use picket_wire::addr::parse_set;
     use picket_wire::job::ScanOptions;
@@ -376,6 +425,8 @@ mod tests {
     use picket_wire::units::{PacketsPerSecond, PortSet};
 
     use super::*;
+    use crate::net::pacer::Pacer;
+    use crate::net::target_pacer::TargetLimits;
     use crate::scan::report::{ChunkReport, Done};
 
     fn plan(addrs: &str, ports: impl IntoIterator<Item = u16>, attempts: u8) -> ScanPlan {
@@ -418,7 +469,7 @@ mod tests {
     }
 
     /// A port that drops SYNs: its queue of connections is full.
-    fn silent_port() -> (u16, Vec<TcpStream>, socket2::Silent) {
+    fn silent_port() -> (u16, Vec<std::net::TcpStream>, socket2::Silent) {
         socket2::silent()
     }
 
@@ -429,14 +480,14 @@ mod tests {
 
         pub(super) type Silent = OwnedFd;
 
-        pub(super) fn silent() -> (u16, Vec<TcpStream>, OwnedFd) {
+        pub(super) fn silent() -> (u16, Vec<std::net::TcpStream>, OwnedFd) {
             let fd = socket(AddressFamily::Inet, SockType::Stream, SockFlag::empty(), None).unwrap();
             bind(fd.as_raw_fd(), &SockaddrIn::new(127, 0, 0, 1, 0)).unwrap();
             listen(&fd, Backlog::new(0).unwrap()).unwrap();
             let port = getsockname::<SockaddrIn>(fd.as_raw_fd()).unwrap().port();
             let addr = SocketAddr::from(([127, 0, 0, 1], port));
             let mut kept = Vec::new();
-            while let Ok(stream) = TcpStream::connect_timeout(&addr, Duration::from_millis(50)) {
+            while let Ok(stream) = std::net::TcpStream::connect_timeout(&addr, Duration::from_millis(50)) {
                 kept.push(stream);
             }
             (port, kept, fd)
@@ -500,6 +551,72 @@ mod tests {
         let asked: u64 = chunks.iter().map(|report| report.coverage().asked).sum();
         assert_eq!(asked, done.next);
         assert!(done.next < 2000, "{done:?}");
+    }
+
+    /// A server that greets whoever comes, hears what he says, and tells how it ended; `closes`: it ends its side when he does.
+    fn server(greeting: &'static [u8], closes: bool) -> (u16, JoinHandle<io::Result<usize>>) {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let port = listener.local_addr().unwrap().port();
+        let serve = move || {
+            let (mut stream, _) = listener.accept()?;
+            stream.write_all(greeting)?;
+            let heard = stream.read_to_end(&mut Vec::new())?;
+            if !closes {
+                core::mem::forget(stream);
+            }
+            Ok(heard)
+        };
+        (port, std::thread::spawn(serve))
+    }
+
+    #[tokio::test]
+    async fn who_accepts_hears_an_orderly_end_and_nothing_else() {
+        let servers = [server(b"", true), server(b"220 I speak first\r\n", true), server(&[7; 10_000], true), server(b"", false)];
+        let plan = plan("127.0.0.1", servers.iter().map(|(port, _)| *port), 1);
+        let (chunks, _) = scan(&plan, options(Limits::UNLIMITED), |_| true, core::future::pending()).await;
+        assert_eq!(chunks.iter().map(|report| report.coverage().open).sum::<u64>(), 4);
+        for (number, (_, server)) in servers.into_iter().enumerate() {
+            // A reset would be an error.
+            assert_eq!(server.join().unwrap().unwrap(), 0, "server {number}");
+        }
+    }
+
+    /// `count` open ports where nobody ever looks at who comes.
+    fn open_ports(count: usize) -> Vec<(u16, TcpListener)> {
+        let listeners = (0..count).map(|_| TcpListener::bind("127.0.0.1:0").unwrap());
+        listeners.map(|listener| (listener.local_addr().unwrap().port(), listener)).collect()
+    }
+
+    #[tokio::test]
+    async fn all_frames_of_a_connection_count_towards_its_address() {
+        let ports = open_ports(20);
+        let plan = plan("127.0.0.1", ports.iter().map(|(port, _)| *port), 1);
+        let per_address = PacketsPerSecond::new(200);
+        let targets = TargetPacer::new(TargetLimits { per_address, per_network: None }, &[3; 16]);
+        let begun = clock::now();
+        let (chunks, done) = scan(&plan, ConnectOptions { targets, ..options(Limits::UNLIMITED) }, |_| true, core::future::pending()).await;
+        let took = clock::now().saturating_since(begun);
+        assert_eq!(chunks.iter().map(|report| report.coverage().open).sum::<u64>(), 20);
+        assert_eq!(done.stats.sent_packets, 20, "SYNs");
+        // SYN, acknowledgement, FIN and acknowledgement for each, at 200 per second; the last two are paid together.
+        assert!(took >= Duration::from_millis((80 - 2) * 5 - 2), "{took:?}");
+    }
+
+    #[tokio::test]
+    async fn a_stop_leaves_what_waits_to_be_closed() {
+        let ports = open_ports(50);
+        let plan = plan("127.0.0.1", ports.iter().map(|(port, _)| *port), 1);
+        let per_address = PacketsPerSecond::new(10);
+        let targets = TargetPacer::new(TargetLimits { per_address, per_network: None }, &[3; 16]);
+        let stop = async {
+            tokio::time::sleep(Duration::from_millis(350)).await;
+            Cut::Final
+        };
+        let begun = clock::now();
+        let (chunks, _) = scan(&plan, ConnectOptions { targets, ..options(Limits::UNLIMITED) }, |_| true, stop).await;
+        let asked: u64 = chunks.iter().map(|report| report.coverage().asked).sum();
+        // 200 frames at 10 per second would be 20 s.
+        assert!(asked <= 50 && clock::now().saturating_since(begun) < Duration::from_secs(10), "{asked}");
     }
 
     #[tokio::test]

@@ -7,7 +7,7 @@ use core::time::Duration;
 use std::io;
 use std::sync::Arc;
 
-use nix::sys::socket::{getsockopt, setsockopt, sockopt};
+use nix::sys::socket::{setsockopt, sockopt};
 use picket_wire::job::Transport;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpSocket, TcpStream, UdpSocket};
@@ -16,17 +16,15 @@ use tokio::time::{Instant, timeout, timeout_at};
 
 use super::dialogue::End;
 use super::tls::layer::{Session, TlsFailure};
-use super::toll::{Price, SEGMENT, Toll};
+use super::toll::Toll;
 use super::{DetectOptions, ServiceTarget};
 use crate::net::clock;
 use crate::net::drive::Gate;
+use crate::net::parting::{self, READ_MAX};
+use crate::net::price::{Price, SEGMENT};
 
-/// Most bytes read of one connection.
-pub(super) const READ_MAX: usize = 64 * 1024;
 /// Bytes asked of the kernel at a time.
 const CHUNK: usize = 4096;
-/// How long the other side may take to close after we did.
-const FAREWELL: Duration = Duration::from_millis(500);
 
 /// What all connections of a detection share.
 pub(super) struct Shared {
@@ -112,7 +110,8 @@ enum Peer {
 /// A connection that was let go of, until it is closed.
 pub(super) struct Parting {
     port: Arc<Port>,
-    stream: TcpStream,
+    /// There until it is being closed.
+    stream: Option<TcpStream>,
     segment: usize,
     /// What closing costs and was not paid yet.
     unpaid: Option<Price>,
@@ -149,7 +148,10 @@ impl Conn {
             Transport::Udp => (Socket::Udp(associate(port).await?), Duration::from_millis(100)),
             Transport::Sctp => return Err(Unopened::Lost("SCTP services are not asked".into())),
         };
-        let segment = segment(&socket);
+        let segment = match &socket {
+            Socket::Tcp(stream) => parting::segment(stream),
+            Socket::Udp(_) => SEGMENT,
+        };
         Ok(Self { port: port.clone(), socket: Some((socket, room)), tls: None, segment, peer: Peer::Open, received: 0, rtt })
     }
 
@@ -299,7 +301,7 @@ impl Drop for Conn {
     fn drop(&mut self) {
         if let Some((Socket::Tcp(stream), room)) = self.socket.take() {
             let unpaid = (self.peer != Peer::Gone).then(|| Price::closing(self.port.is_v4(), self.peer == Peer::Ended));
-            let parting = Parting { port: self.port.clone(), stream, segment: self.segment, unpaid, _room: room };
+            let parting = Parting { port: self.port.clone(), stream: Some(stream), segment: self.segment, unpaid, _room: room };
             // Where nobody closes any more, dropping it closes it.
             let _ = self.port.shared.closing.send(parting);
         }
@@ -316,43 +318,18 @@ impl Drop for Parting {
 }
 
 impl Parting {
-    /// Closes in order when the pacers admit it: says that no more comes, and reads what the other side still says, so that the
-    /// kernel has no cause for a reset. Who goes on talking is left all the same.
+    /// Closes in order when the pacers admit it.
     pub(super) async fn close(mut self) {
         if let Some(price) = self.unpaid {
             self.port.shared.toll.pay(self.port.target.addr, price).await;
             self.unpaid = None;
         }
-        // A reset or a silent other side ends it as well.
-        let _ = timeout(FAREWELL, self.farewell()).await;
-    }
-
-    async fn farewell(&mut self) -> io::Result<()> {
-        self.stream.shutdown().await?;
-        let mut rest = Vec::with_capacity(CHUNK);
-        let mut total = 0;
-        while total < READ_MAX {
-            rest.clear();
-            match self.stream.read_buf(&mut rest).await? {
-                0 => break,
-                len => {
-                    total += len;
-                    self.port.owe(Price::acknowledgements(self.port.is_v4(), len, self.segment));
-                }
-            }
+        let (port, stream) = (self.port.clone(), self.stream.take());
+        if let Some(stream) = stream {
+            let segment = self.segment;
+            parting::part(stream, |len| port.owe(Price::acknowledgements(port.is_v4(), len, segment))).await;
         }
-        Ok(())
     }
-}
-
-/// Most data of a segment, as the handshake came to; by the kernel's word, which knows of options and of the path.
-fn segment(socket: &Socket) -> usize {
-    let agreed = match socket {
-        Socket::Tcp(stream) => getsockopt(stream, sockopt::TcpMaxSeg).ok().and_then(|most| usize::try_from(most).ok()),
-        Socket::Udp(_) => None,
-    };
-    // No larger where the device would take larger frames: each is paid for alone.
-    agreed.unwrap_or(SEGMENT).clamp(1, SEGMENT)
 }
 
 fn check_gate(port: &Port) -> Result<(), Unopened> {
@@ -394,6 +371,8 @@ async fn attempt(port: &Port, to: SocketAddr) -> io::Result<TcpStream> {
     let socket = if to.is_ipv4() { TcpSocket::new_v4() } else { TcpSocket::new_v6() }?;
     mark(port, &socket);
     if let Some(from) = source(port) {
+        // Best effort: else each port would be taken for all destinations until a minute after its close.
+        let _ = setsockopt(&socket, sockopt::IpBindAddressNoPort, &true);
         socket.bind(from)?;
     }
     let stream = socket.connect(to).await?;

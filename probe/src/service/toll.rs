@@ -12,80 +12,23 @@
 
 use core::net::IpAddr;
 use core::time::Duration;
-use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use tokio::time::sleep;
 
 use crate::net::clock;
-use crate::net::pacer::{Limits, Pacer, SharedPacer};
+use crate::net::pacer::{Limits, SharedPacer};
+use crate::net::price::{Account, Broke, Price};
 use crate::net::target_pacer::{TargetPacer, TooSoon};
-use crate::net::time::Instant;
-
-/// The data of a full segment.
-pub(super) const SEGMENT: usize = 1448;
-/// Octets of TCP header with timestamps.
-const TCP: usize = 32;
-/// Octets of TCP header in a SYN as Linux makes it.
-const TCP_SYN: usize = 40;
-const UDP: usize = 8;
-
-const fn headers(v4: bool) -> usize {
-    14 + if v4 { 20 } else { 40 }
-}
-
-/// Frames and their bytes.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) struct Price {
-    frames: usize,
-    bytes: usize,
-}
-
-impl Price {
-    /// A connection's opening: the SYN, and the acknowledgement of its answer.
-    pub(super) const fn opening(v4: bool) -> Self {
-        Self { frames: 2, bytes: 2 * headers(v4) + TCP_SYN + TCP }
-    }
-
-    /// A segment with `len` bytes of data.
-    pub(super) const fn segment(v4: bool, len: usize) -> Self {
-        Self { frames: 1, bytes: headers(v4) + TCP + len }
-    }
-
-    /// The acknowledgements of `len` bytes heard at once, in segments of `segment` bytes. The kernel acknowledges each at first
-    /// and later every second one: rather too many than too few.
-    pub(super) const fn acknowledgements(v4: bool, len: usize, segment: usize) -> Self {
-        let frames = len.div_ceil(if segment == 0 { 1 } else { segment });
-        Self { frames, bytes: frames * (headers(v4) + TCP) }
-    }
-
-    /// The acknowledgement of the other side's FIN.
-    pub(super) const fn acknowledged_end(v4: bool) -> Self {
-        Self { frames: 1, bytes: headers(v4) + TCP }
-    }
-
-    /// Our end of a connection: the FIN, and the acknowledgement of the other side's unless it has `ended` before.
-    pub(super) const fn closing(v4: bool, ended: bool) -> Self {
-        let frames = if ended { 1 } else { 2 };
-        Self { frames, bytes: frames * (headers(v4) + TCP) }
-    }
-
-    /// A datagram of `len` bytes.
-    pub(super) const fn datagram(v4: bool, len: usize) -> Self {
-        Self { frames: 1, bytes: headers(v4) + UDP + len }
-    }
-}
 
 /// Where everything that is sent is paid for, in turn.
 pub(super) struct Toll {
-    interface: SharedPacer,
-    own: Mutex<Pacer>,
-    targets: Option<TargetPacer>,
+    account: Account,
     turn: tokio::sync::Mutex<()>,
 }
 
 impl Toll {
     pub(super) fn new(interface: SharedPacer, rate: Limits, targets: Option<TargetPacer>) -> Self {
-        Self { interface, own: Mutex::new(Pacer::new(rate)), targets, turn: tokio::sync::Mutex::new(()) }
+        Self { account: Account::new(interface, rate, targets), turn: tokio::sync::Mutex::new(()) }
     }
 
     /// Waits until both pacers and the limits of `dst` admit a frame, then charges `price`. Returns how long that took.
@@ -99,66 +42,41 @@ impl Toll {
 
     /// Waits for the pacers, unless the limits of `dst` take longer anyway.
     async fn pay_in_turn(&self, dst: IpAddr, price: Price) -> Result<(), TooSoon> {
-        self.check_target(clock::now(), dst)?;
+        self.account.check_target(clock::now(), dst)?;
         let _turn = match self.turn.try_lock() {
             Ok(turn) => {
-                // Nobody was waiting: the time until now earns no right to catch up.
-                lock(&self.own).idle(clock::now());
+                // Nobody was waiting.
+                self.account.idle(clock::now());
                 turn
             }
             Err(_) => self.turn.lock().await,
         };
         loop {
             let now = clock::now();
-            let ready = {
-                // One lock for the question and the charge, so that nobody else's frame comes between.
-                let (mut own, mut interface) = (lock(&self.own), lock(&self.interface));
-                let ready = own.ready_at().max(interface.ready_at());
-                if ready <= now {
-                    self.check_target(now, dst)?;
-                    own.charge(now, price.frames, price.bytes);
-                    interface.charge(now, price.frames, price.bytes);
-                    self.charge_target(now, dst, price);
-                    return Ok(());
-                }
-                ready
-            };
-            sleep(ready.saturating_since(now)).await;
+            match self.account.pay(now, dst, price) {
+                Ok(()) => return Ok(()),
+                Err(Broke::Target(soon)) => return Err(soon),
+                Err(Broke::Pacers(ready)) => sleep(ready.saturating_since(now)).await,
+            }
         }
     }
 
     /// Charges what has left already.
     pub(super) fn owe(&self, dst: IpAddr, price: Price) {
-        let now = clock::now();
-        lock(&self.own).charge(now, price.frames, price.bytes);
-        lock(&self.interface).charge(now, price.frames, price.bytes);
-        self.charge_target(now, dst, price);
+        self.account.owe(clock::now(), dst, price);
     }
-
-    fn check_target(&self, now: Instant, dst: IpAddr) -> Result<(), TooSoon> {
-        self.targets.as_ref().map_or(Ok(()), |targets| targets.check(now, dst))
-    }
-
-    fn charge_target(&self, now: Instant, dst: IpAddr, price: Price) {
-        if let Some(targets) = &self.targets {
-            (0..price.frames).for_each(|_| targets.admit(now, dst));
-        }
-    }
-}
-
-/// A pacer is plain numbers: whoever panicked left it usable.
-fn lock(pacer: &Mutex<Pacer>) -> MutexGuard<'_, Pacer> {
-    pacer.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 #[cfg(test)]
 mod tests {
-    use std::sync::Arc;
+    use std::sync::{Arc, Mutex};
 
     use futures_util::stream::{FuturesUnordered, StreamExt};
     use picket_wire::units::PacketsPerSecond;
 
     use super::*;
+    use crate::net::pacer::Pacer;
+    use crate::net::price::SEGMENT;
     use crate::net::target_pacer::TargetLimits;
 
     fn pps(rate: u32) -> PacketsPerSecond {
@@ -172,19 +90,6 @@ mod tests {
 
     fn host(number: u8) -> IpAddr {
         [198, 18, 0, number].into()
-    }
-
-    #[test]
-    fn prices_follow_segments() {
-        assert_eq!(Price::opening(true), Price { frames: 2, bytes: 2 * 34 + 40 + 32 });
-        assert_eq!(Price::segment(true, 1448).bytes, 34 + 32 + 1448);
-        assert_eq!(Price::acknowledgements(true, 10, 1448).frames, 1);
-        assert_eq!(Price::acknowledgements(false, 1449, 1448), Price { frames: 2, bytes: 2 * 86 });
-        assert_eq!(Price::acknowledgements(true, 1448, 536).frames, 3);
-        assert_eq!(Price::acknowledgements(true, 3, 0).frames, 3);
-        assert_eq!(Price::closing(true, false), Price { frames: 2, bytes: 2 * 66 });
-        assert_eq!(Price::closing(true, true), Price::acknowledged_end(true));
-        assert_eq!(Price::datagram(true, 12), Price { frames: 1, bytes: 54 });
     }
 
     /// How long the parts of connections take at 1000 per second, where both pacers must hold.

@@ -49,41 +49,91 @@ pub(super) struct Setting {
     pub(super) now: Option<UnixMillis>,
 }
 
-/// The protocols that are asked for.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Protocol {
-    Amqp,
-    Coap,
-    Dns,
-    Ftp,
-    Http,
-    Imap,
-    Ipmi,
-    Ldap,
-    Memcached,
-    Modbus,
-    Mongo,
-    Mqtt,
-    Mysql,
-    NetbiosName,
-    Ntp,
-    Pop3,
-    Postgres,
-    Rdp,
-    Redis,
-    Rpc,
-    Rtsp,
-    Sip,
-    Smb,
-    Smtp,
-    Snmp,
-    Ssdp,
-    Ssh,
-    Stun,
-    Telnet,
+/// Declares the protocols that are asked for, each once: its IANA service name, who speaks first, and its dialogue.
+macro_rules! protocols {
+    ($setting:ident: $($(#[$doc:meta])* $protocol:ident = $name:literal, $first:ident, $dialogue:expr;)*) => {
+        /// The protocols that are asked for.
+        #[derive(Debug, Clone, Copy, PartialEq, Eq)]
+        pub(super) enum Protocol {
+            $($(#[$doc])* $protocol,)*
+        }
+
+        impl Protocol {
+            /// All of them.
+            pub(super) const ALL: &[Protocol] = &[$(Protocol::$protocol),*];
+
+            /// Its IANA service name.
+            pub(super) fn name(self) -> &'static str {
+                match self {
+                    $(Protocol::$protocol => $name,)*
+                }
+            }
+
+            /// Who speaks first.
+            fn first(self) -> Side {
+                match self {
+                    $(Protocol::$protocol => Side::$first,)*
+                }
+            }
+
+            /// A dialogue in it; `None` for TLS, which others take place in.
+            pub(super) fn dialogue(self, $setting: &Setting) -> Option<Box<dyn Dialogue>> {
+                Some(match self {
+                    $(Protocol::$protocol => $dialogue,)*
+                })
+            }
+        }
+    };
+}
+
+protocols! {
+    setting:
+    Amqp = "amqp", Client, Box::new(small::amqp());
+    Coap = "coap", Client, Box::new(small::coap());
+    Dns = "domain", Client, Box::new(dns::Dns::new(setting));
+    Ftp = "ftp", Server, Box::new(ftp::Ftp::new());
+    Http = "http", Client, Box::new(http::Http::new(setting));
+    Imap = "imap", Server, Box::new(mailbox::Mailbox::new(mailbox::Kind::Imap));
+    Ipmi = "asf-rmcp", Client, Box::new(small::rmcp());
+    Ldap = "ldap", Client, Box::new(ldap::dialogue());
+    Memcached = "memcache", Client, Box::new(small::memcached());
+    Modbus = "mbap", Client, Box::new(small::modbus());
+    Mongo = "mongodb", Client, Box::new(mongo::Mongo::new());
+    Mqtt = "mqtt", Client, Box::new(mqtt::Mqtt::new(setting));
+    Mysql = "mysql", Server, Box::new(mysql::Mysql::new());
+    NetbiosName = "netbios-ns", Client, Box::new(small::netbios());
+    Ntp = "ntp", Client, Box::new(small::ntp());
+    Pop3 = "pop3", Server, Box::new(mailbox::Mailbox::new(mailbox::Kind::Pop3));
+    Postgres = "postgresql", Client, Box::new(postgres::Postgres::new());
+    Rdp = "ms-wbt-server", Client, Box::new(rdp::Rdp::new());
+    Redis = "redis", Client, Box::new(redis::Redis::new());
+    Rpc = "sunrpc", Client, Box::new(small::rpc(setting));
+    Rtsp = "rtsp", Client, Box::new(headers::rtsp());
+    Sip = "sip", Client, Box::new(headers::sip(setting));
+    Smb = "microsoft-ds", Client, Box::new(smb::Smb::new(setting));
+    Smtp = "smtp", Server, Box::new(smtp::Smtp::new(setting.tls));
+    Snmp = "snmp", Client, Box::new(snmp::Snmp::new());
+    Ssdp = "ssdp", Client, Box::new(headers::ssdp());
+    Ssh = "ssh", Server, Box::new(ssh::Ssh::new(setting));
+    Stun = "stun", Client, Box::new(small::stun(setting));
+    Telnet = "telnet", Server, Box::new(telnet::Telnet::new());
     /// Not a dialogue of its own: others take place inside it.
-    Tls,
-    Vnc,
+    Tls = "tls", Client, return None;
+    Vnc = "rfb", Server, Box::new(vnc::Vnc::new());
+}
+
+/// A side of a connection.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Side {
+    Client,
+    Server,
+}
+
+impl Protocol {
+    /// Whether the server speaks first.
+    pub(super) fn greets(self) -> bool {
+        self.first() == Side::Server
+    }
 }
 
 /// Leads the dialogue named `name` by recorded answers and without any network: what it would find. Each answer is what is
@@ -112,7 +162,7 @@ pub fn replay(name: &str, transport: Transport, answers: &[&[u8]]) -> Option<Ser
 
 /// The names of all dialogues that [`replay`] leads: protocols, and the hellos that ask for one version of TLS.
 pub fn dialogues() -> impl Iterator<Item = &'static str> {
-    let plain = Protocol::ALL.into_iter().filter(|protocol| *protocol != Protocol::Tls).map(Protocol::name);
+    let plain = Protocol::ALL.iter().copied().filter(|protocol| *protocol != Protocol::Tls).map(Protocol::name);
     plain.chain(Version::ALL.into_iter().map(Version::as_str))
 }
 
@@ -120,126 +170,5 @@ fn named(name: &str, setting: &Setting) -> Option<Box<dyn Dialogue>> {
     if let Some(version) = Version::ALL.into_iter().find(|version| version.as_str() == name) {
         return Some(Box::new(Hello::new(version, setting.random, setting.now)));
     }
-    Protocol::ALL.into_iter().find(|protocol| protocol.name() == name)?.dialogue(setting)
-}
-
-impl Protocol {
-    /// All of them.
-    pub(super) const ALL: [Protocol; 31] = {
-        use Protocol::*;
-        [
-            Amqp,
-            Coap,
-            Dns,
-            Ftp,
-            Http,
-            Imap,
-            Ipmi,
-            Ldap,
-            Memcached,
-            Modbus,
-            Mongo,
-            Mqtt,
-            Mysql,
-            NetbiosName,
-            Ntp,
-            Pop3,
-            Postgres,
-            Rdp,
-            Redis,
-            Rpc,
-            Rtsp,
-            Sip,
-            Smb,
-            Smtp,
-            Snmp,
-            Ssdp,
-            Ssh,
-            Stun,
-            Telnet,
-            Tls,
-            Vnc,
-        ]
-    };
-
-    /// Its IANA service name.
-    pub(super) fn name(self) -> &'static str {
-        use Protocol::*;
-        match self {
-            Amqp => "amqp",
-            Coap => "coap",
-            Dns => "domain",
-            Ftp => "ftp",
-            Http => "http",
-            Imap => "imap",
-            Ipmi => "asf-rmcp",
-            Ldap => "ldap",
-            Memcached => "memcache",
-            Modbus => "mbap",
-            Mongo => "mongodb",
-            Mqtt => "mqtt",
-            Mysql => "mysql",
-            NetbiosName => "netbios-ns",
-            Ntp => "ntp",
-            Pop3 => "pop3",
-            Postgres => "postgresql",
-            Rdp => "ms-wbt-server",
-            Redis => "redis",
-            Rpc => "sunrpc",
-            Rtsp => "rtsp",
-            Sip => "sip",
-            Smb => "microsoft-ds",
-            Smtp => "smtp",
-            Snmp => "snmp",
-            Ssdp => "ssdp",
-            Ssh => "ssh",
-            Stun => "stun",
-            Telnet => "telnet",
-            Tls => "tls",
-            Vnc => "rfb",
-        }
-    }
-
-    /// Whether the server speaks first.
-    pub(super) fn greets(self) -> bool {
-        use Protocol::*;
-        matches!(self, Ftp | Imap | Mysql | Pop3 | Smtp | Ssh | Telnet | Vnc)
-    }
-
-    /// A dialogue in it; `None` for TLS, which others take place in.
-    pub(super) fn dialogue(self, setting: &Setting) -> Option<Box<dyn Dialogue>> {
-        Some(match self {
-            Protocol::Amqp => Box::new(small::amqp()),
-            Protocol::Coap => Box::new(small::coap()),
-            Protocol::Dns => Box::new(dns::Dns::new(setting)),
-            Protocol::Ftp => Box::new(ftp::Ftp::new()),
-            Protocol::Http => Box::new(http::Http::new(setting)),
-            Protocol::Imap => Box::new(mailbox::Mailbox::new(mailbox::Kind::Imap)),
-            Protocol::Ipmi => Box::new(small::rmcp()),
-            Protocol::Ldap => Box::new(ldap::dialogue()),
-            Protocol::Memcached => Box::new(small::memcached()),
-            Protocol::Modbus => Box::new(small::modbus()),
-            Protocol::Mongo => Box::new(mongo::Mongo::new()),
-            Protocol::Mqtt => Box::new(mqtt::Mqtt::new(setting)),
-            Protocol::Mysql => Box::new(mysql::Mysql::new()),
-            Protocol::NetbiosName => Box::new(small::netbios()),
-            Protocol::Ntp => Box::new(small::ntp()),
-            Protocol::Pop3 => Box::new(mailbox::Mailbox::new(mailbox::Kind::Pop3)),
-            Protocol::Postgres => Box::new(postgres::Postgres::new()),
-            Protocol::Rdp => Box::new(rdp::Rdp::new()),
-            Protocol::Redis => Box::new(redis::Redis::new()),
-            Protocol::Rpc => Box::new(small::rpc(setting)),
-            Protocol::Rtsp => Box::new(headers::rtsp()),
-            Protocol::Sip => Box::new(headers::sip(setting)),
-            Protocol::Smb => Box::new(smb::Smb::new(setting)),
-            Protocol::Smtp => Box::new(smtp::Smtp::new(setting.tls)),
-            Protocol::Snmp => Box::new(snmp::Snmp::new()),
-            Protocol::Ssdp => Box::new(headers::ssdp()),
-            Protocol::Ssh => Box::new(ssh::Ssh::new(setting)),
-            Protocol::Stun => Box::new(small::stun(setting)),
-            Protocol::Telnet => Box::new(telnet::Telnet::new()),
-            Protocol::Tls => return None,
-            Protocol::Vnc => Box::new(vnc::Vnc::new()),
-        })
-    }
+    Protocol::ALL.iter().copied().find(|protocol| protocol.name() == name)?.dialogue(setting)
 }

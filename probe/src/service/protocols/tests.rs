@@ -287,7 +287,7 @@ fn pieces_of_a_stream_make_no_difference() {
 fn nobody_takes_another_protocol_for_its_own() {
     let texts: [&[u8]; 5] =
         [b"what do you want?\r\n", b"\0\0\0\0\0\0\0\0\0\0\0\0", b"\x7fELF\x02\x01\x01\0\0\0\0\0\0\0\0\0\0\0", &[0xff; 64], b"<xml/>\n"];
-    for protocol in Protocol::ALL {
+    for &protocol in Protocol::ALL {
         for text in texts {
             let found = replay(protocol.name(), Transport::Tcp, &[text, text]);
             // Telnet has no form of its own: any text that greets may be one.
@@ -341,7 +341,7 @@ fn facts_are_documented() {
         }
     }
     assert!(seen > 90, "{seen}");
-    for protocol in Protocol::ALL {
+    for &protocol in Protocol::ALL {
         assert!(documented.contains(&format!("`{}`", protocol.name())), "{protocol:?}");
     }
 }
@@ -381,7 +381,7 @@ mod any_bytes {
     proptest! {
         #[test]
         fn are_harmless(pieces in prop::collection::vec(prop::collection::vec(any::<u8>(), 0..80), 1..5)) {
-            for protocol in Protocol::ALL {
+            for &protocol in Protocol::ALL {
                 hear(protocol, Transport::Tcp, &pieces);
                 hear(protocol, Transport::Udp, &pieces);
             }
