@@ -16,7 +16,8 @@ use serde::{Deserialize, Serialize};
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct JobRequest {
-    /// Targets as people type them: addresses, networks, octet patterns, ranges, and names (all addresses of a name are taken).
+    /// Targets as people type them: addresses, networks, octet patterns, ranges, and names (all addresses of a name are taken). For
+    /// `link`: which addresses of the probes' links are wanted; all where none is named.
     pub targets: Vec<String>,
     /// Targets to leave out, in the same forms.
     #[serde(default)]
@@ -90,6 +91,9 @@ pub struct Plan {
     pub packets_at_most: u64,
     /// About how long the sending takes, in seconds, with the probes that are there now.
     pub seconds_about: Option<u64>,
+    /// For the discovery of links: what each probe sends, in words. Such a job has one target for each probe, its link.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub link: Option<String>,
     /// Probes that would take part.
     pub probes: Vec<ProbeId>,
     /// Probes that are selected and cannot, each with the reason.

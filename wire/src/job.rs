@@ -13,7 +13,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::ids::{JobId, Label, LeaseId, ProbeId, Role, SiteName};
 use crate::policy::AddressPolicy;
-use crate::space::TargetSpec;
+use crate::space::{SpaceError, TargetSpace, TargetSpec};
 use crate::units::{BitsPerSecond, PacketsPerSecond, UnixMillis};
 
 /// A job as the controller signs it.
@@ -240,7 +240,23 @@ pub enum Technique {
     /// Several ways of asking whether a host is there, one after the other: [`Survey::host_probes`]. Addresses on the probe's
     /// own link are asked by ARP or neighbour solicitation.
     Discover,
+    /// The IPv6 hosts of the probe's own link, where there are too many addresses to ask for each: all nodes at once, others
+    /// overheard, addresses guessed. Its space is the link, one position ([`TargetSpace::link`]); the targets say which of its
+    /// addresses are wanted, and what is found is told as [`crate::result::Record::Hosts`].
+    Link,
 }
+
+/// The largest range of IPv6 addresses that a discovery asks for one by one, unless somebody says how: a quarter of an hour at 1000
+/// packets per second. What is larger is discovered as a link.
+pub const SWEEP_MAX: u128 = 1 << 20;
+/// How often link discovery asks: all nodes, and each address that a host may have. A job cannot choose.
+pub const LINK_ATTEMPTS: u8 = 2;
+/// Most single addresses that one run of link discovery asks for.
+pub const LINK_QUESTIONS_MAX: u16 = 16_384;
+/// Most of its own addresses from which one run of link discovery asks all nodes.
+pub const LINK_SOURCES_MAX: u16 = 64;
+/// Most packets of one run of link discovery.
+pub const LINK_PACKETS_MAX: u64 = LINK_ATTEMPTS as u64 * (LINK_QUESTIONS_MAX as u64 + LINK_SOURCES_MAX as u64);
 
 impl Technique {
     /// Whether it works on ports.
@@ -254,7 +270,7 @@ impl Technique {
             Technique::Syn | Technique::Connect | Technique::Ack => Some(Transport::Tcp),
             Technique::Udp => Some(Transport::Udp),
             Technique::Sctp => Some(Transport::Sctp),
-            Technique::Echo | Technique::Timestamp | Technique::Neighbour | Technique::Discover => None,
+            Technique::Echo | Technique::Timestamp | Technique::Neighbour | Technique::Discover | Technique::Link => None,
         }
     }
 
@@ -270,6 +286,7 @@ impl Technique {
             Technique::Sctp => "sctp",
             Technique::Neighbour => "neighbour",
             Technique::Discover => "discover",
+            Technique::Link => "link",
         }
     }
 
@@ -278,7 +295,7 @@ impl Technique {
         match self {
             Technique::Udp => "open|filtered",
             Technique::Syn | Technique::Connect | Technique::Ack | Technique::Sctp => "filtered",
-            Technique::Echo | Technique::Timestamp | Technique::Neighbour | Technique::Discover => "down",
+            Technique::Echo | Technique::Timestamp | Technique::Neighbour | Technique::Discover | Technique::Link => "down",
         }
     }
 }
@@ -357,10 +374,20 @@ pub struct Needs {
 }
 
 impl JobSpec {
-    /// What a probe must be able to do for this job.
+    /// What a probe must be able to do for this job. Whether its link has IPv6 at all is for the probe to say where that is what
+    /// the job asks: a link-local address would do.
     pub fn needs(&self) -> Needs {
-        let (ipv4, ipv6) = self.targets.include.families();
-        Needs { role: Role::Scan, raw_socket: self.kind.scan().technique != Technique::Connect, ipv4, ipv6 }
+        let technique = self.kind.scan().technique;
+        let (ipv4, ipv6) = if technique == Technique::Link { (false, false) } else { self.targets.include.families() };
+        Needs { role: Role::Scan, raw_socket: technique != Technique::Connect, ipv4, ipv6 }
+    }
+
+    /// The space that its leases and results speak of.
+    ///
+    /// # Errors
+    /// When the targets have none.
+    pub fn space(&self) -> Result<TargetSpace, SpaceError> {
+        TargetSpace::of(self.kind.scan().technique, &self.targets)
     }
 }
 

@@ -9,6 +9,9 @@
 //! Leases and results speak in positions. Both sides compute the same order from the spec's seed, with random access in both
 //! directions and in constant memory. Neighbours in time are strangers in address, so that no network or host gets a burst.
 //!
+//! A link that is discovered as a whole ([`TargetSpace::link`]) is one unit that has no target: what counts there is that the link
+//! was asked. Its addresses are too many to be units, and the hosts that are found are told by address.
+//!
 //! The permutation is a Feistel network over the smallest power of two that holds the space, with cycle walking for values
 //! that fall outside (Black and Rogaway, "Ciphers with Arbitrary Finite Domains", 2002). It spreads; it does not hide.
 //!
@@ -20,6 +23,7 @@ use core::net::IpAddr;
 use serde::{Deserialize, Serialize};
 
 use crate::addr::{self, AddrSet};
+use crate::job::Technique;
 use crate::units::PortSet;
 
 /// The most units one job may have: at a million packets per second it would take 35,000 years.
@@ -45,6 +49,9 @@ pub enum SpaceError {
         /// How many ports each.
         ports: u32,
     },
+    /// IPv4 addresses are not found by link discovery.
+    #[error("{0} is IPv4: link discovery finds IPv6 hosts; discover IPv4 networks address by address")]
+    LinkV4(IpAddr),
 }
 
 /// What to probe, as it stands in a job spec.
@@ -83,7 +90,7 @@ struct Run {
 pub struct TargetSpace {
     runs: Vec<Run>,
     ports: Option<PortSet>,
-    /// Ports per address; 1 where the job has none.
+    /// Ports per address; 1 where the job has none. 0 for a link, whose one unit has no target.
     width: u64,
     len: u64,
     excluded: u128,
@@ -117,6 +124,31 @@ impl TargetSpace {
         Ok(Self { runs, ports: spec.ports.clone(), width, len, excluded, order: Permutation::new(len, spec.seed) })
     }
 
+    /// The space of a job by `technique`.
+    ///
+    /// # Errors
+    /// See [`TargetSpace::new`] and [`TargetSpace::link`].
+    pub fn of(technique: Technique, spec: &TargetSpec) -> Result<Self, SpaceError> {
+        if technique == Technique::Link { Self::link(spec) } else { Self::new(spec) }
+    }
+
+    /// The space of a link that is discovered as a whole: one unit, without a target. The addresses of the spec, which may be more
+    /// than any other space could have, say which hosts are wanted.
+    ///
+    /// # Errors
+    /// When no address is left, or one is IPv4.
+    pub fn link(spec: &TargetSpec) -> Result<Self, SpaceError> {
+        let left = spec.include.minus(&spec.exclude);
+        if let Some((first, _)) = left.ranges().find(|(first, _)| first.is_ipv4()) {
+            return Err(SpaceError::LinkV4(first));
+        }
+        if left.is_empty() {
+            return Err(SpaceError::Empty { included: spec.include.len().unwrap_or(u128::MAX) });
+        }
+        let runs = left.numbers().map(|(v4, first, last)| Run { v4, first, last, before: 0 }).collect();
+        Ok(Self { runs, ports: None, width: 0, len: 1, excluded: 0, order: Permutation::new(1, spec.seed) })
+    }
+
     /// How many units; exact, at least 1.
     pub fn len(&self) -> u64 {
         self.len
@@ -127,9 +159,9 @@ impl TargetSpace {
         false
     }
 
-    /// How many addresses.
+    /// How many addresses are units, or parts of one; none for a link.
     pub fn addresses(&self) -> u64 {
-        self.len / self.width
+        self.len.checked_div(self.width).unwrap_or(0)
     }
 
     /// The ranges of addresses in order, IPv4 first.
@@ -147,7 +179,7 @@ impl TargetSpace {
 
     /// The target at a position of the sending order.
     pub fn target(&self, position: u64) -> Option<Target> {
-        (position < self.len).then(|| self.at_index(self.order.forward(position)))
+        (position < self.len && self.width > 0).then(|| self.at_index(self.order.forward(position)))
     }
 
     /// The position at which a target is sent, where it is in the space.
@@ -158,6 +190,7 @@ impl TargetSpace {
     /// The rank of a target in natural order, where it is in the space.
     pub fn index(&self, target: Target) -> Option<u64> {
         let port = match (&self.ports, target.port) {
+            _ if self.width == 0 => return None,
             (None, None) => 0,
             (Some(ports), Some(port)) => u64::from(ports.rank(port)?),
             _ => return None,
@@ -175,7 +208,7 @@ impl TargetSpace {
 
     /// The target of a rank in natural order.
     pub fn natural(&self, index: u64) -> Option<Target> {
-        (index < self.len).then(|| self.at_index(index))
+        (index < self.len && self.width > 0).then(|| self.at_index(index))
     }
 
     /// The target of a natural rank. `index` must be below `len()`.
@@ -317,6 +350,20 @@ mod tests {
         assert_eq!(error("198.18.0.0/31", "198.18.0.0/30", None), "no target is left: 2 addresses were named and all of them are excluded");
         assert!(error("2001:db8::/64", "", Some("80")).contains("18446744073709551616 addresses x 1 ports"));
         assert!(error("::/0", "", None).contains("2^128"));
+    }
+
+    #[test]
+    fn a_link_is_one_unit_without_a_target() {
+        let link = |include, exclude| TargetSpace::of(Technique::Link, &spec(include, exclude, None, 3));
+        let space = link("2001:db8::/64,fe80::/64", "2001:db8::5").unwrap();
+        assert_eq!((space.len(), space.addresses(), space.excluded()), (1, 0, 0));
+        assert_eq!((space.target(0), space.natural(0)), (None, None));
+        assert_eq!(space.position(Target { addr: "2001:db8::1".parse().unwrap(), port: None }), None);
+        let ranges: Vec<(IpAddr, IpAddr)> = space.ranges().collect();
+        assert_eq!(ranges.len(), 3, "{ranges:?}");
+        assert!(link("::/0", "").is_ok(), "whatever is there");
+        assert!(link("2001:db8::/64,198.18.0.0/24", "").unwrap_err().to_string().starts_with("198.18.0.0 is IPv4"));
+        assert!(matches!(link("2001:db8::/64", "2001:db8::/32"), Err(SpaceError::Empty { .. })));
     }
 
     #[test]

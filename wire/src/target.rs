@@ -13,6 +13,7 @@ use core::net::{IpAddr, Ipv4Addr};
 use core::str::FromStr;
 
 use crate::addr::{AddrError, AddrSet, IpNet, canonical};
+use crate::job::SWEEP_MAX;
 
 /// Most separate ranges that one pattern may stand for: `*.1.1.1` is 256, `*.*.1.1` is 65,536.
 pub const RANGES_MAX: usize = 65_536;
@@ -137,6 +138,22 @@ pub enum TargetItem {
     Name(HostName),
     /// A name and a prefix length: the networks of that size around its addresses, see [`around`].
     NamePrefix(HostName, u8),
+}
+
+impl TargetItem {
+    /// Whether it is an IPv6 network of so many addresses that its hosts are found only by whoever is on its link.
+    pub fn is_a_link(&self) -> bool {
+        let size = |first: IpAddr, last: IpAddr| match (first, last) {
+            (IpAddr::V6(first), IpAddr::V6(last)) => (last.to_bits() - first.to_bits()).saturating_add(1),
+            _ => 0,
+        };
+        match self {
+            TargetItem::Set(set) => set.ranges().any(|(first, last)| size(first, last) > SWEEP_MAX),
+            TargetItem::Name(_) => false,
+            // Networks up to /32 are those of IPv4, see [`around`].
+            TargetItem::NamePrefix(_, bits) => (33..128).contains(bits) && 1_u128 << (128 - bits) > SWEEP_MAX,
+        }
+    }
 }
 
 impl FromStr for TargetItem {

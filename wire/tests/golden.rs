@@ -230,6 +230,10 @@ fn surveys() {
         Technique::Discover,
     ];
     frozen("techniques", &techniques.to_vec());
+    let link = ScanOptions { technique: Technique::Link, attempts: 2 };
+    let targets =
+        TargetSpec { include: parse_set("2001:db8:7::/64").unwrap(), exclude: parse_set("2001:db8:7::5").unwrap(), ports: None, seed: 7 };
+    frozen("command-job-link", &Command::Job(JobSpec { kind: JobKind::Scan(link), mode: Mode::Each, targets, ..spec() }));
 }
 
 #[test]

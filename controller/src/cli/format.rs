@@ -110,7 +110,9 @@ pub(super) fn job_state(state: JobState) -> &'static str {
 pub(super) fn verdicts(plan: &Plan) -> Vec<String> {
     let line = |rule: &RuleVerdict| {
         let noun = if rule.addresses == 1 { "address" } else { "addresses" };
-        format!("policy: {} {noun} {}", count(rule.addresses), clean(&rule.verdict))
+        // Counts end there.
+        let many = if rule.addresses == u64::MAX { "2^64 or more".to_owned() } else { count(rule.addresses) };
+        format!("policy: {many} {noun} {}", clean(&rule.verdict))
     };
     plan.verdicts.iter().map(line).collect()
 }
@@ -118,13 +120,16 @@ pub(super) fn verdicts(plan: &Plan) -> Vec<String> {
 /// What a job would do, one line each.
 pub(super) fn plan(plan: &Plan) -> Vec<String> {
     let one_or_many = |number: u64, one: &str, many: &str| format!("{} {}", count(number), if number == 1 { one } else { many });
+    let what = match &plan.link {
+        Some(_) => "the link of each probe".to_owned(),
+        None => format!("{} on {}", one_or_many(plan.targets, "target", "targets"), one_or_many(plan.addresses, "address", "addresses")),
+    };
     let mut lines = vec![format!(
-        "{} on {}, at most {}{}",
-        one_or_many(plan.targets, "target", "targets"),
-        one_or_many(plan.addresses, "address", "addresses"),
+        "{what}, at most {}{}",
         one_or_many(plan.packets_at_most, "packet", "packets"),
         plan.seconds_about.map(|s| format!(", about {}", seconds(s))).unwrap_or_default()
     )];
+    lines.extend(plan.link.as_deref().map(clean));
     if plan.excluded > 0 {
         lines.push(format!("{} excluded", count(plan.excluded)));
     }

@@ -2,9 +2,10 @@
 
 use picket_wire::ids::JobId;
 
-use super::client::Query;
+use super::client::{Client, Query};
 use super::failure::{Exit, Failure};
 use super::place::Place;
+use super::results::Output;
 use super::table::{Align, Columns};
 use super::{Context, format};
 use crate::view::{HostRow, Page};
@@ -27,10 +28,21 @@ pub(super) struct HostsArgs {
 
 pub(super) async fn run(args: HostsArgs, context: &mut Context<'_>) -> Result<Exit, Failure> {
     let client = context.client()?;
-    let mut query: Query = vec![("limit", PAGE.to_string())];
+    let mut query: Query = Vec::new();
     let mut add = |name, value: Option<String>| query.extend(value.map(|value| (name, value)));
     add("job", args.job.map(|id| id.to_string()));
     args.place.narrow(&mut add);
+    let rows = all(&client, query).await?;
+    match args.json {
+        true => context.json(&rows)?,
+        false => table(&rows, context)?,
+    }
+    Ok(Exit::Complete)
+}
+
+/// All hosts that a query selects.
+pub(super) async fn all(client: &Client, mut query: Query) -> Result<Vec<HostRow>, Failure> {
+    query.push(("limit", PAGE.to_string()));
     let mut rows: Vec<HostRow> = Vec::new();
     let mut cursor: Option<String> = None;
     loop {
@@ -39,15 +51,33 @@ pub(super) async fn run(args: HostsArgs, context: &mut Context<'_>) -> Result<Ex
         rows.extend(page.items);
         match page.next {
             Some(next) => cursor = Some(next),
-            None => break,
+            None => return Ok(rows),
         }
     }
-    match (args.json, rows.is_empty()) {
-        (true, _) => context.json(&rows)?,
-        (false, true) => context.line("no host was seen on a link")?,
-        (false, false) => context.line(columns(&rows))?,
+}
+
+/// Prints the hosts of a job in a chosen form.
+pub(super) fn print(rows: &[HostRow], output: Output, context: &mut Context<'_>) -> Result<(), Failure> {
+    match output {
+        Output::Table => table(rows, context),
+        Output::Ndjson => rows.iter().try_for_each(|row| context.line(serde_json::json!(row))),
+        Output::Csv => {
+            context.line("site,probe,job,addr,mac,how,first_seen,last_seen")?;
+            let text = |row: &HostRow| {
+                let (mac, how) = (row.mac.as_deref().unwrap_or_default(), row.how.as_str());
+                format!("{},{},{},{},{mac},{how},{},{}", row.site, row.probe, row.job, row.addr, row.first_seen, row.last_seen)
+            };
+            rows.iter().try_for_each(|row| context.line(text(row)))
+        }
     }
-    Ok(Exit::Complete)
+}
+
+/// Prints hosts as columns for people.
+pub(super) fn table(rows: &[HostRow], context: &mut Context<'_>) -> Result<(), Failure> {
+    match rows.is_empty() {
+        true => context.line("no host was seen on a link"),
+        false => context.line(columns(rows)),
+    }
 }
 
 fn columns(rows: &[HostRow]) -> Columns {

@@ -69,7 +69,7 @@ enum Command {
     Scan(scan::ScanArgs),
     /// Find hosts
     #[command(
-        after_help = "Examples:\n  picket discover 198.18.0.0/24\n  picket discover 198.18.0.0/16 --exclude 198.18.7.0/24 --site hq\n  picket discover 198.18.0.0/24 --host-probes echo,syn:22,udp:53"
+        after_help = "Examples:\n  picket discover 198.18.0.0/24\n  picket discover 198.18.0.0/16 --exclude 198.18.7.0/24 --site hq\n  picket discover 198.18.0.0/24 --host-probes echo,syn:22,udp:53\n  picket discover 2001:db8:7::/64 --site hq\n  picket discover --link --probe attic"
     )]
     Discover(scan::DiscoverArgs),
     /// List, show, watch and cancel jobs

@@ -3,7 +3,7 @@
 use picket_wire::ids::{Label, ProbeId, SiteName};
 use picket_wire::job::{HostProbe, MAX_ATTEMPTS, Mode, NetworkLimit, Priority, Selection, ServiceOptions, Technique, Transport};
 use picket_wire::port::{PortSelection, SERVICES_FILE, Services};
-use picket_wire::target::parse_items;
+use picket_wire::target::{TargetItem, parse_items, split};
 use picket_wire::units::{BitsPerSecond, PacketsPerSecond, PortSet, UnitError};
 use serde_json::json;
 
@@ -13,13 +13,16 @@ use super::follow::{Followed, OnInterrupt, follow};
 use super::interrupt::Interrupts;
 use super::progress::{Progress, Style};
 use super::results::{self, Output, OutputArgs, Shape};
-use super::{Context, format};
+use super::{Context, format, hosts};
 use crate::config::parse_duration;
 use crate::view::{JobRequest, JobView, Plan, Submitted};
 
 /// `picket scan` and its flags.
 #[derive(Debug, clap::Args)]
 pub(super) struct ScanArgs {
+    /// Addresses, networks, patterns (198.18.0-3.1,7,9-), ranges (198.18.0.9-198.18.1.3), host names and networks around them (name/24)
+    #[arg(required = true, value_name = "TARGETS", value_parser = targets)]
+    targets: Vec<String>,
     /// Ports: 22,80,8000-8100; `-` for 1 to 65535; T:, U: and S: before those of TCP, UDP and SCTP; service names, also http*
     #[arg(long, short, value_name = "PORTS", allow_hyphen_values = true, value_parser = ports, required_unless_present = "top_ports")]
     ports: Option<String>,
@@ -44,6 +47,14 @@ pub(super) struct ScanArgs {
 /// `picket discover` and its flags.
 #[derive(Debug, clap::Args)]
 pub(super) struct DiscoverArgs {
+    /// Addresses, networks, patterns (198.18.0-3.1,7,9-), ranges (198.18.0.9-198.18.1.3), host names and networks around them
+    /// (name/24). IPv6 networks of more than 2^20 addresses, such as 2001:db8:7::/64, are discovered as --link does it
+    #[arg(required_unless_present = "link", value_name = "TARGETS", value_parser = targets)]
+    targets: Vec<String>,
+    /// The IPv6 hosts of each probe's own link, without asking for each address: all nodes at once, others overheard, addresses
+    /// guessed. Targets say which are wanted [default: all of the link]
+    #[arg(long, conflicts_with_all = ["host_probes", "attempts"])]
+    link: bool,
     #[command(flatten)]
     work: WorkArgs,
     /// How hosts are asked, in this order: echo, timestamp, syn:PORT, ack:PORT, udp:PORT, sctp:PORT [default: echo, syn:443, ack:80,
@@ -164,9 +175,6 @@ enum PriorityArg {
 /// What every measurement takes.
 #[derive(Debug, clap::Args)]
 struct WorkArgs {
-    /// Addresses, networks, patterns (198.18.0-3.1,7,9-), ranges (198.18.0.9-198.18.1.3), host names and networks around them (name/24)
-    #[arg(required = true, value_name = "TARGETS", value_parser = targets)]
-    targets: Vec<String>,
     /// Targets to leave out, in the same forms; may be given several times
     #[arg(long, value_name = "TARGETS", value_parser = targets)]
     exclude: Vec<String>,
@@ -244,9 +252,9 @@ impl WorkArgs {
         self.rate.iter().filter_map(bits).min()
     }
 
-    fn request(&self, technique: Technique, ports: Option<&PortSet>) -> JobRequest {
+    fn request(&self, targets: &[String], technique: Technique, ports: Option<&PortSet>) -> JobRequest {
         JobRequest {
-            targets: self.targets.clone(),
+            targets: targets.to_vec(),
             exclude: self.exclude.clone(),
             ports: ports.map(PortSet::to_string),
             technique,
@@ -288,17 +296,39 @@ pub(super) async fn scan(args: ScanArgs, context: &mut Context<'_>) -> Result<Ex
     let asked = |technique: Technique| services.filter(|_| technique != Technique::Ack && technique != Technique::Sctp);
     let requests: Vec<JobRequest> = works
         .iter()
-        .map(|(technique, ports)| JobRequest { services: asked(*technique), ..args.work.request(*technique, Some(ports)) })
+        .map(|(technique, ports)| JobRequest { services: asked(*technique), ..args.work.request(&args.targets, *technique, Some(ports)) })
         .collect();
     measure(&requests, &args.work, &args.output, context).await
 }
 
 pub(super) async fn discover(args: DiscoverArgs, context: &mut Context<'_>) -> Result<Exit, Failure> {
-    // Echo alone is what every probe can do, also an older one.
-    let technique = if args.host_probes == [HostProbe::Echo] { Technique::Echo } else { Technique::Discover };
-    let host_probes = args.host_probes.iter().filter(|_| technique == Technique::Discover).map(ToString::to_string).collect();
-    let request = JobRequest { host_probes, ..args.work.request(technique, None) };
-    measure(&[request], &args.work, &args.output, context).await
+    measure(&args.requests(), &args.work, &args.output, context).await
+}
+
+impl DiscoverArgs {
+    /// One job for the targets that are asked one by one, one for those that are discovered as links.
+    fn requests(&self) -> Vec<JobRequest> {
+        let items: Vec<&str> = self.targets.iter().flat_map(|text| split(text)).collect();
+        // Who says how hosts are asked wants to ask each of them.
+        let is_link =
+            |text: &&str| self.link || self.host_probes.is_empty() && text.parse::<TargetItem>().is_ok_and(|item| item.is_a_link());
+        let (links, singles): (Vec<&str>, Vec<&str>) = items.into_iter().partition(is_link);
+        let owned = |texts: Vec<&str>| texts.into_iter().map(str::to_owned).collect::<Vec<_>>();
+        let link = (self.link || !links.is_empty()).then(|| JobRequest {
+            mode: Some(Mode::Each),
+            attempts: None,
+            ..self.work.request(&owned(links), Technique::Link, None)
+        });
+        let sweep = (!singles.is_empty()).then(|| self.sweep(&owned(singles)));
+        sweep.into_iter().chain(link).collect()
+    }
+
+    fn sweep(&self, targets: &[String]) -> JobRequest {
+        // Echo alone is what every probe can do, also an older one.
+        let technique = if self.host_probes == [HostProbe::Echo] { Technique::Echo } else { Technique::Discover };
+        let host_probes = self.host_probes.iter().filter(|_| technique == Technique::Discover).map(ToString::to_string).collect();
+        JobRequest { host_probes, ..self.work.request(targets, technique, None) }
+    }
 }
 
 /// Runs one job for each request: a job works on ports of one protocol.
@@ -391,7 +421,8 @@ fn dry_run(submitted: &[Submitted], requests: &[JobRequest], output: &OutputArgs
         (false, all) => {
             for (one, request) in all.iter().zip(requests) {
                 if all.len() > 1 {
-                    context.line(format!("{}, ports {}:", request.technique.as_str(), request.ports.as_deref().unwrap_or("none")))?;
+                    let ports = request.ports.as_ref().map(|ports| format!(", ports {ports}")).unwrap_or_default();
+                    context.line(format!("{}{ports}:", request.technique.as_str()))?;
                 }
                 for line in format::plan(&one.plan).into_iter().chain(format::verdicts(&one.plan)) {
                     context.line(line)?;
@@ -436,6 +467,13 @@ async fn report(
 ) -> Result<(), Failure> {
     let job = followed.job();
     let query = vec![("job", job.id.to_string())];
+    let hosts = match job.technique {
+        Technique::Link => Some(hosts::all(client, query.clone()).await?),
+        _ => None,
+    };
+    if let (true, Some(hosts)) = (output.json, &hosts) {
+        return context.json(&json!({ "job": job, "plan": plan, "hosts": hosts }));
+    }
     if output.json {
         let (job, plan) = (json!(job), json!(plan));
         write!(context.out, "{{\"job\":{job},\"plan\":{plan},\"results\":").map_err(Failure::output)?;
@@ -445,8 +483,13 @@ async fn report(
     if place.of > 1 && output.output == Output::Table {
         context.line(format!("{}job {}, {}:", if place.index > 0 { "\n" } else { "" }, job.id, job.technique.as_str()))?;
     }
-    let shape = Shape { jobs: false, heading: place.index == 0, again: format!("picket results --job {}", job.id) };
-    results::print(client, query, output, &shape, context).await?;
+    match hosts {
+        Some(hosts) => hosts::print(&hosts, output.output, context)?,
+        None => {
+            let shape = Shape { jobs: false, heading: place.index == 0, again: format!("picket results --job {}", job.id) };
+            results::print(client, query, output, &shape, context).await?;
+        }
+    }
     let mut lines = vec![format::coverage(&job.coverage)];
     lines.extend(ending(followed));
     lines.extend(clipped(rate, job));
@@ -522,6 +565,37 @@ mod tests {
             let error = works(line).unwrap_err();
             assert!(error.contains(reason), "{line}: {error}");
         }
+    }
+
+    #[derive(Debug, Parser)]
+    struct DiscoverLine {
+        #[command(flatten)]
+        discover: DiscoverArgs,
+    }
+
+    #[test]
+    fn networks_that_nobody_can_sweep_are_discovered_as_links() {
+        let requests = |line: &str| {
+            let args = DiscoverLine::try_parse_from(std::iter::once("discover").chain(line.split_whitespace()));
+            let shown = |request: &JobRequest| format!("{} {}", request.technique.as_str(), request.targets.join(" "));
+            let requests = args.map_err(|error| error.to_string())?.discover.requests();
+            assert!(requests.iter().all(|request| (request.technique == Technique::Link) == (request.mode == Some(Mode::Each))));
+            Ok::<_, String>(requests.iter().map(shown).collect::<Vec<_>>().join("; "))
+        };
+        for (line, expected) in [
+            ("198.18.0.0/24", "discover 198.18.0.0/24"),
+            ("2001:db8:7::/64", "link 2001:db8:7::/64"),
+            ("2001:db8::/108", "discover 2001:db8::/108"),
+            ("2001:db8::/107", "link 2001:db8::/107"),
+            ("198.18.0.0/8,2001:db8::/64 printer/64 printer/24", "discover 198.18.0.0/8 printer/24; link 2001:db8::/64 printer/64"),
+            ("--link", "link "),
+            ("--link 2001:db8::/120", "link 2001:db8::/120"),
+            ("--host-probes echo 2001:db8::/96", "echo 2001:db8::/96"),
+        ] {
+            assert_eq!(requests(line).as_deref(), Ok(expected), "{line}");
+        }
+        assert!(requests("").unwrap_err().contains("TARGETS"));
+        assert!(requests("--link --host-probes echo").unwrap_err().contains("cannot be used with"));
     }
 
     #[test]

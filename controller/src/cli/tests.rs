@@ -81,6 +81,8 @@ fn wrong_input_is_refused_in_words() {
         "scan 198.18.0.1 -p 80 --json --output csv",
         "scan 198.18.0.1 -p 80 --dry-run --detach",
         "discover 198.18.0.1 -p 80",
+        "discover",
+        "discover --link --attempts 3",
         "job show 7",
         "job list --state gone",
         "results --addr 198.18.0.1-5",

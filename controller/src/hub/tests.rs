@@ -158,7 +158,7 @@ impl Probe {
             }
             Command::HeartbeatAck { .. } => {}
             Command::Job(spec) => {
-                let space = TargetSpace::new(&spec.targets).unwrap();
+                let space = spec.space().unwrap();
                 self.jobs.insert(spec.id, (spec, space));
             }
             Command::Grant(lease) => {

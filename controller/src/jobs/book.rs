@@ -94,7 +94,7 @@ impl Job {
     /// A job from the database. Leases that are alive get a fresh term: nobody knows what was said while the controller
     /// was away.
     pub fn load(stored: JobStored, now: Now, term: Duration) -> Result<Self, SpaceError> {
-        let space = Arc::new(TargetSpace::new(&stored.job.spec.targets)?);
+        let space = Arc::new(stored.job.spec.space()?);
         let mut job = Self::new(stored.job, space, now);
         job.parts = stored.parts.into_iter().map(|record| PartBook { record, covered: Spans::default() }).collect();
         for (part, span) in stored.covered {

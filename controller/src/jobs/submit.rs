@@ -3,14 +3,17 @@
 //! Only the resolution of names ([`resolve`]) does IO; all judgement is pure.
 
 use std::collections::BTreeMap;
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv6Addr};
 use std::sync::Arc;
 use std::time::Duration;
 
 use picket_wire::addr::{self, AddrSet};
 use picket_wire::codec;
 use picket_wire::ids::JobId;
-use picket_wire::job::{HostProbe, JobKind, JobSpec, MAX_ATTEMPTS, Mode, Priority, RateLimits, ScanOptions, Survey, Technique};
+use picket_wire::job::{
+    HostProbe, JobKind, JobSpec, LINK_ATTEMPTS, LINK_PACKETS_MAX, LINK_QUESTIONS_MAX, MAX_ATTEMPTS, Mode, Priority, RateLimits,
+    ScanOptions, Survey, Technique,
+};
 use picket_wire::policy::AddressPolicy;
 use picket_wire::port::{PortSelection, Services};
 use picket_wire::space::{TargetSpace, TargetSpec};
@@ -27,6 +30,8 @@ use crate::view::{JobRequest, JobState, Plan, ResolvedName};
 const ATTEMPTS_DEFAULT: u8 = 2;
 /// Jobs that send no more than so many packets are served before bulk work where nothing else is asked for.
 const INTERACTIVE_MAX: u64 = 20_000;
+/// What a run of link discovery takes on a link like most: it listens for a second and a half.
+const LINK_SECONDS: u64 = 2;
 /// Longest name of a job, in characters.
 const NAME_MAX: usize = 100;
 /// Most text items in a request.
@@ -197,6 +202,9 @@ fn kind(request: &JobRequest, attempts: Option<u8>) -> Result<JobKind, ServiceEr
         per_address: read("per_address", request.per_address.as_ref())?,
         per_network: read("per_network", request.per_network.as_ref())?,
     };
+    if technique == Technique::Link && attempts.is_some_and(|attempts| attempts != LINK_ATTEMPTS) {
+        return Err(invalid("attempts", format!("a link is always asked {LINK_ATTEMPTS} times: leave it out")));
+    }
     // Each way of asking a host has its turn.
     let ways = match (technique, host_probes.len()) {
         (Technique::Discover, 0) => HostProbe::DEFAULT.len(),
@@ -243,19 +251,18 @@ pub fn draft(request: JobRequest, setting: Setting<'_>) -> Result<Draft, Service
         request.rate.as_ref().map(|rate| rate.parse()).transpose().map_err(|error| invalid("rate", error))?;
     let kind = kind(&request, request.attempts)?;
     let attempts = kind.scan().attempts;
-    if setting.include.is_empty() {
-        return Err(invalid("targets", "no target is named: use for example 198.18.0.7, 198.18.0.0/24, 198.18.0.1-50 or a host name"));
-    }
-    let targets = TargetSpec { include: setting.include.clone(), exclude: setting.exclude.clone(), ports, seed: setting.seed };
-    let space = TargetSpace::new(&targets).map_err(|error| invalid("targets", error))?;
+    let mode = mode(&request)?;
+    let include = included(&request, setting.include)?;
+    let targets = TargetSpec { include, exclude: setting.exclude.clone(), ports, seed: setting.seed };
+    let space = TargetSpace::of(request.technique, &targets).map_err(|error| invalid("targets", error))?;
     let left = targets.include.minus(&targets.exclude);
     let judged = policy::judge(setting.policy, &left);
     if judged.permitted == 0 {
         let example = judged.example.unwrap_or_default();
         return Err(invalid("targets", format!("the fleet's policy refuses every target ({example})")));
     }
-    let mode = request.mode.unwrap_or(Mode::Split);
-    let most = space.len().saturating_mul(attempts.into());
+    // Somebody waits for the few seconds that a link takes, however much it may come to.
+    let most = if request.technique == Technique::Link { 0 } else { space.len().saturating_mul(attempts.into()) };
     let small = if most <= INTERACTIVE_MAX { Priority::Interactive } else { Priority::Bulk };
     let priority = request.priority.unwrap_or(small);
     let after = |seconds| setting.now.wall.after(Duration::from_secs(seconds));
@@ -278,7 +285,8 @@ pub fn draft(request: JobRequest, setting: Setting<'_>) -> Result<Draft, Service
     }
     let summary = summary(&request);
     let whole = mode == Mode::Split && priority == Priority::Interactive && space.addresses() == 1;
-    let refused = u64::try_from(judged.refused).unwrap_or(u64::MAX).saturating_mul(space.len() / space.addresses());
+    // Of a link the probes say whether it was asked; its addresses are no targets.
+    let refused = u64::try_from(judged.refused).unwrap_or(u64::MAX).saturating_mul(space.len().checked_div(space.addresses()).unwrap_or(0));
     let plan = outlook(&spec, &request, &space, whole, (refused.min(space.len()), judged), setting);
     let record = JobRecord {
         spec,
@@ -297,6 +305,38 @@ pub fn draft(request: JobRequest, setting: Setting<'_>) -> Result<Draft, Service
     Ok(Draft { record, space: Arc::new(space), plan })
 }
 
+/// The addresses asked for. Of a link everything is wanted where nothing is named.
+fn included(request: &JobRequest, named: &AddrSet) -> Result<AddrSet, ServiceError> {
+    if !named.is_empty() {
+        return Ok(named.clone());
+    }
+    if request.technique == Technique::Link && request.targets.is_empty() {
+        let all = (IpAddr::V6(Ipv6Addr::UNSPECIFIED), IpAddr::V6(Ipv6Addr::from_bits(u128::MAX)));
+        return Ok(vec![all].try_into().expect("all of IPv6 is in order and of one family"));
+    }
+    Err(invalid("targets", "no target is named: use for example 198.18.0.7, 198.18.0.0/24, 198.18.0.1-50 or a host name"))
+}
+
+/// How the work is shared. Every probe has a link of its own.
+fn mode(request: &JobRequest) -> Result<Mode, ServiceError> {
+    match (request.technique, request.mode) {
+        (Technique::Link, Some(Mode::Split)) => {
+            Err(invalid("mode", "`split`: every probe discovers the link that it is on, so there is nothing to share: use each"))
+        }
+        (Technique::Link, _) => Ok(Mode::Each),
+        (_, mode) => Ok(mode.unwrap_or(Mode::Split)),
+    }
+}
+
+/// What is sent to a link, in words: the controller does not know what is there.
+fn link_words(probes: usize) -> String {
+    format!(
+        "each of {probes} probes, on its own link only: {LINK_ATTEMPTS} echo requests to all nodes (ff02::1) from each of its networks there, \
+         where policy permits one of them as a whole and nothing of it is excluded, and at most {LINK_QUESTIONS_MAX} addresses that \
+         hosts may have, {LINK_ATTEMPTS} solicitations each; nothing where no wanted network is on the link"
+    )
+}
+
 /// What the job would do with the probes that are there now.
 fn outlook(
     spec: &JobSpec,
@@ -310,8 +350,9 @@ fn outlook(
     let most = if whole { Some(1) } else { request.select.count };
     fit.truncate(most.map_or(usize::MAX, |most| most as usize));
     let options = spec.kind.scan();
+    let is_link = options.technique == Technique::Link;
     let sent = space.len() - refused_by_policy;
-    let once = sent.saturating_mul(options.attempts.into());
+    let once = if is_link { LINK_PACKETS_MAX } else { sent.saturating_mul(options.attempts.into()) };
     let rates = fit.iter().map(|worker| plan::rate_of(worker, spec.rate.map(PacketsPerSecond::get)));
     // Some targets answer the first packet: between one packet each and all attempts, the middle.
     let likely = sent.saturating_mul(1 + u64::from(options.attempts)) / 2;
@@ -319,15 +360,17 @@ fn outlook(
         Mode::Split => (once, rates.sum()),
         Mode::Each => (once.saturating_mul(fit.len() as u64), rates.min().unwrap_or(0)),
     };
+    let about = if is_link { LINK_SECONDS } else { likely.div_ceil(rate.max(1)) };
     Plan {
         addresses: space.addresses(),
         targets: space.len(),
+        link: is_link.then(|| link_words(fit.len())),
         excluded: u64::try_from(space.excluded()).unwrap_or(u64::MAX),
         refused_by_policy,
         refusal_example: judged.example,
         verdicts: judged.rules,
         packets_at_most,
-        seconds_about: (!fit.is_empty()).then(|| likely.div_ceil(rate.max(1))),
+        seconds_about: (!fit.is_empty()).then_some(about),
         probes: fit.iter().map(|worker| worker.id.clone()).collect(),
         unfit,
         names: setting.names.to_vec(),
@@ -335,6 +378,9 @@ fn outlook(
 }
 
 fn summary(request: &JobRequest) -> String {
+    if request.technique == Technique::Link && request.targets.is_empty() {
+        return "the probes' own links".to_owned();
+    }
     let shown: Vec<&str> = request.targets.iter().take(3).map(String::as_str).collect();
     let mut text = cut(&shown.join(" "), ' ', 80);
     if request.targets.len() > 3 {
@@ -454,6 +500,48 @@ mod tests {
         let JobKind::Survey(survey) = kind(limited) else { panic!("limits need a survey") };
         assert_eq!((survey.limits.bits.unwrap().get(), survey.limits.per_network.unwrap().v6_prefix), (20_000_000, 64));
         assert!(survey.services.is_some() && survey.host_probes.is_empty());
+    }
+
+    #[test]
+    fn a_link_is_one_target_of_each_probe() {
+        let link = |targets: &str| JobRequest {
+            technique: Technique::Link,
+            ports: None,
+            targets: targets.split_whitespace().map(str::to_owned).collect(),
+            ..request()
+        };
+        let draft = |targets: &str| {
+            let items = items("targets", &link(targets).targets).unwrap();
+            let policy = AddressPolicy { allow: vec!["2001:db8::/32".parse().unwrap()], deny: vec![] };
+            let (include, exclude, services) = (set(&items, &[]), AddrSet::new(), Services::default());
+            let setting = Setting {
+                include: &include,
+                exclude: &exclude,
+                names: &[],
+                policy: &policy,
+                services: &services,
+                workers: &[],
+                actor: "admin",
+                now: Clock::manual(UnixMillis(1_790_000_000_000)).now(),
+                seed: 1,
+            };
+            super::draft(link(targets), setting)
+        };
+        for (targets, summary) in [("2001:db8:7::/64", "2001:db8:7::/64"), ("", "the probes' own links")] {
+            let Draft { record, space, plan } = draft(targets).unwrap();
+            assert_eq!((plan.targets, plan.addresses, plan.refused_by_policy, space.len()), (1, 0, 0, 1));
+            assert_eq!((record.spec.mode, record.spec.priority, record.whole), (Mode::Each, Priority::Interactive, false));
+            assert_eq!(record.spec.kind.scan(), ScanOptions { technique: Technique::Link, attempts: LINK_ATTEMPTS });
+            assert_eq!(record.summary, summary);
+            assert!(plan.link.unwrap().contains("ff02::1"));
+            assert!(!record.spec.needs().ipv6 && record.spec.needs().raw_socket);
+        }
+        let refused = ["198.18.0.0/24", "3fff::/64"].map(|targets| draft(targets).unwrap_err().to_string());
+        assert!(refused[0].contains("IPv4") && refused[1].contains("refuses every target"), "{refused:?}");
+        let split = refusal(|r| (r.technique, r.ports, r.mode) = (Technique::Link, None, Some(Mode::Split)));
+        assert!(split.starts_with("mode: "), "{split}");
+        let often = refusal(|r| (r.technique, r.ports, r.attempts) = (Technique::Link, None, Some(3)));
+        assert!(often.starts_with("attempts: "), "{often}");
     }
 
     #[test]

@@ -30,7 +30,7 @@ impl Rebuild {
     /// Ready to read the records of these probes for these jobs; jobs whose space cannot be built are left out.
     pub fn new(jobs: Vec<JobStored>, probes: Vec<ProbeRecord>) -> Self {
         let known = |stored: JobStored| {
-            let space = Arc::new(TargetSpace::new(&stored.job.spec.targets).ok()?);
+            let space = Arc::new(stored.job.spec.space().ok()?);
             let leases = stored.leases.into_iter().map(|lease| (lease.number, lease)).collect();
             let transport = stored.job.spec.kind.scan().technique.transport();
             Some((stored.job.spec.id, Known { space, transport, leases, covered: BTreeMap::new() }))

@@ -534,7 +534,7 @@ impl<J: Journal> Agent<J> {
         if self.specs.contains_key(&spec.id) {
             return Ok(());
         }
-        let space = TargetSpace::new(&spec.targets).map_err(|error| error.to_string())?;
+        let space = spec.space().map_err(|error| error.to_string())?;
         let options = spec.kind.scan();
         if !(1..=MAX_ATTEMPTS).contains(&options.attempts) {
             return Err(format!("{} attempts are asked for: 1 to {MAX_ATTEMPTS} are possible", options.attempts));

@@ -6,6 +6,8 @@
 //!
 //! It must not know how packets are made or sent, nor which transport carries its messages.
 //!
+//! Measurements are engines of the packet loop, one for each lease ([`tasks`]); discovery of the probe's own link is one too ([`link`]).
+//!
 //! **Invariant:** appending a batch to the spool is the checkpoint: after any crash a lease goes on exactly behind the last
 //! batch that the spool or the saved state knows, so that no position is reported twice and none is left out.
 //! **Invariant:** where a job wants services, a batch is appended only behind the services of its open ports ([`held`]), so that
@@ -18,6 +20,7 @@
 pub mod core;
 pub mod held;
 pub mod journal;
+pub mod link;
 pub mod run;
 pub mod state;
 pub mod surveys;

@@ -18,10 +18,11 @@ use picket_wire::units::{BitsPerSecond, PacketsPerSecond, UnixMillis};
 use tokio::sync::{mpsc, oneshot};
 
 use super::core::TaskProgress;
+use super::link::{self, LinkMeasurement, Seeds};
 use super::surveys::{self, Ground};
 use crate::errors::chain;
 use crate::net::clock;
-use crate::net::drive::{DriveEvent, DriveStats, Gate, TaskId, TaskSpec, Weight};
+use crate::net::drive::{BoxEngine, DriveEvent, DriveStats, Gate, TaskId, TaskSpec, Weight};
 use crate::net::engine::Source;
 use crate::net::pacer::{DEFAULT_BURST, Limits, Pacer, SharedPacer};
 use crate::net::target_pacer::{TargetLimits, TargetPacer};
@@ -60,6 +61,16 @@ enum Handle {
     Connect(Option<oneshot::Sender<Cut>>, Arc<Progress>),
 }
 
+/// What the packet loop works on: the engine, whom it may send to, how far it is.
+type RawWork = (BoxEngine<Event>, Arc<dyn Gate>, Arc<Progress>);
+
+/// Fresh randomness for the cookies of a measurement.
+fn key() -> Result<[u8; 16], String> {
+    let mut key = [0; 16];
+    getrandom::fill(&mut key).map_err(|error| format!("no randomness for the scan's key: {error}"))?;
+    Ok(key)
+}
+
 /// What a connect scan tells: its events, and in the end what went wrong.
 pub type ConnectEvent = (LeaseId, Result<Event, String>);
 
@@ -76,6 +87,8 @@ pub struct Tasks {
     connect_events: mpsc::UnboundedSender<ConnectEvent>,
     /// Ports are being asked what serves there.
     asking: bool,
+    /// Stations that measurements found on the link.
+    seeds: Seeds,
     /// Jobs whose rate was clipped.
     pub clipped: u64,
 }
@@ -84,7 +97,18 @@ impl Tasks {
     /// No task yet. `limits` are the interface's, which connects keep as well.
     pub fn new(site: AddressPolicy, fragile: SitePolicy, limits: Limits, connect_events: mpsc::UnboundedSender<ConnectEvent>) -> Self {
         let connects = Arc::new(Mutex::new(Pacer::new(limits)));
-        Self { site, fragile, limits, running: BTreeMap::new(), engines: 0, connects, connect_events, asking: false, clipped: 0 }
+        Self {
+            site,
+            fragile,
+            limits,
+            running: BTreeMap::new(),
+            engines: 0,
+            connects,
+            connect_events,
+            asking: false,
+            seeds: Seeds::default(),
+            clipped: 0,
+        }
     }
 
     /// Starts to measure positions, within the limits `targets` towards each address and network ([`target_pacer`]). What cannot be
@@ -98,39 +122,28 @@ impl Tasks {
         positions: Range<u64>,
         targets: Option<TargetPacer>,
     ) -> Result<(), String> {
-        let options = spec.kind.scan();
-        let mut plan = ScanPlan::of_job(space, positions.start, positions.end, &spec.kind).map_err(|error| error.to_string())?;
-        // The site has the last word: a datagram that may disturb a machine needs its leave.
-        plan.spare_fragile(|port| self.fragile.spares(true, Transport::Udp, port).is_some());
-        let asked = surveys::wanted(spec).is_some();
-        plan.chunks.positions = if asked { CHUNK_POSITIONS_ASKED } else { CHUNK_POSITIONS };
-        let permit = Permit::all_of([&self.site, &spec.policy]);
-        let gate: Arc<dyn Gate> = Arc::new(move |dst| permit.permits(dst));
         let rate = job_rate(spec);
         if rate.exceeds(self.limits) {
             self.clipped += 1;
             log::info!("job {}: its rate is clipped to the interface's", spec.id);
         }
-        let handle = match options.technique {
+        let handle = match spec.kind.scan().technique {
             Technique::Connect => {
                 let source = station.map_or(Source { v4: None, v6: None }, Station::source);
-                self.start_connect(lease, plan, rate, targets, source, gate)
+                let plan = self.plan(spec, space, positions)?;
+                self.start_connect(lease, plan, rate, targets, source, self.gate(spec))
             }
-            _ => {
+            technique => {
                 let station = station.ok_or("the packet socket is not open")?;
-                let mut key = [0; 16];
-                getrandom::fill(&mut key).map_err(|error| format!("no randomness for the scan's key: {error}"))?;
-                let ports = station.ports();
-                let identity = RawIdentity { source: station.source(), base_port: ports.base(self.engines), ports, key };
-                self.engines += 1;
-                let engine = ScanEngine::new(&plan, identity).map_err(|error| error.to_string())?;
-                let engine = engine.on_link(station.local_link()).on_stop(Cut::Resumable);
-                let progress = engine.progress();
+                let (engine, gate, progress) = match technique {
+                    Technique::Link => self.link_engine(station, spec)?,
+                    _ => self.scan_engine(station, spec, self.plan(spec, space, positions)?)?,
+                };
                 let weight = match spec.priority {
                     Priority::Interactive => Weight::Interactive,
                     Priority::Bulk => Weight::Bulk,
                 };
-                let task = TaskSpec { name: lease.to_string(), engine: Box::new(engine), weight, rate, targets, gate };
+                let task = TaskSpec { name: lease.to_string(), engine, weight, rate, targets, gate };
                 let added = station.handle().add(task).map_err(|error| error.to_string())?;
                 Handle::Raw(added.id, progress)
             }
@@ -138,6 +151,37 @@ impl Tasks {
         self.running.insert(lease, handle);
         self.share(station);
         Ok(())
+    }
+
+    fn gate(&self, spec: &JobSpec) -> Arc<dyn Gate> {
+        let permit = Permit::all_of([&self.site, &spec.policy]);
+        Arc::new(move |dst| permit.permits(dst))
+    }
+
+    fn plan(&self, spec: &JobSpec, space: Arc<TargetSpace>, positions: Range<u64>) -> Result<ScanPlan, String> {
+        let mut plan = ScanPlan::of_job(space, positions.start, positions.end, &spec.kind).map_err(|error| error.to_string())?;
+        // The site has the last word: a datagram that may disturb a machine needs its leave.
+        plan.spare_fragile(|port| self.fragile.spares(true, Transport::Udp, port).is_some());
+        plan.chunks.positions = if surveys::wanted(spec).is_some() { CHUNK_POSITIONS_ASKED } else { CHUNK_POSITIONS };
+        Ok(plan)
+    }
+
+    fn scan_engine(&mut self, station: &Station, spec: &JobSpec, plan: ScanPlan) -> Result<RawWork, String> {
+        let ports = station.ports();
+        let identity = RawIdentity { source: station.source(), base_port: ports.base(self.engines), ports, key: key()? };
+        self.engines += 1;
+        let engine = ScanEngine::new(&plan, identity).map_err(|error| error.to_string())?;
+        let engine = engine.on_link(station.local_link()).on_stop(Cut::Resumable);
+        let progress = engine.progress();
+        Ok((Box::new(engine), self.gate(spec), progress))
+    }
+
+    fn link_engine(&self, station: &Station, spec: &JobSpec) -> Result<RawWork, String> {
+        let link = station.local_link();
+        let gate = link.as_ref().map_or_else(|| self.gate(spec), |link| link::gate(&self.site, spec, link));
+        let engine = LinkMeasurement::new(spec, link, self.seeds.with(station.neighbours()), key()?);
+        let progress = engine.progress();
+        Ok((Box::new(engine), gate, progress))
     }
 
     fn start_connect(
@@ -259,7 +303,10 @@ impl Tasks {
     fn on_scan(&mut self, station: Option<&Station>, lease: LeaseId, event: Event) -> Option<TaskEvent> {
         match event {
             Event::Chunk(report) => Some(TaskEvent::Chunk(lease, report)),
-            Event::Hosts(hosts) => Some(TaskEvent::Hosts(lease, hosts)),
+            Event::Hosts(hosts) => {
+                self.seeds.take(&hosts);
+                Some(TaskEvent::Hosts(lease, hosts))
+            }
             Event::Proxy(proxy) => Some(TaskEvent::Proxy(lease, proxy)),
             Event::Late(report) => Some(TaskEvent::Late(lease, report)),
             Event::Done(_) => self.ended(station, lease, None),

@@ -8,6 +8,7 @@ use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
 use std::net::{IpAddr, Ipv6Addr};
 
 use picket_wire::host::{HardwareAddress, HostSeen, SeenBy};
+use picket_wire::job::{LINK_ATTEMPTS, LINK_QUESTIONS_MAX};
 use picket_wire::result::EXTRAS_MAX;
 use siphasher::sip::SipHasher13;
 
@@ -26,14 +27,14 @@ use crate::packet::ndp::{self, Neighbour, RouterAdvert};
 /// Most hosts that are told in a run.
 pub const HOSTS_MAX: usize = 16_384;
 /// Most addresses that are asked for in a run.
-pub const QUESTIONS_MAX: usize = 16_384;
+pub const QUESTIONS_MAX: usize = LINK_QUESTIONS_MAX as usize;
 /// Most routers that are told in a run.
 const ROUTERS_MAX: usize = 256;
 /// Rounds of all nodes, and the time between them: hosts may have lost the first, or answered too many others at that moment.
-const ROUNDS: u16 = 2;
+const ROUNDS: u16 = LINK_ATTEMPTS as u16;
 const BETWEEN_ROUNDS: Duration = Duration::from_millis(500);
 /// How often a guess is asked for, and the wait after each: a station that sleeps hears a group with the next beacon.
-const ATTEMPTS: u8 = 2;
+const ATTEMPTS: u8 = LINK_ATTEMPTS;
 const WAIT: Duration = Duration::from_millis(300);
 /// Hosts are gathered so long before they are told.
 const GATHER: Duration = Duration::from_millis(100);

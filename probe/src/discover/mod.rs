@@ -45,6 +45,7 @@ use std::net::{IpAddr, Ipv6Addr};
 
 use picket_wire::addr::AddrSet;
 use picket_wire::host::{HardwareAddress, HostSeen};
+use picket_wire::job::LINK_SOURCES_MAX;
 
 use crate::net::onlink::LocalLink;
 use crate::packet::eth::Mac;
@@ -79,11 +80,11 @@ impl LinkPlan {
         self.within.as_ref().is_none_or(|within| within.contains(IpAddr::V6(addr)))
     }
 
-    /// Our own addresses to ask all nodes from: one for each network, the link-local one first.
+    /// Our own addresses to ask all nodes from: one for each network, the link-local one first, and sixty-four at most.
     fn sources(&self) -> Vec<Ipv6Addr> {
         let sources: BTreeSet<(bool, Ipv6Addr)> =
             self.link.networks_v6().map(|(_, _, source)| (!source.is_unicast_link_local(), source)).collect();
-        sources.into_iter().map(|(_, source)| source).collect()
+        sources.into_iter().map(|(_, source)| source).take(LINK_SOURCES_MAX.into()).collect()
     }
 
     /// The on-link prefixes under which addresses are guessed: those of 64 bits and shorter, but for the link-local one, whose hosts all

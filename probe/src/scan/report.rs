@@ -174,7 +174,7 @@ impl Progress {
         self.answers.load(Ordering::Relaxed)
     }
 
-    pub(super) fn publish(&self, next: u64, stats: &Stats) {
+    pub(crate) fn publish(&self, next: u64, stats: &Stats) {
         self.next.store(next, Ordering::Relaxed);
         self.sent_packets.store(stats.sent_packets, Ordering::Relaxed);
         self.answers.store(stats.answers, Ordering::Relaxed);

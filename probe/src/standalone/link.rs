@@ -12,7 +12,7 @@ use std::sync::Arc;
 
 use picket_wire::addr::{AddrSet, IpNet};
 use picket_wire::host::HostSeen;
-use picket_wire::job::{ScanOptions, Technique};
+use picket_wire::job::{SWEEP_MAX, ScanOptions, Technique};
 use picket_wire::policy::{AddressPolicy, Permit};
 use picket_wire::space::{TargetSpace, TargetSpec};
 use serde_json::json;
@@ -40,9 +40,6 @@ use crate::scan::report::{Event, ProxySeen};
 use crate::scan::spec::{RawIdentity, ScanPlan, SourcePorts};
 use crate::station::{self, Station};
 
-/// The largest range of addresses that is asked for one by one: a quarter of an hour at 1000 packets per second. A network on the link
-/// that is larger is discovered as a link.
-const SWEEP_MAX: u128 = 1 << 20;
 /// The largest IPv4 network whose neighbours are looked for with `--link`: a minute at 1000 packets per second.
 const V4_MAX: u128 = 1 << 16;
 /// Events that wait for the terminal before sending pauses.

@@ -94,7 +94,7 @@ impl Records {
     /// When there is no such job.
     pub fn space(&self, job: JobId) -> Result<TargetSpace> {
         let spec = self.specs.get(&job.0).with_context(|| format!("no job {job}"))?;
-        TargetSpace::new(&spec.targets).context("the job's space")
+        spec.space().context("the job's space")
     }
 
     /// The batches of a job as the probes sent them.

@@ -121,7 +121,8 @@ macro_rules! of_kind {
 }
 
 impl Kind {
-    /// The kind for a plan; `None` for a technique that needs no raw packets.
+    /// The kind for a plan; `None` for a technique that needs no raw packets, and for one that is
+    /// not about single targets.
     pub(super) fn new(plan: &ScanPlan, identity: RawIdentity) -> Option<Self> {
         let run = Run::new(identity, plan.attempts);
         Some(match plan.technique {
@@ -133,7 +134,7 @@ impl Kind {
             Technique::Udp => Kind::Udp(udp::Udp::new(run, plan.ask_fragile)),
             Technique::Sctp => Kind::Sctp(sctp::Sctp::new(run)),
             Technique::Discover => Kind::Discover(discover::Discover::new(run, &plan.host_probes, plan.ask_fragile)),
-            Technique::Connect => return None,
+            Technique::Connect | Technique::Link => return None,
         })
     }
 
