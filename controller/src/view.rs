@@ -182,6 +182,9 @@ pub struct JobView {
     pub technique: Technique,
     /// Whether probes share the work.
     pub mode: Mode,
+    /// The rate that was asked for, of each probe, such as `5kpps, 20Mbit`; absent where none was.
+    #[serde(default)]
+    pub asked_rate: Option<String>,
     /// When it was submitted.
     pub created: String,
     /// When the first lease was granted.
@@ -216,8 +219,15 @@ pub struct JobProbe {
     pub coverage: Coverage,
     /// Leases it holds now.
     pub leases: u32,
-    /// The limit of the interface it sends on, such as `5kpps`.
+    /// The limit of the interface it sends on, such as `5kpps`, or the rate asked for where that is lower.
     pub limit: String,
+    /// What it is granted: the rate asked for, clipped to its interface's limits, such as `5kpps, 20Mbit`. Absent where the probe has
+    /// not told them.
+    #[serde(default)]
+    pub granted: Option<String>,
+    /// Whether that is less than what was asked for.
+    #[serde(default)]
+    pub clipped: bool,
 }
 
 /// Where a probe stands.

@@ -175,6 +175,7 @@ pub(super) fn shown(job: &JobView) -> String {
         ("name", job.name.clone().unwrap_or_default()),
         ("what", what(job)),
         ("mode", mode.to_owned()),
+        ("rate", job.asked_rate.as_ref().map(|rate| format!("{} asked of each probe", format::clean(rate))).unwrap_or_default()),
         ("state", format::job_state(job.state).to_owned()),
         ("reason", job.reason.clone().unwrap_or_default()),
         ("created", format::moment(&job.created)),
@@ -200,13 +201,15 @@ pub(super) fn shown(job: &JobView) -> String {
             ("SILENT", Right),
             ("PACKETS", Right),
             ("LEASES", Right),
-            ("LIMIT", Left),
+            ("RATE", Left),
         ];
         let mut columns = Columns::new(&heading);
         for part in &job.probes {
             let c = &part.coverage;
             let numbers = [c.asked, c.answered(), c.silent, c.packets, part.leases.into()].map(format::count);
-            columns.row([vec![part.probe.to_string()], numbers.to_vec(), vec![part.limit.clone()]].concat());
+            let granted = format::clean(part.granted.as_ref().unwrap_or(&part.limit));
+            let rate = if part.clipped { format!("{granted} (clipped)") } else { granted };
+            columns.row([vec![part.probe.to_string()], numbers.to_vec(), vec![rate]].concat());
         }
         text.push_str(&format!("\n\n{columns}"));
     }

@@ -15,7 +15,7 @@ use super::progress::{Progress, Style};
 use super::results::{self, Output, OutputArgs, Shape};
 use super::{Context, format, hosts};
 use crate::config::parse_duration;
-use crate::view::{JobRequest, JobView, Plan, Submitted};
+use crate::view::{JobProbe, JobRequest, JobView, Plan, Submitted};
 
 /// `picket scan` and its flags.
 #[derive(Debug, clap::Args)]
@@ -364,7 +364,7 @@ async fn measure(requests: &[JobRequest], work: &WorkArgs, output: &OutputArgs, 
         let followed = follow(&client, job.clone(), Progress::new(style, job), OnInterrupt::Cancel, &mut interrupts, context).await?;
         let place = Place { index, of: jobs.len() };
         tokio::select! {
-            printed = report(&client, &followed, plan, work.packets(), output, place, context) => printed?,
+            printed = report(&client, &followed, plan, output, place, context) => printed?,
             () = interrupts.next() => {}
         }
         if followed.exit() != Exit::Complete {
@@ -460,7 +460,6 @@ async fn report(
     client: &Client,
     followed: &Followed,
     plan: &Plan,
-    rate: Option<PacketsPerSecond>,
     output: &OutputArgs,
     place: Place,
     context: &mut Context<'_>,
@@ -492,7 +491,7 @@ async fn report(
     }
     let mut lines = vec![format::coverage(&job.coverage)];
     lines.extend(ending(followed));
-    lines.extend(clipped(rate, job));
+    lines.extend(clipped(job));
     for line in lines {
         match output.output {
             Output::Table => context.line(line)?,
@@ -503,15 +502,11 @@ async fn report(
 }
 
 /// Which probes could not go as fast as they were asked to.
-fn clipped(rate: Option<PacketsPerSecond>, job: &JobView) -> Option<String> {
-    let rate = rate?;
-    let slower: Vec<String> = job
-        .probes
-        .iter()
-        .filter(|part| part.limit.parse::<PacketsPerSecond>().is_ok_and(|limit| limit < rate))
-        .map(|part| format!("{} at most {}", part.probe, part.limit))
-        .collect();
-    (!slower.is_empty()).then(|| format!("slower than the {rate} asked for: {}", slower.join(", ")))
+fn clipped(job: &JobView) -> Option<String> {
+    let asked = format::clean(job.asked_rate.as_ref()?);
+    let granted = |part: &JobProbe| format!("{} at most {}", part.probe, format::clean(part.granted.as_ref().unwrap_or(&part.limit)));
+    let slower: Vec<String> = job.probes.iter().filter(|part| part.clipped).map(granted).collect();
+    (!slower.is_empty()).then(|| format!("slower than the {asked} asked for: {}", slower.join(", ")))
 }
 
 /// What is to be said of a job that did not come to its good end.

@@ -188,11 +188,11 @@ fn numbers_are_for_people() {
 fn job() -> crate::view::JobView {
     serde_json::from_value(serde_json::json!({
         "id": "65f0c1d200a4b7e1", "name": "nightly \u{7}", "state": "running", "reason": null, "summary": "198.18.0.0/24 ports 22,80",
-        "technique": "syn", "mode": "split", "created": "2026-11-21T10:00:00.123Z", "started": "2026-11-21T10:00:01Z", "ended": null,
+        "technique": "syn", "mode": "split", "asked_rate": "2kpps", "created": "2026-11-21T10:00:00.123Z", "started": "2026-11-21T10:00:01Z", "ended": null,
         "total": 512, "asked_so_far": 300, "rate": 1234.5, "seconds_left": 75, "version": 3,
         "coverage": { "asked": 256, "up": 0, "open": 3, "closed": 200, "filtered": 1, "silent": 52, "refused": 0, "not_reached": 0, "packets": 310 },
         "probes": [
-            { "probe": "attic", "leases": 2, "limit": "1kpps",
+            { "probe": "attic", "leases": 2, "limit": "1kpps", "granted": "1kpps, 20Mbit", "clipped": true,
               "coverage": { "asked": 256, "up": 0, "open": 3, "closed": 200, "filtered": 1, "silent": 52, "refused": 0, "not_reached": 0, "packets": 310 } },
             { "probe": "cellar", "leases": 0, "limit": "5kpps",
               "coverage": { "asked": 0, "up": 0, "open": 0, "closed": 0, "filtered": 0, "silent": 0, "refused": 0, "not_reached": 0, "packets": 0 } }

@@ -8,9 +8,9 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use picket_wire::event::{Birth, Check, Heartbeat, PacingReport, Shaper};
+use picket_wire::event::{Birth, Check, Heartbeat, PacingReport, Rates, Shaper};
 use picket_wire::ids::{ProbeId, SessionId};
-use picket_wire::units::{PacketsPerSecond, UnixMillis};
+use picket_wire::units::UnixMillis;
 
 use crate::clock::{Mono, Now, rfc3339};
 use crate::jobs::plan::Worker;
@@ -267,9 +267,10 @@ impl Registry {
         }
     }
 
-    /// The packet limit of a probe's interface, once it has told it.
-    pub fn limit(&self, id: &ProbeId) -> Option<PacketsPerSecond> {
-        self.probes.get(id)?.record.birth.as_ref().map(|birth| birth.interface.packets)
+    /// The limits of a probe's interface, once it has told them.
+    pub fn limits(&self, id: &ProbeId) -> Option<Rates> {
+        let birth = self.probes.get(id)?.record.birth.as_ref()?;
+        Some(Rates { packets: Some(birth.interface.packets), bits: Some(birth.interface.bits) })
     }
 
     /// The fleet in a few numbers.

@@ -767,7 +767,7 @@ impl Core {
         if !self.recall(id).await? {
             return Ok(None);
         }
-        let view = self.jobs.get(&id).map(|job| job.view(|probe| self.registry.limit(probe)));
+        let view = self.jobs.get(&id).map(|job| job.view(|probe| self.registry.limits(probe)));
         self.forget();
         Ok(view)
     }
@@ -963,7 +963,7 @@ impl Core {
         for id in std::mem::take(&mut self.touched) {
             let Some(job) = self.jobs.get_mut(&id) else { continue };
             job.touch(now);
-            let view = job.view(|probe| self.registry.limit(probe));
+            let view = job.view(|probe| self.registry.limits(probe));
             self.shared.show(view);
         }
         let mut held: BTreeMap<ProbeId, Vec<ProbeJob>> = BTreeMap::new();

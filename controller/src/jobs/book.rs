@@ -7,7 +7,7 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;
 use std::time::Duration;
 
-use picket_wire::event::LeaseStatus;
+use picket_wire::event::{LeaseStatus, Rates};
 use picket_wire::ids::{JobId, LeaseId, ProbeId};
 use picket_wire::job::{Lease, Mode, ScanOptions};
 use picket_wire::result::{Coverage, State};
@@ -349,22 +349,48 @@ impl Job {
         sum
     }
 
-    /// It as people see it. `limit` gives the packet limit of a probe's interface.
-    pub fn view(&self, limit: impl Fn(&ProbeId) -> Option<PacketsPerSecond>) -> JobView {
+    /// What it asks of each probe.
+    fn asked_rates(&self) -> Rates {
+        let spec = &self.record.spec;
+        Rates { packets: spec.rate, bits: spec.kind.survey().and_then(|survey| survey.limits.bits) }
+    }
+
+    /// The part of a probe whose interface has these limits.
+    fn part_of(&self, probe: ProbeId, limits: Option<Rates>) -> JobProbe {
+        let asked = self.asked_rates();
+        let clipped_to = |limits: Rates| {
+            let granted = Rates {
+                packets: [asked.packets, limits.packets].into_iter().flatten().min(),
+                bits: [asked.bits, limits.bits].into_iter().flatten().min(),
+            };
+            let less = asked.packets.is_some_and(|rate| granted.packets != Some(rate))
+                || asked.bits.is_some_and(|rate| granted.bits != Some(rate));
+            (granted, less)
+        };
+        let granted = limits.map(clipped_to);
+        let packets = granted.map_or(asked.packets, |(granted, _)| granted.packets);
+        JobProbe {
+            coverage: self.by_probe.get(&probe).copied().unwrap_or_default(),
+            leases: self.alive().filter(|lease| lease.probe == probe).count() as u32,
+            limit: packets.map_or_else(|| "unknown".to_owned(), |limit| limit.to_string()),
+            granted: granted.map(|(granted, _)| granted.to_string()),
+            clipped: granted.is_some_and(|(_, clipped)| clipped),
+            probe,
+        }
+    }
+
+    /// It as people see it. `limits` gives those of a probe's interface.
+    pub fn view(&self, limits: impl Fn(&ProbeId) -> Option<Rates>) -> JobView {
         let (asked, total, rate) = (self.asked(), self.total(), self.rate());
         let seconds_left = (!self.is_final() && rate > 0.0).then(|| (total.saturating_sub(asked) as f64 / rate).ceil() as u64);
         let holders = self.alive().map(|lease| lease.probe.clone());
         let vantage = self.parts.iter().filter_map(|part| part.record.probe.clone());
         let names: BTreeSet<ProbeId> = self.by_probe.keys().cloned().chain(holders).chain(vantage).collect();
-        let probe = |id: ProbeId| {
-            let limits = [limit(&id), self.record.spec.rate];
-            JobProbe {
-                coverage: self.by_probe.get(&id).copied().unwrap_or_default(),
-                leases: self.alive().filter(|lease| lease.probe == id).count() as u32,
-                limit: limits.into_iter().flatten().min().map_or_else(|| "unknown".to_owned(), |limit| limit.to_string()),
-                probe: id,
-            }
+        let part = |id: ProbeId| {
+            let limits = limits(&id);
+            self.part_of(id, limits)
         };
+        let asked_rate = self.asked_rates();
         JobView {
             id: self.id(),
             name: self.record.request.name.clone(),
@@ -373,6 +399,7 @@ impl Job {
             summary: self.record.summary.clone(),
             technique: self.options().technique,
             mode: self.record.spec.mode,
+            asked_rate: (asked_rate != Rates::default()).then(|| asked_rate.to_string()),
             created: rfc3339(self.record.created),
             started: self.record.started.map(rfc3339),
             ended: self.record.ended.map(rfc3339),
@@ -381,7 +408,7 @@ impl Job {
             asked_so_far: asked,
             rate,
             seconds_left,
-            probes: names.into_iter().map(probe).collect(),
+            probes: names.into_iter().map(part).collect(),
             version: self.version,
         }
     }

@@ -71,6 +71,14 @@ fn key() -> Result<[u8; 16], String> {
     Ok(key)
 }
 
+struct Running {
+    handle: Handle,
+    /// What the job asked for.
+    asked: Limits,
+    /// Whether the ports that it finds open are asked meanwhile.
+    asks: bool,
+}
+
 /// What a connect scan tells: its events, and in the end what went wrong.
 pub type ConnectEvent = (LeaseId, Result<Event, String>);
 
@@ -80,7 +88,7 @@ pub struct Tasks {
     /// What the site says of fragile ports.
     fragile: SitePolicy,
     limits: Limits,
-    running: BTreeMap<LeaseId, Handle>,
+    running: BTreeMap<LeaseId, Running>,
     /// Counts engines, so that each gets source ports of its own.
     engines: u64,
     connects: SharedPacer,
@@ -122,8 +130,8 @@ impl Tasks {
         positions: Range<u64>,
         targets: Option<TargetPacer>,
     ) -> Result<(), String> {
-        let rate = job_rate(spec);
-        if rate.exceeds(self.limits) {
+        let (rate, asked, asks) = (job_rate(spec), asked_rate(spec), surveys::wanted(spec).is_some());
+        if asked.exceeds(self.limits) {
             self.clipped += 1;
             log::info!("job {}: its rate is clipped to the interface's", spec.id);
         }
@@ -148,7 +156,7 @@ impl Tasks {
                 Handle::Raw(added.id, progress)
             }
         };
-        self.running.insert(lease, handle);
+        self.running.insert(lease, Running { handle, asked, asks });
         self.share(station);
         Ok(())
     }
@@ -248,8 +256,8 @@ impl Tasks {
 
     /// Divides the interface's limits between the packet loop and the connects, where both run.
     fn share(&self, station: Option<&Station>) {
-        let raw = self.running.values().any(|handle| matches!(handle, Handle::Raw(..)));
-        let connect = self.asking || self.running.values().any(|handle| matches!(handle, Handle::Connect(..)));
+        let raw = self.running.values().any(|running| matches!(running.handle, Handle::Raw(..)));
+        let connect = self.asking || self.running.values().any(|running| matches!(running.handle, Handle::Connect(..)));
         let granted = if raw && connect { half(self.limits) } else { self.limits };
         self.connects.lock().unwrap_or_else(PoisonError::into_inner).set_limits(clock::now(), granted);
         if let Some(station) = station {
@@ -260,7 +268,7 @@ impl Tasks {
 
     /// Asks a measurement to end; what it finished follows.
     pub fn cut(&mut self, station: Option<&Station>, lease: LeaseId) {
-        match self.running.get_mut(&lease) {
+        match self.running.get_mut(&lease).map(|running| &mut running.handle) {
             Some(Handle::Raw(id, _)) => {
                 if let Some(station) = station {
                     // A loop that has ended reports its tasks' end by itself.
@@ -281,7 +289,7 @@ impl Tasks {
     pub fn on_drive(&mut self, station: Option<&Station>, event: DriveEvent<Event>) -> Option<TaskEvent> {
         match event {
             DriveEvent::Task(id, event) => {
-                let lease = *self.running.iter().find(|(_, handle)| matches!(handle, Handle::Raw(task, _) if *task == id))?.0;
+                let lease = *self.running.iter().find(|(_, running)| matches!(running.handle, Handle::Raw(task, _) if task == id))?.0;
                 if let (Event::Done(_), Some(station)) = (&event, station) {
                     let _ = station.handle().cancel(id);
                 }
@@ -319,14 +327,25 @@ impl Tasks {
         Some(TaskEvent::Ended(lease, failure))
     }
 
-    /// How fast each measurement sends, and what holds it back; `stats` are the packet loop's.
+    /// How fast each measurement sends, and what holds it back; `stats` are the packet loop's. Where open ports are asked meanwhile,
+    /// that counts as well.
     pub fn pacing(&self, stats: Option<&DriveStats>) -> Vec<LeasePace> {
-        let of = |(lease, handle): (&LeaseId, &Handle)| {
-            let Handle::Raw(id, _) = handle else { return None };
-            let (_, task) = stats?.tasks.iter().find(|(task, _)| task == id)?;
-            let rates_of = |limits: Option<Limits>| limits.map(rates).unwrap_or_default();
-            let (asked, granted, current) = (rates_of(task.asked), rates_of(task.granted), rates_of(task.current));
-            Some(LeasePace { lease: *lease, pace: Pace { asked, granted, current, slowed: task.slowed } })
+        let connects = self.connects.lock().unwrap_or_else(PoisonError::into_inner).limits();
+        let of = |(lease, running): (&LeaseId, &Running)| {
+            let part = if running.asks { half(running.asked) } else { running.asked };
+            let by_connects = part.clipped_to(connects);
+            let (scan, slowed) = match running.handle {
+                Handle::Connect(..) => (by_connects, None),
+                Handle::Raw(id, _) => {
+                    let (_, task) = stats?.tasks.iter().find(|(task, _)| *task == id)?;
+                    (task.current?, task.slowed)
+                }
+            };
+            let current = if running.asks { sum(rates(scan), rates(by_connects)) } else { rates(scan) };
+            let granted = rates(running.asked.clipped_to(self.limits));
+            // Both ways share the interface: neither has more than all of it.
+            let current = Rates { packets: current.packets.min(granted.packets), bits: current.bits.min(granted.bits) };
+            Some(LeasePace { lease: *lease, pace: Pace { asked: rates(running.asked), granted, current, slowed } })
         };
         self.running.iter().filter_map(of).collect()
     }
@@ -339,7 +358,7 @@ impl Tasks {
             Handle::Raw(_, progress) => read(progress),
             Handle::Connect(_, progress) => read(progress),
         };
-        self.running.iter().map(|(lease, handle)| (*lease, of(handle))).collect()
+        self.running.iter().map(|(lease, running)| (*lease, of(&running.handle))).collect()
     }
 }
 
@@ -350,11 +369,23 @@ pub fn target_pacer(spec: &JobSpec) -> Result<Option<TargetPacer>, String> {
     TargetPacer::random(limits).map_err(|error| format!("no randomness for the limits towards targets: {error}"))
 }
 
+/// What a job asks for.
+fn asked_rate(spec: &JobSpec) -> Limits {
+    let bits = spec.kind.survey().and_then(|survey| survey.limits.bits);
+    Limits { packets: spec.rate, bits, burst: DEFAULT_BURST }
+}
+
 /// What a job may send by each of its ways: where open ports are asked while the scan goes on, each has half.
 fn job_rate(spec: &JobSpec) -> Limits {
-    let bits = spec.kind.survey().and_then(|survey| survey.limits.bits);
-    let rate = Limits { packets: spec.rate, bits, burst: DEFAULT_BURST };
+    let rate = asked_rate(spec);
     if surveys::wanted(spec).is_some() { half(rate) } else { rate }
+}
+
+/// Two rates together. What is not limited has no sum.
+fn sum(one: Rates, other: Rates) -> Rates {
+    let packets = one.packets.zip(other.packets).and_then(|(one, other)| PacketsPerSecond::new(one.get().saturating_add(other.get())));
+    let bits = one.bits.zip(other.bits).and_then(|(one, other)| BitsPerSecond::new(one.get().saturating_add(other.get())));
+    Rates { packets, bits }
 }
 
 /// Limits as the controller is told them.

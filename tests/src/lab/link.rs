@@ -171,12 +171,12 @@ impl Link {
     }
 }
 
-fn eui64(mac: [u8; 6]) -> u64 {
+pub(super) fn eui64(mac: [u8; 6]) -> u64 {
     let [a, b, c, d, e, f] = mac;
     u64::from_be_bytes([a ^ 2, b, c, 0xff, 0xfe, d, e, f])
 }
 
-fn with_identifier(prefix: [u16; 4], identifier: u64) -> Ipv6Addr {
+pub(super) fn with_identifier(prefix: [u16; 4], identifier: u64) -> Ipv6Addr {
     let prefix = prefix.iter().fold(0, |sum, word| sum << 16 | u128::from(*word));
     Ipv6Addr::from_bits(prefix << 64 | u128::from(identifier))
 }

@@ -12,6 +12,7 @@
 //! Invariant: only 198.18.0.0/15, 192.0.2.0/24 and 2001:db8::/32 are used as addresses (link-local ones apart).
 //! Invariant: only processes that a lab started, or that run in a namespace of a lab whose owner is dead, are ever killed.
 
+pub mod answer;
 pub mod flood;
 pub mod link;
 mod netns;

@@ -20,6 +20,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 
+use super::link::{eui64, with_identifier};
 use super::target::{self, Service, Target};
 use super::truth::{HostState, Network, TruthSpec};
 use super::watch::{Direction, Watch};
@@ -138,7 +139,7 @@ impl SiteBuilder {
             };
             probes.insert(plan.name.clone(), place);
         }
-        let site = Site { segments, probes, router, controller, lab };
+        let site = Site { segments, probes, router, controller, neighbours: Vec::new(), lab };
         site.check()?;
         Ok(site)
     }
@@ -304,6 +305,8 @@ pub struct Site {
     probes: BTreeMap<String, Place>,
     router: Namespace,
     controller: Namespace,
+    /// Hosts that were added to segments.
+    neighbours: Vec<Namespace>,
     lab: Lab,
 }
 
@@ -388,6 +391,52 @@ impl Site {
             let up = place.namespace.ip(&["-o", "link", "show", "dev", DEVICE])?.contains(" state UP ");
             Ok(up.then_some(()))
         })
+    }
+
+    /// Adds hosts to the wire of a segment with probes inside, each with a hardware address and an IPv6 address of its own: made
+    /// from the hardware address, small, or of the kind that nobody can guess, by turns. Gives every IPv6 address in the network of
+    /// that wire, the router's and the target's included and those of probes left out, with its hardware address.
+    ///
+    /// # Errors
+    /// When there is no such segment, nobody is inside, or the kernel refuses.
+    pub fn add_neighbours(&mut self, segment: &str, count: u8) -> Result<BTreeMap<Ipv6Addr, [u8; 6]>> {
+        let segment = self.segment(segment)?;
+        let inside = self.probes.values().any(|place| place.bridged && place.number == segment.number);
+        ensure!(inside, "a wire without a probe inside is no bridge");
+        let bridge = &segment.router_device;
+        let [a, b, c, d, ..] = v6(segment.number, 0).segments();
+        let hosts = self.lab.namespace(&format!("hosts-{}", segment.number))?;
+        let (mut devices, mut ends, mut all) = (String::new(), String::new(), BTreeMap::new());
+        for n in 1..=count {
+            let mac = [0x00, 0x16, 0x3e, 0x19, segment.number, n];
+            let identifier = match n % 3 {
+                0 => eui64(mac),
+                1 => 0x100 + u64::from(n),
+                _ => 0x39c1_77aa_5e00_1d00 | u64::from(n),
+            };
+            let (address, text) = (with_identifier([a, b, c, d], identifier), mac.map(|byte| format!("{byte:02x}")).join(":"));
+            writeln!(devices, "link add h{n} address {text} type veth peer name n{n} netns {}", self.router.name())?;
+            writeln!(devices, "address add {address}/64 dev h{n} nodad\nlink set h{n} up")?;
+            writeln!(ends, "link set n{n} master {bridge} up")?;
+            all.insert(address, mac);
+        }
+        // A bridge takes the least address of its ports, unless it has one of its own.
+        let own = self.router.hardware_address(bridge)?.map(|byte| format!("{byte:02x}")).join(":");
+        self.router.ip(&["link", "set", "dev", bridge, "address", &own])?;
+        hosts.ip_batch(&devices)?;
+        self.router.ip_batch(&ends)?;
+        all.insert(v6(segment.number, 1), self.router.hardware_address(bridge)?);
+        all.insert(v6(segment.number, 2), segment.target.namespace().hardware_address(DEVICE)?);
+        self.neighbours.push(hosts);
+        Ok(all)
+    }
+
+    /// The IPv6 network of a segment's wire, /64.
+    ///
+    /// # Errors
+    /// When there is no such segment.
+    pub fn wire_v6(&self, segment: &str) -> Result<String> {
+        Ok(format!("{}/64", v6(self.segment(segment)?.number, 0)))
     }
 
     /// Cuts the controller off from everybody, with its programs running on.

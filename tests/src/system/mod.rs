@@ -46,6 +46,7 @@ pub struct Plan {
     lease_ttl: u32,
     packets: String,
     bits: String,
+    log_level: String,
     only: Option<BTreeSet<String>>,
 }
 
@@ -58,6 +59,7 @@ impl Default for Plan {
             lease_ttl: 30,
             packets: "1kpps".to_owned(),
             bits: "100Mbit".to_owned(),
+            log_level: "info".to_owned(),
             only: None,
         }
     }
@@ -106,6 +108,13 @@ impl Plan {
         self
     }
 
+    /// What every probe logs.
+    #[must_use]
+    pub fn log_level(mut self, level: &str) -> Self {
+        self.log_level = level.to_owned();
+        self
+    }
+
     /// Enrols and starts only these of the site's probes at first.
     #[must_use]
     pub fn only(mut self, probes: &[&str]) -> Self {
@@ -126,7 +135,8 @@ impl Plan {
 
     fn probe_config(&self) -> String {
         format!(
-            "[interface]\nname = \"{}\"\npackets = \"{}\"\nbits = \"{}\"\n[policy]\nallow = {ALLOWED}\ndeny = {:?}\n",
+            "log_level = \"{}\"\n[interface]\nname = \"{}\"\npackets = \"{}\"\nbits = \"{}\"\n[policy]\nallow = {ALLOWED}\ndeny = {:?}\n",
+            self.log_level,
             crate::lab::site::DEVICE,
             self.packets,
             self.bits,
