@@ -159,6 +159,8 @@ pub struct Scenario {
     pub router_error_gap: Duration,
     /// Time that the link needs for a frame.
     pub frame_time: Duration,
+    /// When nothing gets through in either direction, counted from the start: from, and to.
+    pub outages: Vec<(Duration, Duration)>,
 }
 
 impl Default for Scenario {
@@ -174,6 +176,7 @@ impl Default for Scenario {
             hosts: Vec::new(),
             router_error_gap: Duration::ZERO,
             frame_time: Duration::from_nanos(800),
+            outages: Vec::new(),
         }
     }
 }
@@ -182,6 +185,12 @@ impl Default for Scenario {
 pub const OWN_MAC: Mac = Mac([0x02, 0, 0, 0, 0, 0x02]);
 
 impl Scenario {
+    /// Whether nothing gets through at `at`.
+    fn is_out(&self, at: Instant) -> bool {
+        let at = at.saturating_since(Instant::ZERO);
+        self.outages.iter().any(|(from, to)| (*from..*to).contains(&at))
+    }
+
     /// The rule for `ip`, where a host with that address exists.
     pub fn host(&self, ip: IpAddr) -> Option<&HostRule> {
         let rule = self.hosts.iter().find(|rule| rule.covers(ip))?;
@@ -435,7 +444,9 @@ impl Link for SimLink {
         for at in 0..taken {
             done += self.scenario.frame_time;
             self.wire.push((done, batch.frame(at).to_vec()));
-            self.network(done, batch.frame(at));
+            if !self.scenario.is_out(done) {
+                self.network(done, batch.frame(at));
+            }
         }
         self.busy_until = done;
         Sent { count: taken, stop: (taken < count).then_some(Stop::Full), done }
@@ -447,9 +458,9 @@ impl Link for SimLink {
             && let Some(entry) = self.arrivals.first_entry()
             && entry.key().0 <= self.now
         {
-            let bytes = entry.remove();
+            let ((at, _), bytes) = entry.remove_entry();
             count += 1;
-            if let (true, Some(frame)) = (self.up, Frame::parse(&bytes)) {
+            if let (true, Some(frame)) = (self.up && !self.scenario.is_out(at), Frame::parse(&bytes)) {
                 each(Received { ethertype: frame.ethertype(), src: Some(frame.src()), payload: frame.payload(), at: None });
             }
         }

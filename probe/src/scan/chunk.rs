@@ -15,7 +15,7 @@ use std::collections::VecDeque;
 use picket_wire::result::{Answer, NotReached, Runs, State};
 
 use super::report::ChunkReport;
-use super::rto::Rto;
+use super::rto::{Again, Rto};
 use crate::net::engine::NotSent;
 use crate::net::time::Instant;
 
@@ -366,16 +366,16 @@ impl Chunk {
     }
 
     /// When the wait of a position in level `asked` is over.
-    fn due(&self, asked: u8, offset: u32, rto: &Rto) -> Instant {
+    fn due(&self, asked: u8, offset: u32, rto: &Rto, again: Again) -> Instant {
         match self.last_sent(asked, offset) {
-            Some((attempt, at)) if attempt + 1 == asked => at + rto.after(attempt),
-            Some((attempt, at)) => (at + rto.after(attempt)).max(self.retry_at),
+            Some((attempt, at)) if attempt + 1 == asked => at + rto.pause(attempt, again),
+            Some((attempt, at)) => (at + rto.pause(attempt, again)).max(self.retry_at),
             None => self.retry_at,
         }
     }
 
     /// The next probe that is to be repeated or offered again, booked as sent; else lowers `wake` to when there is one.
-    pub(super) fn poll_due(&mut self, now: Instant, rto: &Rto, wake: &mut Instant) -> Option<(u32, u8)> {
+    pub(super) fn poll_due(&mut self, now: Instant, rto: &Rto, again: Again, wake: &mut Instant) -> Option<(u32, u8)> {
         while self.pending.in_round(now) {
             if self.pending.stale >= REOFFER_ROUNDS && self.sealed {
                 self.give_up_pending();
@@ -393,7 +393,7 @@ impl Chunk {
         }
         for asked in 1..self.attempts {
             let Some(offset) = self.levels.get(usize::from(asked) - 1).and_then(Level::first) else { continue };
-            let due = self.due(asked, offset, rto);
+            let due = self.due(asked, offset, rto, again);
             if due > now {
                 *wake = (*wake).min(due);
                 continue;
@@ -420,9 +420,9 @@ impl Chunk {
         self.held.get(offset)
     }
 
-    /// Whether a position's first packet has left.
-    pub(super) fn was_asked_first(&self, offset: u32) -> bool {
-        self.sent_at(0, offset).is_some()
+    /// When a position's first packet has left.
+    pub(super) fn first_sent(&self, offset: u32) -> Option<Instant> {
+        self.sent_at(0, offset)
     }
 
     fn give_up_pending(&mut self) {
@@ -439,7 +439,7 @@ impl Chunk {
     pub(super) fn end_waits(&mut self, now: Instant, rto: &Rto, wake: &mut Instant) {
         let last = usize::from(self.attempts) - 1;
         while let Some(offset) = self.levels.get(last).and_then(Level::first) {
-            let due = self.due(self.attempts, offset, rto);
+            let due = self.due(self.attempts, offset, rto, Again::Soon);
             if due > now {
                 *wake = (*wake).min(due);
                 return;

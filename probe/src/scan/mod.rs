@@ -7,7 +7,7 @@
 //!  schedule  which probe is next, who answered,        engine    schedule + kind = packets in and out (net::engine::Engine)
 //!            when to ask again, what to report         connect   schedule + sockets of the operating system
 //!  chunk     the state of up to 65,536 positions       rto       how long to wait for an answer
-//!  report    what is told about a finished chunk
+//!  report    what is told about a finished chunk      cohorts   what loss tells of the rate
 //! ```
 //!
 //! **Chunks.** Positions are begun in order and belong to chunks of what is sent in one second, 65,536 at most. A chunk keeps
@@ -19,7 +19,8 @@
 //! reported as silent becomes [`Late`](report::Event::Late), with its exact round trip, once. After the end of the scan nobody listens.
 //!
 //! **Attempts.** Each position that stays silent is asked again after a wait learnt from the round trips measured so far
-//! ([`rto`]), up to `attempts` times in all. The attempt is written in the source port (TCP) or the identifier (ICMP), so
+//! ([`rto`]), up to `attempts` times in all; while others have yet to be asked first, [`apart`](spec::Timing::apart) from the first time, so
+//! that one burst of loss does not take both packets. The attempt is written in the source port (TCP) or the identifier (ICMP), so
 //! each answer names the probe that it answers and its round trip is exact (Karn's problem does not arise).
 //!
 //! **Answers** are recognised by a keyed cookie that only this run knows, in a field that every honest answer repeats. What
@@ -53,6 +54,7 @@ pub mod rto;
 pub mod spec;
 
 mod chunk;
+mod cohorts;
 mod kinds;
 mod lanes;
 mod onlink;

@@ -9,6 +9,10 @@
 //! to [`Timing::quick`]. To give up early loses a host that sleeps or whose router had to find it; so the wait after the last
 //! attempt never falls below [`Timing::floor`].
 //!
+//! And to ask again early gains nothing while others have yet to be asked first: the same packets leave in the same time in whatever
+//! order. Then a repetition waits for [`Timing::apart`] ([`Again::Apart`]), since what is lost is mostly lost in bursts (a radio link
+//! that fades, a queue that overflows, a bridge that learns), and both packets in one burst are as good as one.
+//!
 //! **Invariant:** [`Rto::after`] <= ceiling; after the last attempt it is >= floor, and so is every wait before
 //! `ENOUGH` round trips were measured.
 
@@ -18,6 +22,15 @@ use super::spec::Timing;
 
 /// Round trips after which the measurement is believed further down than [`Timing::floor`].
 const ENOUGH: u32 = 32;
+
+/// When a silent target is asked again.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Again {
+    /// As soon as an answer should be there: there is nobody else to ask.
+    Soon,
+    /// So late that what has lost the first packet is likely over: others are asked meanwhile.
+    Apart,
+}
 
 /// The estimate.
 #[derive(Debug, Clone, Copy)]
@@ -65,6 +78,15 @@ impl Rto {
     pub fn after(&self, attempt: u8) -> Duration {
         let wait = (self.current * (1 << (attempt / self.round).min(10))).min(self.timing.ceiling);
         if attempt.saturating_add(1) < self.attempts { wait } else { wait.max(self.timing.floor) }
+    }
+
+    /// The pause between attempt number `attempt` and the next; the wait after the last one.
+    pub fn pause(&self, attempt: u8, again: Again) -> Duration {
+        let wait = self.after(attempt);
+        match again {
+            Again::Apart if attempt.saturating_add(1) < self.attempts => wait.max(self.timing.apart),
+            _ => wait,
+        }
     }
 
     /// Takes a round trip; it is exact, since each answer names the attempt that it answers. Whether the estimate has changed
@@ -158,6 +180,17 @@ mod tests {
         assert_eq!([0, 1, 2].map(|attempt| rto.after(attempt)), [ms(25), ms(50), ms(100)]);
         rto.sample(ms(40));
         assert_eq!(rto.after(0), ms(50), "a slow one among them is waited for");
+    }
+
+    #[test]
+    fn where_others_are_asked_meanwhile_repetitions_are_apart_and_giving_up_is_as_soon() {
+        let mut rto = Rto::new(Timing::default(), 3);
+        assert_eq!([0, 1, 2].map(|attempt| rto.pause(attempt, Again::Apart)), [0, 1, 2].map(|attempt| rto.after(attempt)), "it is slow");
+        for _ in 0..ENOUGH {
+            rto.sample(Duration::from_micros(300));
+        }
+        assert_eq!([0, 1, 2].map(|attempt| rto.pause(attempt, Again::Apart)), [ms(400), ms(400), ms(100)]);
+        assert_eq!([0, 1, 2].map(|attempt| rto.pause(attempt, Again::Soon)), [ms(25), ms(50), ms(100)]);
     }
 
     #[test]

@@ -1,5 +1,8 @@
 //! Which probe is next: chunks in order, repetitions when they are due, reports when chunks are finished.
 //!
+//! First what was asked long ago ([`Again::Apart`]), then who was never asked, and only where there is nobody left, or no memory for him,
+//! what was asked a moment ago ([`Again::Soon`]).
+//!
 //! Pure and without packets: the raw engine turns probes into bytes, the connect engine into sockets.
 //!
 //! **Invariant:** the positions of all open chunks, and of the reported ones that are still listened for, are together bounded
@@ -12,9 +15,10 @@ use picket_wire::job::Technique;
 use picket_wire::result::State;
 
 use super::chunk::{Chunk, Taken};
+use super::cohorts::Cohorts;
 use super::lanes::{HELD_MAX, Lanes};
 use super::report::{Done, Event, LateReport, Stats};
-use super::rto::Rto;
+use super::rto::{Again, Rto};
 use super::spec::{ChunkLimits, Cut, ScanPlan, Timing};
 use crate::net::engine::{NotSent, Signs};
 use crate::net::time::Instant;
@@ -69,8 +73,10 @@ pub(super) struct Schedule {
     spare: Option<Chunk>,
     /// Where the last repetition came from: the next one is likely there too.
     hint: usize,
-    /// Not before this is any repetition due.
+    /// Not before this is any repetition due while others have yet to be asked first.
     send_wake: Instant,
+    /// Not before this is any repetition due at all.
+    soon_wake: Instant,
     /// Until then the way back to the interface may not stand.
     settling: Option<Instant>,
     /// Not before this is any wait over.
@@ -81,8 +87,8 @@ pub(super) struct Schedule {
     stats: Stats,
     /// Probes that are too soon for their targets.
     lanes: Lanes,
-    /// Since they were asked for last.
-    signs: Signs,
+    /// Who answered the first and who the second packet.
+    cohorts: Cohorts,
     /// Whether all attempts ask the same, so that an answer to a later one means that an earlier one was lost.
     comparable: bool,
     /// Whether the answer that is being taken names its attempt.
@@ -118,13 +124,14 @@ impl Schedule {
             spare: None,
             hint: 0,
             send_wake: Instant::FAR_FUTURE,
+            soon_wake: Instant::FAR_FUTURE,
             settling: None,
             end_wake: Instant::FAR_FUTURE,
             seen: Instant::ZERO,
             events: VecDeque::new(),
             stats: Stats::default(),
             lanes: Lanes::default(),
-            signs: Signs::default(),
+            cohorts: Cohorts::default(),
             marked: true,
             comparable: plan.technique != Technique::Discover,
             closed_by_icmp: plan.technique == Technique::Udp,
@@ -165,37 +172,48 @@ impl Schedule {
             return Some(self.booked(now, probe));
         }
         if now >= self.send_wake
-            && let Some(probe) = self.poll_due(now)
+            && let Some(probe) = self.poll_due(now, Again::Apart)
         {
             return Some(self.booked(now, probe));
         }
-        let probe = self.poll_new(now)?;
+        if let Some(probe) = self.poll_new(now) {
+            return Some(self.booked(now, probe));
+        }
+        if now < self.soon_wake {
+            return None;
+        }
+        let probe = self.poll_due(now, Again::Soon)?;
         Some(self.booked(now, probe))
     }
 
     #[inline]
     fn booked(&mut self, now: Instant, probe: Probe) -> Probe {
         let due = now + self.rto.after(probe.attempt);
-        match probe.attempt + 1 < self.attempts {
-            true => self.send_wake = self.send_wake.min(due),
-            false => self.end_wake = self.end_wake.min(due),
+        if probe.attempt + 1 < self.attempts {
+            self.soon_wake = self.soon_wake.min(due);
+            self.send_wake = self.send_wake.min(now + self.rto.pause(probe.attempt, Again::Apart));
+        } else {
+            self.end_wake = self.end_wake.min(due);
         }
         self.stats.sent_packets += 1;
         probe
     }
 
-    fn poll_due(&mut self, now: Instant) -> Option<Probe> {
+    fn poll_due(&mut self, now: Instant, again: Again) -> Option<Probe> {
         let mut wake = Instant::FAR_FUTURE;
         let count = self.chunks.len();
         for step in 0..count {
             let index = (self.hint + step) % count;
             let chunk = self.chunks.get_mut(index)?;
-            if let Some((offset, attempt)) = chunk.poll_due(now, &self.rto, &mut wake) {
+            if let Some((offset, attempt)) = chunk.poll_due(now, &self.rto, again, &mut wake) {
                 self.hint = index;
                 return Some(Probe { position: chunk.from() + u64::from(offset), attempt });
             }
         }
-        self.send_wake = wake;
+        match again {
+            Again::Apart => self.send_wake = wake,
+            Again::Soon => self.soon_wake = wake,
+        }
         // Giving up neighbours may have finished a chunk.
         self.collect(now);
         None
@@ -295,14 +313,14 @@ impl Schedule {
         self.stats.sent_bytes = self.stats.sent_bytes.saturating_sub(bytes as u64);
         match why {
             // When it is due is for the chunk to say.
-            NotSent::NeighbourPending => self.send_wake = Instant::ZERO,
+            NotSent::NeighbourPending => (self.send_wake, self.soon_wake) = (Instant::ZERO, Instant::ZERO),
             NotSent::TooSoon { until, lane } => {
                 if held {
                     self.lanes.hold(lane, until, probe);
                 }
                 return;
             }
-            _ => (self.send_wake, self.end_wake) = (Instant::ZERO, Instant::ZERO),
+            _ => self.look_again(),
         }
         self.collect(now);
     }
@@ -314,10 +332,10 @@ impl Schedule {
             return self.answer_late(now, probe, state, ttl);
         }
         let taken = self.chunk_of(probe.position).map(|(chunk, offset)| {
-            let asked_first = chunk.was_asked_first(offset);
-            (chunk.answer(now, offset, probe.attempt, state, ttl), chunk.is_finished(), asked_first)
+            let first_sent = chunk.first_sent(offset);
+            (chunk.answer(now, offset, probe.attempt, state, ttl), chunk.is_finished(), first_sent)
         });
-        let Some((taken, finished, asked_first)) = taken else {
+        let Some((taken, finished, first_sent)) = taken else {
             self.stats.foreign += 1;
             return;
         };
@@ -327,8 +345,8 @@ impl Schedule {
             Taken::Stronger { contradicts } => self.stats.contradicted += u64::from(contradicts),
             Taken::New(rtt) => {
                 self.stats.answers += 1;
-                if self.comparable && self.marked && asked_first {
-                    self.note(probe.attempt, state);
+                if let Some(first_sent) = first_sent.filter(|_| self.comparable && self.marked) {
+                    self.note(first_sent, probe.attempt, state);
                 }
                 self.learn(rtt);
             }
@@ -446,37 +464,39 @@ impl Schedule {
         }
     }
 
-    fn note(&mut self, attempt: u8, state: State) {
+    fn note(&mut self, first_sent: Instant, attempt: u8, state: State) {
         let error = state.is_hearsay() || (self.closed_by_icmp && state == State::Closed);
-        let signs = &mut self.signs;
-        let counter = match (error, attempt) {
-            (false, 0) => &mut signs.first,
-            (false, 1) => &mut signs.repeated,
-            (true, 0) => &mut signs.errors_first,
-            (true, 1) => &mut signs.errors_repeated,
-            // Third packets and later would count what was lost twice.
-            _ => return,
+        let counter = |signs: &mut Signs| match (error, attempt) {
+            (false, 0) => signs.first += 1,
+            (false, _) => signs.repeated += 1,
+            (true, 0) => signs.errors_first += 1,
+            (true, _) => signs.errors_repeated += 1,
         };
-        *counter += 1;
+        // Third packets and later would count what was lost twice.
+        if attempt <= 1 {
+            self.cohorts.note(first_sent, counter);
+        }
     }
 
     /// What was noticed since the last call.
     pub(super) fn signs(&mut self) -> Signs {
-        let wait = self.rto.after(0) + self.rto.mean().unwrap_or_default();
-        Signs { wait, ..core::mem::take(&mut self.signs) }
+        let again = if self.next < self.to { Again::Apart } else { Again::Soon };
+        let wait = self.rto.pause(0, again) + self.rto.mean().unwrap_or_default();
+        Signs { wait, ..self.cohorts.take(self.seen, wait) }
     }
 
     /// The wait has changed: all timers are to be computed anew.
     fn look_again(&mut self) {
-        (self.send_wake, self.end_wake) = (Instant::ZERO, Instant::ZERO);
+        (self.send_wake, self.soon_wake, self.end_wake) = (Instant::ZERO, Instant::ZERO, Instant::ZERO);
     }
 
     /// When [`Schedule::on_timeout`] is to be called. What is to be sent already is no matter of time.
     pub(super) fn poll_timeout(&self) -> Option<(Instant, &'static str)> {
         let end = (self.end_wake, "end of a wait for answers");
-        let mut next = match self.send_wake > self.seen && self.send_wake < self.end_wake {
-            true => (self.send_wake, "repetition of a probe"),
-            false => end,
+        let repetition = [self.send_wake, self.soon_wake].into_iter().filter(|at| *at > self.seen).min();
+        let mut next = match repetition {
+            Some(at) if at < self.end_wake => (at, "repetition of a probe"),
+            _ => end,
         };
         if let Some(due) = self.lanes.next_due().filter(|due| *due > self.seen && *due < next.0) {
             next = (due, "end of a wait for a target's limit");

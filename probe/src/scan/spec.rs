@@ -108,6 +108,9 @@ pub struct Timing {
     /// Never ask a target again sooner, however fast the answers were. Default 25 ms: many times a round trip on the local
     /// network, and what a busy small board may take to look at an answer.
     pub quick: Duration,
+    /// Never ask a target again sooner while others have yet to be asked first. Default 400 ms: longer than most bursts of loss. It costs
+    /// no time and no packets, only memory for as many more targets as are asked in it, and reports of chunks that come as much later.
+    pub apart: Duration,
     /// The wait while nothing was measured. Default 1 s (RFC 6298, section 2).
     pub initial: Duration,
     /// Never wait more for one attempt. Default 3 s.
@@ -119,6 +122,7 @@ impl Default for Timing {
         Self {
             floor: Duration::from_millis(100),
             quick: Duration::from_millis(25),
+            apart: Duration::from_millis(400),
             initial: Duration::from_secs(1),
             ceiling: Duration::from_secs(3),
         }
@@ -135,6 +139,7 @@ impl Timing {
     pub const ON_LINK: Timing = Timing {
         floor: Duration::from_millis(100),
         quick: Duration::from_millis(20),
+        apart: Duration::from_millis(400),
         initial: Duration::from_millis(150),
         ceiling: Duration::from_secs(1),
     };

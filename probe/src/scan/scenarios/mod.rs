@@ -45,6 +45,8 @@ struct World {
     seed: Option<u64>,
     /// A router sends an ICMP error no sooner than so long after the one before.
     router_error_gap_ms: f64,
+    /// When nothing gets through in either direction: from, and to.
+    outages_ms: Vec<(f64, f64)>,
 }
 
 /// Hosts that behave alike; the first entry that covers an address counts.
@@ -200,6 +202,7 @@ impl File {
             seed: self.world.seed.unwrap_or(1),
             router_error_gap: ms(self.world.router_error_gap_ms),
             hosts: self.hosts.iter().map(Hosts::rule).collect(),
+            outages: self.world.outages_ms.iter().map(|(from, to)| (ms(*from), ms(*to))).collect(),
             ..Scenario::default()
         };
         let (space, routes) = (self.space(), scenario.routes());
@@ -315,6 +318,8 @@ every_file! {
     echo_proxied
     icmp_rate_limit
     late_answers
+    loss_burst
+    loss_burst_none
     middlebox_resets
     mirror
     prohibited_hosts
