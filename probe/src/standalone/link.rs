@@ -25,6 +25,7 @@ use super::error::{StandaloneError, system};
 use super::prepare;
 use super::rates;
 use super::request::{Request, outputs};
+use super::signals::Signals;
 use crate::discover::engine::LinkDiscovery;
 use crate::discover::{LinkPlan, RouterSeen, gate};
 use crate::logging;
@@ -111,7 +112,8 @@ pub(super) fn discover(common: &CommonArgs, within: Option<AddrSet>) -> Result<O
     let link = station.local_link().ok_or_else(|| StandaloneError::NoLink(station.interface().name))?;
     let granted = rates::limits(&common.rate).clipped_to(station::limits(&config.interface));
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(system("start the runtime"))?;
-    let run = Run { station, events, policy: config.policy, granted, out: Printer::new(output), seeds: Vec::new() };
+    let signals = Signals::new().map_err(system("listen for signals"))?;
+    let run = Run { station, events, policy: config.policy, granted, out: Printer::new(output), seeds: Vec::new(), signals };
     runtime.block_on(run.all(link, within, common))
 }
 
@@ -130,6 +132,7 @@ struct Run {
     granted: Limits,
     out: Printer,
     seeds: Vec<(IpAddr, Mac)>,
+    signals: Signals,
 }
 
 impl Run {
@@ -207,8 +210,7 @@ impl Run {
         loop {
             let event = tokio::select! {
                 event = self.events.recv() => event.ok_or(crate::net::drive::DriveGone)?,
-                signal = tokio::signal::ctrl_c(), if outcome == Outcome::Complete => {
-                    signal.map_err(system("listen for signals"))?;
+                () = self.signals.next(), if outcome == Outcome::Complete => {
                     outcome = Outcome::Incomplete;
                     self.station.handle().cancel(added.id)?;
                     continue;

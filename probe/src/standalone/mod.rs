@@ -30,6 +30,7 @@ mod results;
 mod resume;
 mod run;
 mod services;
+mod signals;
 mod targets;
 
 pub use args::{DiscoverArgs, ScanArgs, ServicesArgs, nmap_spellings};

@@ -10,7 +10,6 @@ use std::io::{self, Write};
 use picket_wire::job::{HostProbe, Technique};
 use picket_wire::service::ServiceOutcome;
 use picket_wire::space::{TargetSpace, TargetSpec};
-use tokio::signal::unix::{Signal, SignalKind, signal};
 
 use super::Outcome;
 use super::args::{CommonArgs, DiscoverArgs, PortArgs, ScanArgs, ServicesArgs};
@@ -26,6 +25,7 @@ use super::request::{DISCOVERY, PassPlan, Request, outputs};
 use super::results::{PassHead, RunHead};
 use super::resume::{Entry, Head, Journal, ResumeError, SYNC_EVERY};
 use super::services::{Detection, OpenPort};
+use super::signals::Signals;
 use crate::logging;
 use crate::net::clock;
 use crate::net::target_pacer::TargetLimits;
@@ -157,24 +157,6 @@ fn list(request: &Request) -> Result<Outcome, StandaloneError> {
     match written {
         Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(Outcome::Incomplete),
         written => written.map(|()| Outcome::Complete).map_err(system("write the list")),
-    }
-}
-
-struct Signals {
-    interrupt: Signal,
-    terminate: Signal,
-}
-
-impl Signals {
-    fn new() -> io::Result<Self> {
-        Ok(Self { interrupt: signal(SignalKind::interrupt())?, terminate: signal(SignalKind::terminate())? })
-    }
-
-    async fn next(&mut self) {
-        tokio::select! {
-            _ = self.interrupt.recv() => {}
-            _ = self.terminate.recv() => {}
-        }
     }
 }
 

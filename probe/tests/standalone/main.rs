@@ -11,6 +11,7 @@ mod lab;
 #[path = "../namespaces/mod.rs"]
 mod namespaces;
 mod resume;
+mod terminal;
 mod texts;
 
 use std::process::{Child, Command};

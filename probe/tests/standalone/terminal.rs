@@ -1,0 +1,114 @@
+//! What a person at a terminal sees and does: a line that tells how far it is, and Ctrl-C once or twice.
+
+use std::io::{ErrorKind, PipeReader, PipeWriter, Read, Write};
+use std::process::{Child, Command, ExitStatus, Stdio};
+use std::time::{Duration, Instant};
+
+use nix::fcntl::{FcntlArg, OFlag, fcntl};
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+
+use crate::lab::{Lab, POLICY, PROBE, has_tool};
+
+const ENDLESS: &str = "scan 198.19.0.0/22 -p 1-1000 -Pn --rate 500pps -o ndjson";
+
+/// The program on a terminal of its own, which `script` makes; what is written to its input is typed there.
+fn on_a_terminal(lab: &Lab, args: &str) -> Child {
+    let command = format!("ip netns exec {} {PROBE} {args}", lab.probe);
+    let mut script = Command::new("script");
+    script.args(["-qefc", &command, "/dev/null"]).env("PICKET_POLICY__ALLOW", POLICY).env("RUST_LOG", "error").env("TERM", "xterm");
+    script.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap()
+}
+
+/// Reads until `wanted` has been seen, and returns everything.
+fn read_until(out: &mut impl Read, wanted: impl Fn(&str) -> bool) -> String {
+    let (mut text, mut buf) = (String::new(), [0; 4096]);
+    while !wanted(&text) {
+        let len = out.read(&mut buf).unwrap();
+        assert!(len > 0, "it ended before: {text}");
+        text.push_str(&String::from_utf8_lossy(&buf[..len]));
+    }
+    text
+}
+
+#[test]
+fn a_terminal_shows_how_far_it_is_and_ctrl_c_ends_it_with_the_coverage() {
+    let Some(lab) = Lab::new() else { return };
+    if !has_tool("script", &["--version"]) {
+        return;
+    }
+    let mut child = on_a_terminal(&lab, ENDLESS);
+    let mut out = child.stdout.take().unwrap();
+    // The first line says that nothing has been sent, a later one that something has.
+    let line = |text: &str| text.matches("\r\x1b[K[").count() >= 4 && text.contains(" pps  ");
+    let shown = read_until(&mut out, line);
+    assert!(shown.contains("[....................] ports 0.") && shown.contains(" answers  "), "{shown}");
+    child.stdin.as_mut().unwrap().write_all(b"\x03").unwrap();
+    let mut rest = String::new();
+    out.read_to_string(&mut rest).unwrap();
+    let status = child.wait().unwrap();
+    assert_eq!(status.code(), Some(3), "{rest}");
+    assert!(rest.contains("stopping"), "{rest}");
+    // What comes last is the coverage, on a line that the progress line has left.
+    let last = rest.lines().last().unwrap();
+    let coverage: serde_json::Value =
+        serde_json::from_str(last.trim_start_matches("\r\x1b[K")).unwrap_or_else(|error| panic!("{error}: {last}"));
+    assert_eq!((&coverage["type"], &coverage["complete"], &coverage["asked"]), (&"coverage".into(), &false.into(), &1_024_000.into()));
+}
+
+#[test]
+fn no_terminal_no_line() {
+    let Some(lab) = Lab::new() else { return };
+    let run = lab.run("scan 198.19.0.0/28 -p 1-100 -Pn --rate 1kpps -o ndjson");
+    assert_eq!((run.code, run.err.as_str()), (Some(0), ""));
+}
+
+/// A pipe that holds all it can, so that whoever writes to it waits.
+fn full_pipe() -> (PipeReader, PipeWriter) {
+    let (reader, mut writer) = std::io::pipe().unwrap();
+    fcntl(&writer, FcntlArg::F_SETFL(OFlag::O_NONBLOCK)).unwrap();
+    let full = loop {
+        if let Err(error) = writer.write(&[b'\n'; 4096]) {
+            break error;
+        }
+    };
+    assert_eq!(full.kind(), ErrorKind::WouldBlock);
+    fcntl(&writer, FcntlArg::F_SETFL(OFlag::empty())).unwrap();
+    (reader, writer)
+}
+
+/// Whether the process does something of its own on SIGINT.
+fn listens(child: &Child) -> bool {
+    let status = std::fs::read_to_string(format!("/proc/{}/status", child.id())).unwrap();
+    let caught = status.lines().find_map(|line| line.strip_prefix("SigCgt:")).unwrap();
+    u64::from_str_radix(caught.trim(), 16).unwrap() & 1 << (Signal::SIGINT as u32 - 1) != 0
+}
+
+/// Calls `again` until it returns something; a test that waits longer has failed.
+fn wait_for<T>(mut again: impl FnMut() -> Option<T>) -> T {
+    let begun = Instant::now();
+    loop {
+        match again() {
+            Some(found) => return found,
+            None => assert!(begun.elapsed() < Duration::from_secs(30), "it never came"),
+        }
+        std::thread::sleep(Duration::from_millis(20));
+    }
+}
+
+#[test]
+fn a_second_ctrl_c_ends_it_whoever_does_not_read_the_results() {
+    let Some(lab) = Lab::new() else { return };
+    let (mut reader, writer) = full_pipe();
+    let mut child = lab.command(ENDLESS).stdout(writer).spawn().unwrap();
+    wait_for(|| listens(&child).then_some(()));
+    // As somebody who has lost his patience.
+    let ended: ExitStatus = wait_for(|| {
+        kill(Pid::from_raw(child.id() as i32), Signal::SIGINT).unwrap();
+        child.try_wait().unwrap()
+    });
+    assert_eq!(ended.code(), Some(3));
+    let mut text = Vec::new();
+    reader.read_to_end(&mut text).unwrap();
+    assert!(text.iter().all(|byte| *byte == b'\n'), "it had no room for a word");
+}
