@@ -6,13 +6,13 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use picket_controller::view::{JobState, Submitted};
+use picket_controller::view::{JobState, ProbeView, Submitted};
 use picket_tests::lab::site::{SegmentPlan, Site};
 use picket_tests::lab::target::Service;
 use picket_tests::lab::truth::TruthSpec;
 use picket_tests::lab::{require_root, wait_until};
 use picket_tests::system::expect::{Expected, Scope};
-use picket_tests::system::{Fleet, PATIENCE, Plan, towards};
+use picket_tests::system::{Fleet, PATIENCE, Plan, records::Records, towards};
 
 /// Only waited for when something is broken.
 const LONG: Duration = Duration::from_secs(180);
@@ -133,4 +133,81 @@ fn a_dry_run_shows_everything_and_sends_nothing() {
     assert_eq!(jobs.as_array().or_else(|| jobs["items"].as_array()).unwrap().len(), 0, "nothing is stored: {jobs}");
     let seen = watch.stop().unwrap();
     assert_eq!(seen.sent_to(|_| true), 0, "nothing is sent");
+}
+
+const WAITS: &str = "the scan waits for answers about services";
+/// Many chunks of positions in the time that a silent port takes.
+const WIDE: &str = "198.18.2.0/25";
+const LAST_PORT: u16 = 400;
+
+#[test]
+fn a_scan_that_waits_for_services_goes_on_where_it_was_also_after_a_kill() {
+    if !require_root() {
+        return;
+    }
+    // Ports that are open and say nothing: asking one takes seconds.
+    let spec = TruthSpec::new(43, &[WIDE], &[22, 80]).unwrap();
+    let segment = SegmentPlan::new("net", spec).service(22, Service::Banner("SSH-2.0-OpenSSH_9.2p1 Debian-2+deb12u3".into()));
+    let site = Site::builder("parks").probe("a").segment(segment).build().unwrap();
+    let mut fleet =
+        Fleet::start(site, Plan::default().packets("16kpps").heartbeat(1).lease_ttl(10).log("info,picket_probe::agent=debug")).unwrap();
+    let job = fleet.submit_job(&["scan", WIDE, "-p", &format!("1-{LAST_PORT}"), "--services"]).unwrap();
+    let waits = |fleet: &mut Fleet| fleet.probe_proc("a").unwrap().wait_for_line(WAITS, PATIENCE).unwrap();
+    waits(&mut fleet);
+    assert!(!fleet.job(job).unwrap().state.is_final());
+    fleet.kill_probe("a").unwrap();
+    fleet.start_probe("a").unwrap();
+    // What was not reported is measured again, and has to wait again.
+    waits(&mut fleet);
+    let done = fleet.wait_done(job, LONG).unwrap();
+
+    let ports: Vec<u16> = (1..=LAST_PORT).collect();
+    let expected = Expected::scan(&[fleet.site().segment("net").unwrap().target().truth()], &ports, &Scope::default());
+    expected.check_coverage(&done.coverage, 1).unwrap();
+    let rows = fleet.results(job).unwrap();
+    expected.check_rows(&rows).unwrap();
+    Records::read(fleet.data()).unwrap().reported_once(job, 1).unwrap();
+    let mut served: BTreeMap<u16, usize> = BTreeMap::new();
+    for row in &rows {
+        assert_eq!(row.service.is_some(), row.state == "open", "{row:?}");
+        let Some(service) = &row.service else { continue };
+        let said = (service.outcome.as_str(), service.name.as_deref());
+        let port = row.port.unwrap();
+        assert_eq!(said, if port == 22 { ("identified", Some("ssh")) } else { ("silent", None) }, "{row:?}");
+        *served.entry(port).or_default() += 1;
+    }
+    assert!([22, 80].iter().all(|port| served.get(port).is_some_and(|count| *count > 10)), "the truth has too few open ports: {served:?}");
+}
+
+#[test]
+fn a_job_shows_what_was_asked_and_what_is_granted() {
+    if !require_root() {
+        return;
+    }
+    let spec = TruthSpec::new(44, &[NETWORK], &PORTS).unwrap();
+    let site = Site::builder("clips").probe("a").segment(SegmentPlan::new("net", spec)).build().unwrap();
+    let fleet = Fleet::start(site, Plan::default().packets("40pps").bits("10Mbit").heartbeat(1)).unwrap();
+    let scan = |more: &[&str]| fleet.submit_job(&[&["scan", NETWORK, "-p", "22,80,8080"], more].concat()).unwrap();
+    let cases = [
+        (scan(&["--rate", "5kpps,20Mbit"]), "5kpps, 20Mbit", "40pps, 10Mbit", true),
+        (scan(&["--rate", "5kpps", "--services"]), "5kpps", "40pps, 10Mbit", true),
+        (scan(&["--rate", "5kpps", "--technique", "connect"]), "5kpps", "40pps, 10Mbit", true),
+        (scan(&["--rate", "10pps"]), "10pps", "10pps, 10Mbit", false),
+    ];
+    for (job, asked, granted, clipped) in &cases {
+        // What the probe says of it while it works on it.
+        let its = |view: &ProbeView| view.pacing.iter().flat_map(|pacing| pacing.leases.clone()).find(|lease| lease.job == *job);
+        let told = fleet.wait_probe("a", "telling the pace of the job", LONG, |view| its(view).is_some()).unwrap();
+        let lease = its(&told).unwrap();
+        assert_eq!((lease.asked.as_str(), lease.granted.as_str()), (*asked, *granted), "{lease:?}");
+        // What people see.
+        let view = fleet.job(*job).unwrap();
+        let [part] = &view.probes[..] else { panic!("{view:?}") };
+        assert_eq!(view.asked_rate.as_deref(), Some(*asked));
+        assert_eq!((part.granted.as_deref(), part.clipped), (Some(*granted), *clipped));
+        let shown = fleet.picket(&["job", "show", &job.to_string()], PATIENCE).unwrap().ok().unwrap();
+        assert!(shown.contains(&format!("{asked} asked of each probe")) && shown.contains(granted), "{shown}");
+        assert_eq!(shown.contains("(clipped)"), *clipped, "{shown}");
+        fleet.picket(&["job", "cancel", &job.to_string()], PATIENCE).unwrap().ok().unwrap();
+    }
 }

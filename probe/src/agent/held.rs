@@ -143,13 +143,17 @@ impl HeldChunks {
         }
     }
 
-    /// Whoever goes on with the lease asks again: chunks from the first unfinished one on are forgotten.
-    pub fn forget_unfinished(&mut self) {
+    /// Whoever goes on with the lease asks again: chunks from the first unfinished one on are forgotten. Ports that answered late to
+    /// a chunk that is not forgotten are asked by nobody any more, and told as lost, for this reason.
+    pub fn forget_unfinished(&mut self, why: &str) {
         let unfinished = |item: &Item| matches!(item, Item::Chunk { waiting, .. } if !waiting.is_empty());
-        if let Some(first) = self.items.iter().position(unfinished) {
-            self.items.truncate(first);
+        let kept = self.items.iter().position(unfinished).unwrap_or(self.items.len());
+        for item in self.items.drain(kept..) {
+            if let Item::Late(answers) = item {
+                self.stragglers.retain(|position| answers.iter().all(|answer| answer.position != *position));
+            }
         }
-        self.stragglers.clear();
+        self.give_up(why);
     }
 }
 
@@ -230,8 +234,21 @@ mod tests {
         held.push(batch(0, 10), []);
         held.push(batch(10, 20), [13]);
         held.push(batch(20, 30), []);
-        held.forget_unfinished();
+        held.forget_unfinished("paused");
         assert!(matches!(all(&mut held).as_slice(), [Ready::Batch(batch)] if batch.to == 10));
+        assert!(held.is_empty());
+    }
+
+    #[test]
+    fn late_ports_that_nobody_asks_any_more_are_told_as_lost() {
+        let mut held = HeldChunks::default();
+        held.push_late(late(5), true);
+        assert_eq!(all(&mut held), [Ready::Late(vec![late(5)])], "it is told as open, and being asked");
+        held.push(batch(10, 20), [13]);
+        held.push_late(late(12), true);
+        held.forget_unfinished("paused");
+        let lost = ServiceFound { position: 5, outcome: ServiceOutcome::Lost("paused".into()) };
+        assert_eq!(all(&mut held), [Ready::Services(vec![lost])], "the other is measured again");
         assert!(held.is_empty());
     }
 

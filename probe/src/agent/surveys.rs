@@ -310,7 +310,7 @@ impl Survey {
     fn cut_what_is_left(&mut self) {
         match self.fate {
             Fate::Open => {}
-            Fate::GoesOn => self.held.forget_unfinished(),
+            Fate::GoesOn => self.held.forget_unfinished(STOPPED),
             Fate::Over => self.held.give_up(STOPPED),
         }
     }

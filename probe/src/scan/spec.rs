@@ -3,7 +3,7 @@
 use core::time::Duration;
 use std::sync::Arc;
 
-use picket_wire::job::{HostProbe, JobKind, MAX_ATTEMPTS, ScanOptions, Technique};
+use picket_wire::job::{HostProbe, JobKind, MAX_ATTEMPTS, ScanOptions, ServiceOptions, Technique};
 use picket_wire::space::TargetSpace;
 
 use crate::net::engine::Source;
@@ -222,10 +222,17 @@ impl ScanPlan {
     pub fn of_job(space: Arc<TargetSpace>, from: u64, to: u64, kind: &JobKind) -> Result<Self, SpecError> {
         let mut plan = Self::new(space, from, to, kind.scan())?;
         if let Some(survey) = kind.survey() {
-            plan = plan.with_host_probes(&survey.host_probes);
-            plan.ask_fragile = survey.services.is_some_and(|services| services.ask_fragile);
+            plan = plan.with_host_probes(&survey.host_probes).with_services(survey.services);
         }
         Ok(plan)
+    }
+
+    /// Whether a datagram that may disturb a machine is sent: where services are asked that may be fragile. The site's leave is
+    /// still to be had, see [`ScanPlan::spare_fragile`].
+    #[must_use]
+    pub fn with_services(mut self, services: Option<ServiceOptions>) -> Self {
+        self.ask_fragile = services.is_some_and(|services| services.ask_fragile);
+        self
     }
 
     /// Takes back the leave to send datagrams that may disturb machines, where one of their ports is to be spared.

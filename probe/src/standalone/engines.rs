@@ -4,7 +4,7 @@
 
 use std::sync::{Arc, Mutex, PoisonError};
 
-use picket_wire::job::{HostProbe, ScanOptions, Technique};
+use picket_wire::job::{HostProbe, ScanOptions, ServiceOptions, Technique, Transport};
 use picket_wire::policy::Permit;
 use picket_wire::units::{BitsPerSecond, PacketsPerSecond};
 use tokio::sync::{mpsc, oneshot};
@@ -22,6 +22,7 @@ use crate::scan::connect::{self, ConnectError, ConnectOptions};
 use crate::scan::engine::ScanEngine;
 use crate::scan::report::{Event, Progress};
 use crate::scan::spec::{ChunkLimits, Cut, RawIdentity, ScanPlan, SourcePorts};
+use crate::service::fragile::SitePolicy;
 use crate::station::{Station, StationError};
 
 /// Events that wait for the terminal before sending pauses.
@@ -52,6 +53,8 @@ struct Running {
 pub(super) struct Asking<'a> {
     pub(super) attempts: u8,
     pub(super) host_probes: &'a [HostProbe],
+    /// Whether, and how, services are asked.
+    pub(super) services: Option<ServiceOptions>,
     /// What becomes of unfinished positions when the pass is stopped.
     pub(super) on_stop: Cut,
     /// How many passes run at the same time: they share the memory.
@@ -70,6 +73,8 @@ pub(super) struct Engines {
     targets: Option<TargetPacer>,
     limits: Limits,
     permit: Permit,
+    /// What the site says of fragile ports.
+    site: SitePolicy,
     running: Vec<Running>,
     /// How passes stand, ended ones too, with their targets.
     watched: Vec<(u64, Arc<Progress>)>,
@@ -94,6 +99,7 @@ impl Engines {
             targets: target_pacer(targets)?,
             limits: work.granted,
             permit: work.permit.clone(),
+            site: work.config.services.site.clone(),
             running: Vec::new(),
             watched: Vec::new(),
             talking: false,
@@ -111,6 +117,9 @@ impl Engines {
         let Some(space) = &head.space else { return Ok(()) };
         let options = ScanOptions { technique: head.technique, attempts: asking.attempts };
         let mut plan = ScanPlan::new(Arc::clone(space), from, space.len(), options)?.with_host_probes(asking.host_probes);
+        plan = plan.with_services(asking.services);
+        // Both must agree, as for the questions about services; the site has the last word.
+        plan.spare_fragile(|port| self.site.spares(true, Transport::Udp, port).is_some());
         plan.chunks.memory = ChunkLimits::default().memory / asking.beside.max(1);
         let running = match head.technique {
             Technique::Connect => self.begin_connect(number, plan),

@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use picket_wire::addr::{AddrSet, IpNet};
+use picket_wire::job::ServiceOptions;
 use picket_wire::policy::{AddressPolicy, Permit, Verdict};
 use picket_wire::space::{TargetSpace, TargetSpec};
 
@@ -15,6 +16,7 @@ use crate::config::{self, Config, Raw, RawInterface};
 use crate::lock::{Lock, LockError};
 use crate::net::netlink::snapshot_blocking;
 use crate::net::pacer::Limits;
+use crate::service::fragile::{SiteLeave, SitePolicy};
 use crate::station;
 
 /// Where the lock of this box's network lies.
@@ -50,6 +52,7 @@ pub(super) fn work(mut config: Config, request: &Request) -> Result<Work, Standa
     config.interface.name = Some(interface(&config, &wanted)?);
     let (asked, ceiling) = (request.rate(), station::limits(&config.interface));
     announce_rate(asked, ceiling);
+    announce_fragile(request.services.unwrap_or_default(), &config.services.site);
     let granted = asked.clipped_to(ceiling);
     // The limit of the whole run, whatever passes it has, is that of the interface for as long as it lasts.
     config.interface.packets = granted.packets.unwrap_or(config.interface.packets);
@@ -129,6 +132,17 @@ pub(super) fn announce_names(names: &[(String, Vec<IpAddr>)], policy: &AddressPo
         });
         eprintln!("{name}: {}", said.collect::<Vec<_>>().join(", "));
     }
+}
+
+/// Says where fragile ports are spared although they were to be asked: the site has the last word.
+fn announce_fragile(options: ServiceOptions, site: &SitePolicy) {
+    let spared = match &site.leave {
+        _ if !options.ask_fragile => return,
+        SiteLeave::All => return,
+        SiteLeave::None => "all of them are".to_owned(),
+        SiteLeave::Ports(ports) => format!("all but {ports} are"),
+    };
+    eprintln!("--ask-fragile: the site decides which fragile ports may be asked; here {spared} spared (`ask_fragile` in `[services]`)");
 }
 
 fn announce_rate(asked: Limits, ceiling: Limits) {

@@ -282,7 +282,7 @@ impl Session {
         let Some(pass) = self.ledger.passes().get(number).filter(|pass| !pass.is_complete()) else { return Ok(()) };
         let host_probes = if pass.head.technique == Technique::Discover { request.host_probes.as_slice() } else { &[] };
         let attempts = attempts(request, &pass.head);
-        let asking = Asking { attempts, host_probes, on_stop: self.on_stop(), beside };
+        let asking = Asking { attempts, host_probes, services: request.services, on_stop: self.on_stop(), beside };
         self.engines.begin(number, &pass.head, pass.next, &asking)
     }
 

@@ -6,6 +6,7 @@
 
 mod docs;
 mod formats;
+mod fragile;
 mod kinds;
 mod lab;
 #[path = "../namespaces/mod.rs"]

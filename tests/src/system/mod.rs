@@ -46,7 +46,7 @@ pub struct Plan {
     lease_ttl: u32,
     packets: String,
     bits: String,
-    log_level: String,
+    log: Option<String>,
     only: Option<BTreeSet<String>>,
 }
 
@@ -59,7 +59,7 @@ impl Default for Plan {
             lease_ttl: 30,
             packets: "1kpps".to_owned(),
             bits: "100Mbit".to_owned(),
-            log_level: "info".to_owned(),
+            log: None,
             only: None,
         }
     }
@@ -108,10 +108,10 @@ impl Plan {
         self
     }
 
-    /// What every probe logs.
+    /// What every probe logs, as `RUST_LOG` says it.
     #[must_use]
-    pub fn log_level(mut self, level: &str) -> Self {
-        self.log_level = level.to_owned();
+    pub fn log(mut self, directives: &str) -> Self {
+        self.log = Some(directives.to_owned());
         self
     }
 
@@ -135,8 +135,7 @@ impl Plan {
 
     fn probe_config(&self) -> String {
         format!(
-            "log_level = \"{}\"\n[interface]\nname = \"{}\"\npackets = \"{}\"\nbits = \"{}\"\n[policy]\nallow = {ALLOWED}\ndeny = {:?}\n",
-            self.log_level,
+            "[interface]\nname = \"{}\"\npackets = \"{}\"\nbits = \"{}\"\n[policy]\nallow = {ALLOWED}\ndeny = {:?}\n",
             crate::lab::site::DEVICE,
             self.packets,
             self.bits,
@@ -296,10 +295,12 @@ impl Fleet {
     /// # Errors
     /// When it runs already or was never enrolled.
     pub fn start_probe(&mut self, name: &str) -> Result<()> {
-        let programs = self.programs.clone();
+        let (programs, log) = (self.programs.clone(), self.plan.log.clone());
         let boxed = self.boxed_mut(name)?;
         ensure!(boxed.proc.is_none(), "probe {name} runs already");
-        boxed.proc = Some(boxed.namespace.spawn(&programs.probe_run(&boxed.config, &boxed.data)?)?);
+        let run = programs.probe_run(&boxed.config, &boxed.data)?;
+        let run = log.into_iter().fold(run, |run, directives| run.env("RUST_LOG", directives));
+        boxed.proc = Some(boxed.namespace.spawn(&run)?);
         Ok(())
     }
 
