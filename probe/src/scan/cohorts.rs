@@ -84,7 +84,7 @@ impl Cohorts {
 
     fn close_first(&mut self) {
         if let Some(cohort) = self.open.pop_front() {
-            self.base = self.base + SPAN;
+            self.base += SPAN;
             self.close(cohort);
         }
     }

@@ -2,7 +2,7 @@
 
 use std::io::{ErrorKind, PipeReader, PipeWriter, Read, Write};
 use std::process::{Child, Command, ExitStatus, Stdio};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use nix::fcntl::{FcntlArg, OFlag, fcntl};
 use nix::sys::signal::{Signal, kill};
@@ -86,14 +86,17 @@ fn listens(child: &Child) -> bool {
 
 /// Calls `again` until it returns something; a test that waits longer has failed.
 fn wait_for<T>(mut again: impl FnMut() -> Option<T>) -> T {
-    let begun = Instant::now();
-    loop {
-        match again() {
-            Some(found) => return found,
-            None => assert!(begun.elapsed() < Duration::from_secs(30), "it never came"),
+    let found = async {
+        loop {
+            if let Some(found) = again() {
+                return found;
+            }
+            tokio::time::sleep(Duration::from_millis(20)).await;
         }
-        std::thread::sleep(Duration::from_millis(20));
-    }
+    };
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    let waited = runtime.block_on(async { tokio::time::timeout(Duration::from_secs(30), found).await });
+    waited.expect("it never came")
 }
 
 #[test]
