@@ -117,6 +117,12 @@ fn probe_modules_keep_their_distance() {
         &["service::protocols", "service::tls", "service::dialogue", "service::guess", "service::text", "service::recog"],
         &["net", "service::conn", "service::shell", "service::inquiry", "service::toll"],
     );
+    assert_no_arrow(
+        "probe",
+        &["discover"],
+        &["scan", "service", "agent", "transport", "spool", "standalone", "net::link", "net::afpacket"],
+    );
+    assert_no_arrow("probe", &["agent::link", "agent::held"], &["transport", "spool", "net::link", "net::afpacket", "net::clock"]);
     assert_no_arrow("probe", &["spool"], &["net", "scan", "agent", "transport"]);
     assert_no_arrow("probe", &["transport"], &["scan", "agent", "net::drive", "net::afpacket"]);
     assert_no_arrow("probe", &["agent::core"], &["net::drive", "net::afpacket", "net::link", "transport", "scan", "spool"]);

@@ -7,7 +7,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, Ipv6Addr, SocketAddr};
 use std::time::Duration;
 
-use picket_controller::view::{HostRow, JobState, JobView, ResultRow, Submitted};
+use picket_controller::view::{HostRow, JobState, JobView, RebuildCounts, ResultRow, Submitted};
 use picket_tests::lab::answer::Answers;
 use picket_tests::lab::require_root;
 use picket_tests::lab::site::{SegmentPlan, Site};
@@ -83,6 +83,12 @@ fn every_host_of_an_ipv6_link_is_found_by_a_job() {
     // The hosts are the site's, too, until somebody sees them again.
     let latest: Vec<HostRow> = fleet.json(&["hosts", "--addr", &network, "--json"]).unwrap();
     assert_eq!(latest.len(), truth.len());
+
+    // The evidence says the same once more.
+    let rebuilt: RebuildCounts = fleet.json(&["db", "rebuild", "--json"]).unwrap();
+    assert_eq!(rebuilt.rejected, 0);
+    assert_eq!((hosts(&fleet, job.id), fleet.job(job.id).unwrap().coverage), (truth.clone(), c));
+    assert_eq!(fleet.results(job.id).unwrap(), [], "a link is no address");
 
     // What a job excludes hears nothing, and so not all nodes are asked; who was seen before is known and asked by itself.
     let spared = *truth.keys().nth(2).unwrap();

@@ -329,9 +329,9 @@ fn mode(request: &JobRequest) -> Result<Mode, ServiceError> {
 }
 
 /// What is sent to a link, in words: the controller does not know what is there.
-fn link_words(probes: usize) -> String {
+fn link_words() -> String {
     format!(
-        "each of {probes} probes, on its own link only: {LINK_ATTEMPTS} echo requests to all nodes (ff02::1) from each of its networks there, \
+        "each probe, on its own link only: {LINK_ATTEMPTS} echo requests to all nodes (ff02::1) from each of its networks there, \
          where policy permits one of them as a whole and nothing of it is excluded, and at most {LINK_QUESTIONS_MAX} addresses that \
          hosts may have, {LINK_ATTEMPTS} solicitations each; nothing where no wanted network is on the link"
     )
@@ -364,7 +364,7 @@ fn outlook(
     Plan {
         addresses: space.addresses(),
         targets: space.len(),
-        link: is_link.then(|| link_words(fit.len())),
+        link: is_link.then(link_words),
         excluded: u64::try_from(space.excluded()).unwrap_or(u64::MAX),
         refused_by_policy,
         refusal_example: judged.example,

@@ -18,7 +18,7 @@ struct Devices {
     stop: Arc<AtomicBool>,
     /// Octets that came over TCP, and those of datagrams.
     heard: Arc<Mutex<(usize, usize)>>,
-    threads: Vec<JoinHandle<()>>,
+    thread: Option<JoinHandle<()>>,
 }
 
 impl Devices {
@@ -30,35 +30,26 @@ impl Devices {
         printer.set_nonblocking(true).unwrap();
         building.set_read_timeout(Some(LOOK)).unwrap();
         let (over, notes) = (Arc::clone(&stop), Arc::clone(&heard));
-        let datagrams = std::thread::spawn(move || {
-            let mut buf = [0; 1500];
+        let thread = std::thread::spawn(move || {
+            let (mut buf, mut open) = ([0; 1500], Vec::new());
             while !over.load(Ordering::Relaxed) {
+                // Waits a moment where nothing comes.
                 notes.lock().unwrap().1 += building.recv(&mut buf).unwrap_or(0);
-            }
-        });
-        let (over, notes) = (Arc::clone(&stop), Arc::clone(&heard));
-        let connections = std::thread::spawn(move || {
-            let mut open = Vec::new();
-            while !over.load(Ordering::Relaxed) {
                 open.extend(printer.accept().ok().map(|(stream, _)| stream));
-                let mut buf = [0; 1500];
                 for stream in &mut open {
-                    stream.set_read_timeout(Some(LOOK)).unwrap();
+                    stream.set_nonblocking(true).unwrap();
                     notes.lock().unwrap().0 += stream.read(&mut buf).unwrap_or(0);
                 }
-                if open.is_empty() {
-                    std::thread::sleep(LOOK);
-                }
             }
         });
-        Self { stop, heard, threads: vec![datagrams, connections] }
+        Self { stop, heard, thread: Some(thread) }
     }
 }
 
 impl Drop for Devices {
     fn drop(&mut self) {
         self.stop.store(true, Ordering::Relaxed);
-        for thread in self.threads.drain(..) {
+        if let Some(thread) = self.thread.take() {
             // A panic has been told already.
             let _ = thread.join();
         }
