@@ -251,8 +251,9 @@ impl<J: Journal> Agent<J> {
     /// An agent that goes on where `saved` and the unacknowledged records of the spool left it.
     pub fn new(me: Identity, journal: J, mut saved: Saved, unacked: &Unacked) -> Self {
         if saved.stream != Some(journal.stream()) {
-            // The spool is a new one, and what it held is gone: the controller knows how far it got, and grants anew.
-            saved.leases.clear();
+            // The spool is a new one, and what it held is gone: the controller knows how far it got, and grants anew. Of leases that
+            // nothing was reported of nothing is gone; a box that is killed before its first record has only such.
+            saved.leases.retain(|lease| lease.position == lease.lease.from && lease.ended.is_none());
             saved.stream = Some(journal.stream());
         }
         for (id, (to, ended)) in &unacked.0 {

@@ -248,6 +248,21 @@ fn after_power_loss_it_goes_on_behind_the_last_batch_in_the_spool() {
 }
 
 #[test]
+fn without_its_spool_it_goes_on_only_with_what_it_had_reported_nothing_of() {
+    let (mut w, id) = running_world();
+    w.tell(Command::Job(spec(2, "10.1.0.0/24", None)));
+    let untouched = lease(2, 1, 0, 10);
+    w.tell(Command::Grant(untouched.clone()));
+    w.agent.on_batch(w.now, &batch(id, 0, 300));
+    // The position is saved before the acknowledged batch is deleted.
+    w.tell(Command::Ack { stream: STREAM, up_to: 1 });
+    w.disk.borrow_mut().saved.stream = Some(StreamId(0xdef));
+    w.disk.borrow_mut().records.clear();
+    w.restart();
+    assert_eq!(starts(&w.connect(&[id, untouched.id], 0)), [(untouched.id, 0, 10)]);
+}
+
+#[test]
 fn acknowledged_batches_are_not_measured_again_after_power_loss() {
     let (mut w, id) = running_world();
     w.agent.on_batch(w.now, &batch(id, 0, 300));
