@@ -1,7 +1,7 @@
 //! `picket job`: list, show, watch and cancel.
 
 use picket_wire::ids::JobId;
-use picket_wire::job::Mode;
+use picket_wire::job::{Mode, Technique};
 
 use super::client::Query;
 use super::failure::{Exit, Failure};
@@ -190,6 +190,7 @@ pub(super) fn shown(job: &JobView) -> String {
                 left.unwrap_or_default()
             ),
         ),
+        ("hosts", if job.technique == Technique::Link { format!("see picket hosts --job {}", job.id) } else { String::new() }),
         ("packets", format::count(job.coverage.packets)),
         ("coverage", format::coverage(&job.coverage)),
     ]);

@@ -202,6 +202,13 @@ fn job() -> crate::view::JobView {
 }
 
 #[test]
+fn the_hosts_of_a_link_are_pointed_at() {
+    let link = crate::view::JobView { technique: picket_wire::job::Technique::Link, ..job() };
+    assert!(jobs::shown(&link).contains("see picket hosts --job 65f0c1d200a4b7e1"));
+    assert!(!jobs::shown(&job()).contains("picket hosts"));
+}
+
+#[test]
 fn a_job_as_people_see_it() {
     let plan: crate::view::Plan = serde_json::from_value(serde_json::json!({
         "addresses": 256, "targets": 512, "excluded": 4, "refused_by_policy": 2, "refusal_example": "10.1.1.1: denied: no `allow` rule holds it",
