@@ -2,21 +2,21 @@
 //! stated burst in time. Pure: `now` is a parameter.
 //!
 //! A sender on a busy machine wakes up late now and then. To hold the mean exactly, a late sender must be allowed to catch
-//! up, and catching up at once would be a burst. So each limit is two clocks (GCRA, ITU-T I.371 annex A):
+//! up, and catching up at once would be a burst. So each limit has two conditions:
 //!
-//! - the **schedule** advances by the exact cost of each frame. A sender late by at most [`Limits::burst`] catches up all of
-//!   it; what is later than that is lost, never sent after. Time in which nobody wanted to send earns nothing
-//!   ([`Pacer::idle`]), so a start is no burst.
-//! - the **spacing** holds frames apart while catching up: at most 1.25 times the limit below 2k per second, 1.05 times up to
-//!   20k, 1.02 times above, with a slack of one frame (at least 65 µs, at most 500 µs). Hence at most 2, 12 and 110 frames in
-//!   any millisecond at 1k, 10k and 100k per second.
+//! - the **schedule** (GCRA, ITU-T I.371 annex A) advances by the exact cost of each frame. A sender late by at most
+//!   [`Limits::burst`] catches up all of it; what is later than that is lost, never sent after. Time in which nobody wanted to
+//!   send earns nothing ([`Pacer::idle`]), so a start is no burst.
+//! - the **spacing** counts what was charged in the last millisecond, and holds that to a little more than the limit's share of
+//!   it: 2, 12 and 109 frames at 1k, 10k and 100k per second, a quarter more of bits. A delay of less than a millisecond is made
+//!   good at once, a longer one by and by.
 //!
-//! At high rates a timer for each frame would cost more than the frames: [`Pacer::wake_at`] lets a few come due together, as
-//! far as the slack allows it.
+//! A timer for each frame would cost more than the frames: [`Pacer::wake_at`] lets a few come due together, never more than the
+//! spacing leaves room for: two at 1k and 10k per second, eight at 100k. Below 1k per second frames go one by one.
 //!
 //! **Invariant:** for each limit, in every window of length W, what was charged is at most `limit * (W + burst)` and one frame
-//! more; also at most the spacing's multiple of `limit * (W + slack)` and one frame more. It holds for the moments at which frames were charged
-//! and for every earlier moment back to the [`Plan`] that admitted them, so a sender that is preempted in the middle is covered.
+//! more; also at most the spacing's share in every millisecond, of bits one frame more. It holds for the moments at which frames were
+//! charged and for every earlier moment back to the [`Plan`] that admitted them, so a sender that is preempted in the middle is covered.
 //!
 //! The length of a frame is what is on the wire from its Ethernet header on: short frames count as the 60 bytes that they are padded
 //! to, preamble and frame check sequence do not count.
@@ -33,11 +33,18 @@ pub const DEFAULT_BURST: Duration = Duration::from_millis(10);
 
 const PICOS_PER_NANO: u128 = 1_000;
 const PICOS_PER_SEC: u128 = 1_000_000_000_000;
-/// What a timer is late on a quiet machine; one more frame of 100k per second would break its millisecond's budget.
-const SLACK_MIN: u128 = 65_000_000;
-const SLACK_MAX: u128 = 500_000_000;
-/// The frame that stands for "one frame" in the slack of a bit limit.
-const SLACK_BITS: u128 = 12_000;
+const NANOS_PER_MILLI: u64 = 1_000_000;
+/// Frames may be this much closer together at the other end than they were here, and still keep the millisecond's share:
+/// what a timer of the machine that receives them is late.
+const JITTER: u64 = 100_000;
+/// How long frames may be saved up for one wake-up at rates of many frames per millisecond.
+const PATIENCE: u64 = 100_000;
+/// Frames further apart than this (200 µs), or bits at fewer than 480 in this time, are sent by timers alone.
+const SPARSE: u128 = 200_000_000;
+/// The shortest frame that counts, in bits.
+const SHORT_FRAME: u128 = 480;
+/// Moments that the spacing remembers.
+const STAMPS: usize = 64;
 
 /// What may be sent in a second. `None` is no limit.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -87,62 +94,138 @@ impl Limits {
     }
 }
 
-/// One limit: cost in picoseconds per unit (frame or bit), and its two clocks in picoseconds.
+/// What was charged in the last millisecond, in units (frames or bits), and when: by groups of units, so that its size is fixed.
 #[derive(Debug, Clone, Copy)]
-struct Bucket {
-    unit: u128,
-    near_unit: u128,
-    slack: u128,
-    /// How long a loop may sleep on when the next frame is due.
-    patience: u128,
-    schedule: u128,
-    spacing: u128,
+struct Spacing {
+    /// A millisecond and what frames may move together on their way, in nanoseconds.
+    width: u64,
+    /// Units in that time at most.
+    most: u64,
+    /// Units of a group.
+    group: u64,
+    /// Units charged so far.
+    total: u64,
+    /// When the last unit of each of the last groups was charged, in nanoseconds.
+    stamps: [u64; STAMPS],
 }
 
-impl Bucket {
-    fn new(per_second: u64, slack_units: u128) -> Self {
-        // Rounded up: a rounding error may only ever make us slower.
-        let unit = PICOS_PER_SEC.div_ceil(u128::from(per_second));
-        let frame = unit * slack_units;
-        let slack = frame.clamp(SLACK_MIN, SLACK_MAX);
-        // The budgets of a millisecond leave more room to catch up at low rates, where being late costs a frame at once.
-        let catch_up_percent = match frame {
-            500_000_000.. => 25,
-            50_000_000.. => 5,
-            _ => 2,
+impl Spacing {
+    fn new(width: u64, most: u64) -> Self {
+        // Two groups are in part outside of what is looked back to.
+        let group = most.div_ceil(STAMPS as u64 - 2);
+        Self { width, most, group, total: 0, stamps: [0; STAMPS] }
+    }
+
+    /// When one more unit may be charged, in nanoseconds.
+    fn opens_at(&self) -> u64 {
+        self.total.checked_sub(self.most).map_or(0, |behind| self.stamp(behind) + self.width)
+    }
+
+    /// How many units may be charged at `now`, in nanoseconds.
+    fn room(&self, now: u64) -> u64 {
+        let Some(since) = now.checked_sub(self.width) else {
+            return self.most.saturating_sub(self.total);
         };
-        // Whole frames that fit into half of the slack, at least one where frames are closer than 200 µs.
-        let patience = match frame {
-            200_000_001.. => 0,
-            _ => (slack / 2 / frame).max(1) * frame,
-        };
-        Self {
-            unit,
-            near_unit: (unit * 100).div_ceil(100 + catch_up_percent),
-            slack,
-            patience: patience.min(slack),
-            schedule: 0,
-            spacing: 0,
+        // Whole groups, the newest first, for as long as they lie within the width.
+        let oldest = self.total.saturating_sub(self.most);
+        let mut from = self.total;
+        while from > oldest && self.stamp(from - 1) > since {
+            from = (from - 1) / self.group * self.group;
+        }
+        self.most - (self.total - from.max(oldest))
+    }
+
+    /// Until when unit `at`, one of the last ones, has been charged.
+    fn stamp(&self, at: u64) -> u64 {
+        self.stamps[slot(at / self.group)]
+    }
+
+    fn charge(&mut self, now: u64, units: u64) {
+        let first = (self.total / self.group).max(((self.total + units) / self.group).saturating_sub(STAMPS as u64));
+        self.total += units;
+        for group in first..=self.total.saturating_sub(1) / self.group {
+            let stamp = &mut self.stamps[slot(group)];
+            *stamp = now.max(*stamp);
         }
     }
 
+    /// As if all that fits had been charged at `now`.
+    fn fill(&mut self, now: u64) {
+        self.charge(now, self.most);
+    }
+}
+
+/// The schedule after `units` more; a sender that is later than `burst` has lost what is more.
+fn advanced(schedule: u128, now: u128, units: u64, unit: u128, burst: u128) -> u128 {
+    schedule.max(now.saturating_sub(burst)) + u128::from(units) * unit
+}
+
+const fn slot(group: u64) -> usize {
+    (group % STAMPS as u64) as usize
+}
+
+/// One limit: cost in picoseconds per unit (frame or bit), and its two conditions.
+#[derive(Debug, Clone, Copy)]
+struct Bucket {
+    unit: u128,
+    /// How long a loop may sleep on when the next frame is due, in picoseconds.
+    patience: u128,
+    /// In picoseconds.
+    schedule: u128,
+    spacing: Spacing,
+}
+
+impl Bucket {
+    /// A limit of frames.
+    fn packets(rate: PacketsPerSecond) -> Self {
+        let rate = u64::from(rate.get());
+        let frame = 1_000_000_000 / rate;
+        let width = NANOS_PER_MILLI + JITTER.min(frame / 2);
+        // A fifth more, and less than a fifth at rates where that would be a burst of its own; at low rates a whole frame more.
+        let share = (rate * 12 / 10_000).min((rate / 1_000 + 9).max(rate * 109 / 100_000));
+        let most = share.max(rate * width / 1_000_000_000 + 1);
+        let spacing = Spacing::new(width, most);
+        // So many together, each time so many are due, must fit; of a group the last one stands for all.
+        let fits = |count: &u64| count * (width / (count * frame).max(1) + 1) + spacing.group - 1 <= most;
+        let longest = if frame > NANOS_PER_MILLI { 1 } else { (PATIENCE / frame.max(1)).max(2) };
+        let together = (1..=longest).rev().find(fits).unwrap_or(1);
+        Self::new(rate, spacing, (together - 1) * frame)
+    }
+
+    /// A limit of bits.
+    fn bits(rate: BitsPerSecond) -> Self {
+        let most = (rate.get() / 1_000 * 5 / 4).max(1);
+        Self::new(rate.get(), Spacing::new(NANOS_PER_MILLI, most), PATIENCE)
+    }
+
+    fn new(per_second: u64, spacing: Spacing, patience: u64) -> Self {
+        // Rounded up: a rounding error may only ever make us slower.
+        let unit = PICOS_PER_SEC.div_ceil(u128::from(per_second));
+        Self { unit, patience: u128::from(patience) * PICOS_PER_NANO, schedule: 0, spacing }
+    }
+
     fn ready_at(&self) -> u128 {
-        self.schedule.max(self.spacing.saturating_sub(self.slack))
+        self.schedule.max(u128::from(self.spacing.opens_at()) * PICOS_PER_NANO)
     }
 
-    fn charge(&mut self, now: u128, units: u128, burst: u128) {
-        self.schedule = self.schedule.max(now.saturating_sub(burst)) + units * self.unit;
-        self.spacing = self.spacing.max(now) + units * self.near_unit;
+    /// How late each wake-up may be, in picoseconds, at which the spacing's share still makes up for it.
+    fn tolerance(&self) -> u128 {
+        (u128::from(self.spacing.most) * self.unit).saturating_sub(u128::from(self.spacing.width) * PICOS_PER_NANO)
     }
 
-    fn idle(&mut self, now: u128) {
-        self.schedule = self.schedule.max(now);
+    fn charge(&mut self, now: Instant, units: u64, burst: u128) {
+        self.schedule = advanced(self.schedule, picos(now), units, self.unit, burst);
+        self.spacing.charge(now.as_nanos(), units);
     }
 
-    /// Carries the debt of a previous limit over, so that a change of limits is no fresh start.
-    fn resume(&mut self, now: u128) {
-        self.schedule = now;
-        self.spacing = now + self.slack;
+    fn idle(&mut self, now: Instant) {
+        self.schedule = self.schedule.max(picos(now));
+    }
+
+    /// A change of limits is no fresh start.
+    fn resume(&mut self, now: Instant) {
+        self.schedule = picos(now);
+        self.spacing.fill(now.as_nanos());
     }
 }
 
@@ -150,7 +233,7 @@ impl Bucket {
 pub type SharedPacer = Arc<Mutex<Pacer>>;
 
 /// The state of one interface's (or one task's) limits.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone)]
 pub struct Pacer {
     limits: Limits,
     burst: u128,
@@ -161,8 +244,19 @@ pub struct Pacer {
 /// A batch being put together against a [`Pacer`]: nothing is charged until it has left.
 #[derive(Debug, Clone, Copy)]
 pub struct Plan {
-    pacer: Pacer,
     now: u128,
+    burst: u128,
+    packets: Option<Planned>,
+    bits: Option<Planned>,
+}
+
+/// What is left of one limit for a batch.
+#[derive(Debug, Clone, Copy)]
+struct Planned {
+    unit: u128,
+    schedule: u128,
+    /// Units that the spacing has room for; a last frame may take more.
+    room: u64,
 }
 
 fn picos(at: Instant) -> u128 {
@@ -179,8 +273,8 @@ impl Pacer {
         Self {
             limits,
             burst: limits.burst.as_nanos() * PICOS_PER_NANO,
-            packets: limits.packets.map(|rate| Bucket::new(rate.get().into(), 1)),
-            bits: limits.bits.map(|rate| Bucket::new(rate.get(), SLACK_BITS)),
+            packets: limits.packets.map(Bucket::packets),
+            bits: limits.bits.map(Bucket::bits),
         }
     }
 
@@ -189,28 +283,39 @@ impl Pacer {
         self.limits
     }
 
-    /// Changes the limits. The first frame under the new ones waits a full slack, so that alternating between two limits is
+    /// Changes the limits. The first frame under the new ones waits a full millisecond, so that alternating between two limits is
     /// never faster than the higher one.
     pub fn set_limits(&mut self, now: Instant, limits: Limits) {
         if limits != self.limits {
             *self = Self::new(limits);
-            for bucket in [&mut self.packets, &mut self.bits].into_iter().flatten() {
-                bucket.resume(picos(now));
-            }
+            self.buckets().for_each(|bucket| bucket.resume(now));
         }
+    }
+
+    fn buckets(&mut self) -> impl Iterator<Item = &mut Bucket> {
+        [&mut self.packets, &mut self.bits].into_iter().flatten()
     }
 
     /// When the next frame may leave, whatever its length; in the past where it may leave now.
     pub fn ready_at(&self) -> Instant {
-        instant([self.packets, self.bits].into_iter().flatten().map(|bucket| bucket.ready_at()).max().unwrap_or(0))
+        instant([&self.packets, &self.bits].into_iter().flatten().map(Bucket::ready_at).max().unwrap_or(0))
     }
 
     /// When a loop that has nothing else to do should look again: [`Self::ready_at`] or, at high rates and while on schedule,
     /// a little later, so that one wake-up serves several frames.
     pub fn wake_at(&self) -> Instant {
-        let buckets = || [self.packets, self.bits].into_iter().flatten();
+        let buckets = || [&self.packets, &self.bits].into_iter().flatten();
         let patience = buckets().map(|bucket| bucket.patience).min().unwrap_or(0);
         instant(buckets().map(|bucket| (bucket.schedule + patience).max(bucket.ready_at())).max().unwrap_or(0))
+    }
+
+    /// How late a sender may wake up each time without falling behind; `None` at rates so low that it does not matter.
+    pub fn tolerance(&self) -> Option<Duration> {
+        let dense = |bucket: &&Bucket, shortest: u128| bucket.unit * shortest <= SPARSE;
+        let packets = self.packets.as_ref().filter(|bucket| dense(bucket, 1));
+        let bits = self.bits.as_ref().filter(|bucket| dense(bucket, SHORT_FRAME));
+        let least = [packets, bits].into_iter().flatten().map(Bucket::tolerance).min()?;
+        Some(Duration::from_nanos(u64::try_from(least / PICOS_PER_NANO).unwrap_or(u64::MAX)))
     }
 
     /// Whether a frame may leave at `now`.
@@ -229,42 +334,47 @@ impl Pacer {
 
     /// Charges frames that left at `now` or shortly before, whether or not they were allowed to: a debt is paid by waiting.
     pub fn charge(&mut self, now: Instant, frames: usize, bytes: usize) {
-        let now = picos(now);
         if let Some(bucket) = &mut self.packets {
-            bucket.charge(now, frames as u128, self.burst);
+            bucket.charge(now, frames as u64, self.burst);
         }
         if let Some(bucket) = &mut self.bits {
-            bucket.charge(now, bytes as u128 * 8, self.burst);
+            bucket.charge(now, bytes as u64 * 8, self.burst);
         }
     }
 
     /// There is nothing to send at `now`: the time until somebody wants to earns no right to catch up.
     pub fn idle(&mut self, now: Instant) {
-        let now = picos(now);
-        for bucket in [&mut self.packets, &mut self.bits].into_iter().flatten() {
-            bucket.idle(now);
-        }
+        self.buckets().for_each(|bucket| bucket.idle(now));
     }
 
     /// Starts a batch at `now`: how many and how long the frames may be is asked of the plan, frame by frame.
-    pub const fn plan(&self, now: Instant) -> Plan {
-        Plan { pacer: *self, now: now.as_nanos() as u128 * PICOS_PER_NANO }
+    pub fn plan(&self, now: Instant) -> Plan {
+        let planned = |bucket: &Bucket| Planned { unit: bucket.unit, schedule: bucket.schedule, room: bucket.spacing.room(now.as_nanos()) };
+        let [packets, bits] = [&self.packets, &self.bits].map(|bucket| bucket.as_ref().map(planned));
+        Plan { now: picos(now), burst: self.burst, packets, bits }
+    }
+}
+
+impl Planned {
+    fn add(&mut self, now: u128, units: u64, burst: u128) {
+        self.schedule = advanced(self.schedule, now, units, self.unit, burst);
+        self.room = self.room.saturating_sub(units);
     }
 }
 
 impl Plan {
     /// Whether one more frame may leave now.
     pub fn admits(&self) -> bool {
-        [self.pacer.packets, self.pacer.bits].into_iter().flatten().all(|bucket| bucket.ready_at() <= self.now)
+        [&self.packets, &self.bits].into_iter().flatten().all(|limit| limit.schedule <= self.now && limit.room > 0)
     }
 
     /// Puts a frame of `frame_len` bytes into the batch.
     pub fn add(&mut self, frame_len: usize) {
-        if let Some(bucket) = &mut self.pacer.packets {
-            bucket.charge(self.now, 1, self.pacer.burst);
+        if let Some(limit) = &mut self.packets {
+            limit.add(self.now, 1, self.burst);
         }
-        if let Some(bucket) = &mut self.pacer.bits {
-            bucket.charge(self.now, frame_len as u128 * 8, self.pacer.burst);
+        if let Some(limit) = &mut self.bits {
+            limit.add(self.now, frame_len as u64 * 8, self.burst);
         }
     }
 }

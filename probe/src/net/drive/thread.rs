@@ -19,6 +19,9 @@ const PUBLISH_EVERY: Duration = Duration::from_millis(100);
 /// A wake-up later than this is counted.
 const LATE: Duration = Duration::from_millis(1);
 
+/// The loop stays awake at most so long before a frame is due.
+const EARLY_MAX: Duration = Duration::from_micros(150);
+
 enum Command<E> {
     Add(TaskId, TaskSpec<E>),
     Cancel(TaskId),
@@ -161,6 +164,7 @@ where
 fn run<L: Link, E, S: EventSink<E>>(drive: &mut Drive<L, E, S>, inbox: &Receiver<Command<E>>, shared: &Shared) {
     let mut now = clock::now();
     let mut published = now;
+    let mut punctual = Punctual::default();
     loop {
         loop {
             match inbox.try_recv() {
@@ -180,19 +184,79 @@ fn run<L: Link, E, S: EventSink<E>>(drive: &mut Drive<L, E, S>, inbox: &Receiver
             *lock(&shared.stats) = drive.stats();
             published = now;
         }
-        now = if next > now { drive.wait(next) } else { clock::now() };
+        now = if next > now { drive.wait(now, next, &mut punctual) } else { clock::now() };
     }
 }
 
 impl<L: Link, E, S: EventSink<E>> Drive<L, E, S> {
     /// Waits for what [`Self::turn`] asked for, and counts being woken late.
-    fn wait(&mut self, next: Instant) -> Instant {
-        let now = self.link.wait(next);
+    fn wait(&mut self, mut now: Instant, next: Instant, punctual: &mut Punctual) -> Instant {
+        let early = punctual.early(self.tolerance());
+        let asked = next - early;
+        if asked > now {
+            now = self.link.wait(asked);
+            if now >= asked {
+                punctual.sample(now.saturating_since(asked));
+            }
+        }
+        while now < next && next.saturating_since(now) <= early {
+            core::hint::spin_loop();
+            now = clock::now();
+        }
         let late = now.saturating_since(next);
         if late > LATE {
             self.stats.late_wakeups += 1;
             self.stats.latest_wakeup = self.stats.latest_wakeup.max(late);
         }
         now
+    }
+}
+
+/// How late this machine's timers are. Where that is more than the pacer can make good, the loop has itself woken that much
+/// earlier and stays awake until it is time: never at low rates, and never for longer than timers are late.
+#[derive(Debug, Default)]
+struct Punctual {
+    /// Smoothed, in nanoseconds.
+    late: u64,
+}
+
+impl Punctual {
+    /// Takes in how late a timer was. Once in a while something else has the processor: that is not the timer's doing.
+    fn sample(&mut self, late: Duration) {
+        let late = u64::try_from(late.min(EARLY_MAX).as_nanos()).unwrap_or(u64::MAX);
+        self.late = (self.late * 15 + late) / 16;
+    }
+
+    /// How much earlier to be woken, where being late by more than `tolerance` matters.
+    fn early(&self, tolerance: Option<Duration>) -> Duration {
+        let late = Duration::from_nanos(self.late);
+        match tolerance {
+            Some(tolerance) if late * 2 > tolerance => (late * 3 / 2).min(EARLY_MAX),
+            _ => Duration::ZERO,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const fn us(us: u64) -> Duration {
+        Duration::from_micros(us)
+    }
+
+    #[test]
+    fn timers_are_trusted_as_far_as_being_late_does_no_harm() {
+        let mut punctual = Punctual::default();
+        for _ in 0..100 {
+            punctual.sample(us(60));
+        }
+        assert_eq!(punctual.early(Some(us(150))), Duration::ZERO);
+        assert!((us(85)..=us(90)).contains(&punctual.early(Some(us(85)))));
+        assert_eq!(punctual.early(None), Duration::ZERO, "never at low rates");
+        for _ in 0..100 {
+            punctual.sample(us(5_000));
+        }
+        assert_eq!(punctual.early(Some(us(85))), EARLY_MAX);
     }
 }
