@@ -56,9 +56,9 @@ const PARK_AFTER: u32 = 64;
 const MISSES_PER_TURN: u32 = 1_024;
 /// How late timers of engines may be where a frame is to be sent at that time anyway.
 const TIMER_SLACK: Duration = Duration::from_millis(4);
-/// Frames of a batch where they are paced closely: it is charged when its last one has left, so that a long one would make the
-/// others late. At 3 µs each this is half of what the pacer can make good at 100k per second.
-const PACED_BATCH: usize = 16;
+/// Time that the pacer can make good for each frame of a batch: a batch is charged when its last frame has left, 2 to 3 µs for each
+/// one, so that a long one makes the next ones late.
+const BATCH_SHARE: Duration = Duration::from_micros(20);
 /// Batches received in one turn at most.
 const RECEIVES_PER_TURN: u32 = 4;
 /// A packet that left so much later than it was admitted is booked again with its target.
@@ -481,7 +481,7 @@ impl<L: Link, E, S: EventSink<E>> Drive<L, E, S> {
         for task in &mut self.tasks {
             task.plan = Some(task.pacer.plan(now));
         }
-        let most = if self.tolerance().is_some() { PACED_BATCH } else { BATCH };
+        let most = self.tolerance().map_or(BATCH, |spare| (spare.as_micros() / BATCH_SHARE.as_micros()).clamp(1, BATCH as u128) as usize);
         let mut misses = 0;
         while self.batch.len() < most && plan.admits() && misses < MISSES_PER_TURN {
             let len = if let Some(question) = self.neighbours.next_question(now) {

@@ -8,7 +8,7 @@
 //!   [`Limits::burst`] catches up all of it; what is later than that is lost, never sent after. Time in which nobody wanted to
 //!   send earns nothing ([`Pacer::idle`]), so a start is no burst.
 //! - the **spacing** counts what was charged in the last millisecond, and holds that to a little more than the limit's share of
-//!   it: 2, 12 and 109 frames at 1k, 10k and 100k per second, a quarter more of bits. A delay of less than a millisecond is made
+//!   it: 2, 12 and 110 frames at 1k, 10k and 100k per second, a quarter more of bits. A delay of less than a millisecond is made
 //!   good at once, a longer one by and by.
 //!
 //! A timer for each frame would cost more than the frames: [`Pacer::wake_at`] lets a few come due together, never more than the
@@ -182,7 +182,7 @@ impl Bucket {
         let frame = 1_000_000_000 / rate;
         let width = NANOS_PER_MILLI + JITTER.min(frame / 2);
         // A fifth more, and less than a fifth at rates where that would be a burst of its own; at low rates a whole frame more.
-        let share = (rate * 12 / 10_000).min((rate / 1_000 + 9).max(rate * 109 / 100_000));
+        let share = (rate * 12 / 10_000).min((rate / 1_000 + 10).max(rate * 11 / 10_000));
         let most = share.max(rate * width / 1_000_000_000 + 1);
         let spacing = Spacing::new(width, most);
         // So many together, each time so many are due, must fit; of a group the last one stands for all.
@@ -304,9 +304,9 @@ impl Pacer {
     /// When a loop that has nothing else to do should look again: [`Self::ready_at`] or, at high rates and while on schedule,
     /// a little later, so that one wake-up serves several frames.
     pub fn wake_at(&self) -> Instant {
-        let buckets = || [&self.packets, &self.bits].into_iter().flatten();
-        let patience = buckets().map(|bucket| bucket.patience).min().unwrap_or(0);
-        instant(buckets().map(|bucket| (bucket.schedule + patience).max(bucket.ready_at())).max().unwrap_or(0))
+        // A limit that is not the one that holds is behind its schedule by the whole burst, so its patience is not waited for.
+        let wake_at = |bucket: &Bucket| (bucket.schedule + bucket.patience).max(bucket.ready_at());
+        instant([&self.packets, &self.bits].into_iter().flatten().map(wake_at).max().unwrap_or(0))
     }
 
     /// How late a sender may wake up each time without falling behind; `None` at rates so low that it does not matter.

@@ -67,24 +67,24 @@ fn the_mean_is_exact_when_late() {
 #[test]
 fn one_wake_up_serves_several_frames_at_high_rates() {
     for (rate, wakes) in [(100, 100), (1_000, 500), (10_000, 5_000), (50_000, 10_000), (100_000, 12_500)] {
-        let mut calls = 0;
-        run(
-            Limits::packets(pps(rate)),
-            1_000 * MS,
-            |_| 54,
-            |_| {
+        // A limit that does not matter does not matter here either.
+        for bits in [None, Some(bps(10_000_000_000))] {
+            let mut calls = 0;
+            let limits = Limits { bits, ..Limits::packets(pps(rate)) };
+            let count = |_| {
                 calls += 1;
                 0
-            },
-        );
-        assert!(calls <= wakes + 1, "{rate} pps: {calls} wake-ups");
+            };
+            run(limits, 1_000 * MS, |_| 54, count);
+            assert!(calls <= wakes + 1 + wakes / 20, "{rate} pps: {calls} wake-ups");
+        }
     }
 }
 
 #[test]
 fn what_a_late_sender_may_cost_is_known() {
     let packets = |rate| Pacer::new(Limits::packets(pps(rate))).tolerance().map(|span| span.as_micros());
-    assert_eq!([100, 1_000, 10_000, 50_000, 100_000].map(packets), [None, None, Some(150), Some(170), Some(85)]);
+    assert_eq!([100, 1_000, 10_000, 50_000, 100_000].map(packets), [None, None, Some(150), Some(190), Some(95)]);
     let bits = |rate| Pacer::new(Limits::bits(bps(rate))).tolerance().map(|span| span.as_micros());
     assert_eq!([1_000_000, 100_000_000].map(bits), [None, Some(250)]);
     assert_eq!(Pacer::new(Limits::UNLIMITED).tolerance(), None);
