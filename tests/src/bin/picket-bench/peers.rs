@@ -3,6 +3,9 @@
 //! The target is the kernel's own stack behind one link, answering for a whole network, with the truth in an nftables ruleset.
 //! Every program is started anew for each run; its time is from start to exit, so that waiting for the last answer counts.
 //!
+//! One processor is the scanner's, the other one plays the machines that are scanned: what arrives there is worked on there, and no
+//! program under test runs there.
+//!
 //! **Fair:** each program has a few settings to choose from (rates, and for peers how long to wait at the end). All are tried
 //! once, and the fastest that found all of the truth and nothing else is measured, several times and in turn with the others.
 //! Where no setting finds everything, the one that finds most is measured, and what it missed is printed.
@@ -299,9 +302,9 @@ fn contenders(task: &Task, net: &Namespace, lab: &Lab) -> Result<Vec<Vec<Setting
     Ok(all)
 }
 
-/// On a machine that others use too, who measures goes first.
+/// On a machine that others use too, who measures goes first; and stays off the processor that plays the other machine.
 fn first(run: Run) -> Run {
-    run.under(["nice", "-n", "-10"])
+    run.under(["taskset", "-c", "0", "nice", "-n", "-10"])
 }
 
 fn picket(task: &Task, attempts: u8) -> Result<Vec<Setting>> {
