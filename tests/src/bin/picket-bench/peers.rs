@@ -140,8 +140,9 @@ fn bench(task: Task) -> Result<()> {
         namespace.address(DEVICE, address.into(), 24)?;
     }
     scanner.route("default", GATEWAY.into())?;
-    // What arrives is another machine's work.
+    // What arrives is the work of the machine at which it arrives.
     net.receive_on(DEVICE, 2)?;
+    scanner.receive_on(DEVICE, 1)?;
     let target = Target::start(&net, task.spec.clone().build()?, &BTreeMap::new())?;
     target.self_check(&scanner, 8)?;
     if task.is_discovery() {
