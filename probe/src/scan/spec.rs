@@ -148,7 +148,7 @@ impl Timing {
 /// Bounds of what is open at a time.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct ChunkLimits {
-    /// Most positions of a chunk. Default 65,536.
+    /// Most positions of a chunk. Default 32,768: reports on their way to whoever takes them hold an answer for each.
     pub positions: u32,
     /// A chunk takes no new position after this time. Default 1 s. It bounds what is done again after a crash.
     pub span: Duration,
@@ -160,7 +160,7 @@ pub struct ChunkLimits {
 
 impl Default for ChunkLimits {
     fn default() -> Self {
-        Self { positions: 65_536, span: Duration::from_secs(1), memory: 8 << 20 }
+        Self { positions: 32_768, span: Duration::from_secs(1), memory: 8 << 20 }
     }
 }
 
