@@ -1,10 +1,13 @@
 //! What a person at a terminal sees and does: a line that tells how far it is, and Ctrl-C once or twice.
 
+use std::fs::File;
 use std::io::{ErrorKind, PipeReader, PipeWriter, Read, Write};
-use std::process::{Child, Command, ExitStatus, Stdio};
+use std::process::{Child, Command, ExitStatus};
 use std::time::Duration;
 
+use nix::errno::Errno;
 use nix::fcntl::{FcntlArg, OFlag, fcntl};
+use nix::pty::{OpenptyResult, openpty};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
@@ -12,21 +15,27 @@ use crate::lab::{Lab, POLICY, PROBE, has_tool};
 
 const ENDLESS: &str = "scan 198.19.0.0/22 -p 1-1000 -Pn --rate 500pps -o ndjson";
 
-/// The program on a terminal of its own, which `script` makes; what is written to its input is typed there.
-fn on_a_terminal(lab: &Lab, args: &str) -> Child {
-    let command = format!("ip netns exec {} {PROBE} {args}", lab.probe);
-    let mut script = Command::new("script");
-    script.args(["-qefc", &command, "/dev/null"]).env("PICKET_POLICY__ALLOW", POLICY).env("RUST_LOG", "error").env("TERM", "xterm");
-    script.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap()
+/// The program as the foreground of a terminal of its own, and that terminal's other end: what is written there is typed, what is read
+/// there is shown.
+fn on_a_terminal(lab: &Lab, args: &str) -> (Child, File) {
+    let OpenptyResult { master, slave } = openpty(None, None).unwrap();
+    let mut session = Command::new("setsid");
+    session.args(["--ctty", "ip", "netns", "exec", &lab.probe, PROBE]).args(args.split_whitespace());
+    session.env("PICKET_POLICY__ALLOW", POLICY).env("RUST_LOG", "error").env("TERM", "xterm");
+    session.stdin(slave.try_clone().unwrap()).stdout(slave.try_clone().unwrap()).stderr(slave);
+    (session.spawn().unwrap(), master.into())
 }
 
-/// Reads until `wanted` has been seen, and returns everything.
-fn read_until(out: &mut impl Read, wanted: impl Fn(&str) -> bool) -> String {
+/// Reads until `wanted` has been seen, or nobody has the terminal open any more, and returns everything.
+fn read_until(terminal: &mut File, wanted: impl Fn(&str) -> bool) -> String {
     let (mut text, mut buf) = (String::new(), [0; 4096]);
     while !wanted(&text) {
-        let len = out.read(&mut buf).unwrap();
-        assert!(len > 0, "it ended before: {text}");
-        text.push_str(&String::from_utf8_lossy(&buf[..len]));
+        match terminal.read(&mut buf) {
+            Ok(len) => text.push_str(&String::from_utf8_lossy(&buf[..len])),
+            // Linux says so where the other side is closed.
+            Err(error) if error.raw_os_error() == Some(Errno::EIO as i32) => break,
+            Err(error) => panic!("{error}: {text}"),
+        }
     }
     text
 }
@@ -34,23 +43,22 @@ fn read_until(out: &mut impl Read, wanted: impl Fn(&str) -> bool) -> String {
 #[test]
 fn a_terminal_shows_how_far_it_is_and_ctrl_c_ends_it_with_the_coverage() {
     let Some(lab) = Lab::new() else { return };
-    if !has_tool("script", &["--version"]) {
+    if !has_tool("setsid", &["--version"]) {
         return;
     }
-    let mut child = on_a_terminal(&lab, ENDLESS);
-    let mut out = child.stdout.take().unwrap();
+    let (mut child, mut terminal) = on_a_terminal(&lab, ENDLESS);
     // The first line says that nothing has been sent, a later one that something has.
     let line = |text: &str| text.matches("\r\x1b[K[").count() >= 4 && text.contains(" pps  ");
-    let shown = read_until(&mut out, line);
+    let shown = read_until(&mut terminal, line);
     assert!(shown.contains("[....................] ports 0.") && shown.contains(" answers  "), "{shown}");
-    child.stdin.as_mut().unwrap().write_all(b"\x03").unwrap();
-    let mut rest = String::new();
-    out.read_to_string(&mut rest).unwrap();
+    terminal.write_all(b"\x03").unwrap();
+    let rest = read_until(&mut terminal, |_| false);
     let status = child.wait().unwrap();
-    assert_eq!(status.code(), Some(3), "{rest}");
-    assert!(rest.contains("stopping"), "{rest}");
+    let lines: Vec<&str> = rest.lines().collect();
+    let (first, last) = (&lines[..lines.len().min(5)], lines.last().copied().unwrap_or_default());
+    assert_eq!(status.code(), Some(3), "{first:?} ... {last}");
+    assert!(first.iter().any(|line| line.ends_with("stopping")), "{first:?} ... {last}");
     // What comes last is the coverage, on a line that the progress line has left.
-    let last = rest.lines().last().unwrap();
     let coverage: serde_json::Value =
         serde_json::from_str(last.trim_start_matches("\r\x1b[K")).unwrap_or_else(|error| panic!("{error}: {last}"));
     assert_eq!((&coverage["type"], &coverage["complete"], &coverage["asked"]), (&"coverage".into(), &false.into(), &1_024_000.into()));
