@@ -435,7 +435,12 @@ mod tests {
     }
 
     fn try_draft(request: JobRequest) -> Result<Draft, ServiceError> {
-        let policy = AddressPolicy { allow: vec!["198.18.0.0/16".parse().unwrap()], deny: vec![] };
+        draft_within("198.18.0.0/16", request)
+    }
+
+    /// What becomes of a request where the fleet's policy permits one network.
+    fn draft_within(net: &str, request: JobRequest) -> Result<Draft, ServiceError> {
+        let policy = AddressPolicy { allow: vec![net.parse().unwrap()], deny: vec![] };
         let include = set(&items("targets", &request.targets)?, &[]);
         let exclude = set(&items("exclude", &request.exclude)?, &[]);
         let now = Clock::manual(UnixMillis(1_790_000_000_000)).now();
@@ -510,23 +515,7 @@ mod tests {
             targets: targets.split_whitespace().map(str::to_owned).collect(),
             ..request()
         };
-        let draft = |targets: &str| {
-            let items = items("targets", &link(targets).targets).unwrap();
-            let policy = AddressPolicy { allow: vec!["2001:db8::/32".parse().unwrap()], deny: vec![] };
-            let (include, exclude, services) = (set(&items, &[]), AddrSet::new(), Services::default());
-            let setting = Setting {
-                include: &include,
-                exclude: &exclude,
-                names: &[],
-                policy: &policy,
-                services: &services,
-                workers: &[],
-                actor: "admin",
-                now: Clock::manual(UnixMillis(1_790_000_000_000)).now(),
-                seed: 1,
-            };
-            super::draft(link(targets), setting)
-        };
+        let draft = |targets: &str| draft_within("2001:db8::/32", link(targets));
         for (targets, summary) in [("2001:db8:7::/64", "2001:db8:7::/64"), ("", "the probes' own links")] {
             let Draft { record, space, plan } = draft(targets).unwrap();
             assert_eq!((plan.targets, plan.addresses, plan.refused_by_policy, space.len()), (1, 0, 0, 1));

@@ -428,10 +428,11 @@ impl<L: Link, E, S: EventSink<E>> Drive<L, E, S> {
         if due + TIMER_SLACK < at { due } else { at }
     }
 
-    /// How late wake-ups may be while something is being sent.
+    /// How late wake-ups may be for what is being sent. A task's rate is the interface's at most, so that the interface's own does not
+    /// matter where every task is slow.
     fn tolerance(&self) -> Option<Duration> {
-        let sending = self.tasks.iter().filter(|task| task.hungry).map(|task| &task.pacer);
-        sending.chain(core::iter::once(&self.pacer)).filter_map(Pacer::tolerance).min().filter(|_| !self.tasks.is_empty())
+        let sending = self.tasks.iter().filter(|task| task.hungry).filter_map(|task| task.pacer.tolerance()).min()?;
+        Some(self.pacer.tolerance().map_or(sending, |all| all.min(sending)))
     }
 
     // Sending.

@@ -95,7 +95,7 @@ impl Limits {
 }
 
 /// What was charged in the last millisecond, in units (frames or bits), and when: by groups of units, so that its size is fixed.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug)]
 struct Spacing {
     /// A millisecond and what frames may move together on their way, in nanoseconds.
     width: u64,
@@ -165,7 +165,7 @@ const fn slot(group: u64) -> usize {
 }
 
 /// One limit: cost in picoseconds per unit (frame or bit), and its two conditions.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug)]
 struct Bucket {
     unit: u128,
     /// How long a loop may sleep on when the next frame is due, in picoseconds.
@@ -233,7 +233,7 @@ impl Bucket {
 pub type SharedPacer = Arc<Mutex<Pacer>>;
 
 /// The state of one interface's (or one task's) limits.
-#[derive(Debug, Clone)]
+#[derive(Debug)]
 pub struct Pacer {
     limits: Limits,
     burst: u128,

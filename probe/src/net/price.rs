@@ -35,14 +35,14 @@ impl Price {
         Self { frames: 1, bytes: headers(v4) + TCP_SYN }
     }
 
-    /// The acknowledgement that completes a handshake.
-    pub(crate) const fn handshake_end(v4: bool) -> Self {
-        Self { frames: 1, bytes: headers(v4) + TCP }
+    /// An acknowledgement: the one that completes a handshake, or that of the other side's FIN.
+    pub(crate) const fn acknowledgement(v4: bool) -> Self {
+        Self::segment(v4, 0)
     }
 
     /// A connection's opening: the SYN, and the acknowledgement of its answer.
     pub(crate) const fn opening(v4: bool) -> Self {
-        let (syn, end) = (Self::syn(v4), Self::handshake_end(v4));
+        let (syn, end) = (Self::syn(v4), Self::acknowledgement(v4));
         Self { frames: syn.frames + end.frames, bytes: syn.bytes + end.bytes }
     }
 
@@ -56,11 +56,6 @@ impl Price {
     pub(crate) const fn acknowledgements(v4: bool, len: usize, segment: usize) -> Self {
         let frames = len.div_ceil(if segment == 0 { 1 } else { segment });
         Self { frames, bytes: frames * (headers(v4) + TCP) }
-    }
-
-    /// The acknowledgement of the other side's FIN.
-    pub(crate) const fn acknowledged_end(v4: bool) -> Self {
-        Self { frames: 1, bytes: headers(v4) + TCP }
     }
 
     /// Our end of a connection: the FIN, and the acknowledgement of the other side's unless it has `ended` before.
@@ -161,14 +156,14 @@ mod tests {
     #[test]
     fn prices_follow_segments() {
         assert_eq!(Price::opening(true), Price { frames: 2, bytes: 2 * 34 + 40 + 32 });
-        assert_eq!((Price::syn(false).bytes, Price::handshake_end(false).bytes), (54 + 40, 54 + 32));
+        assert_eq!((Price::syn(false).bytes, Price::acknowledgement(false).bytes), (54 + 40, 54 + 32));
         assert_eq!(Price::segment(true, 1448).bytes, 34 + 32 + 1448);
         assert_eq!(Price::acknowledgements(true, 10, 1448).frames, 1);
         assert_eq!(Price::acknowledgements(false, 1449, 1448), Price { frames: 2, bytes: 2 * 86 });
         assert_eq!(Price::acknowledgements(true, 1448, 536).frames, 3);
         assert_eq!(Price::acknowledgements(true, 3, 0).frames, 3);
         assert_eq!(Price::closing(true, false), Price { frames: 2, bytes: 2 * 66 });
-        assert_eq!(Price::closing(true, true), Price::acknowledged_end(true));
+        assert_eq!(Price::closing(true, true), Price::acknowledgement(true));
         assert_eq!(Price::datagram(true, 12), Price { frames: 1, bytes: 54 });
     }
 }

@@ -293,7 +293,7 @@ impl Scan<'_> {
         let bytes = syn_bytes(to.is_ipv4());
         match outcome {
             Outcome::Open(stream) => {
-                self.account.owe(now, to, Price::handshake_end(to.is_ipv4()));
+                self.account.owe(now, to, Price::acknowledgement(to.is_ipv4()));
                 self.parted += 1;
                 self.partings.insert((now, self.parted), Parting { stream, to });
                 self.schedule.answer(now, probe, State::Open, 0);
@@ -587,12 +587,15 @@ mod tests {
         listeners.map(|listener| (listener.local_addr().unwrap().port(), listener)).collect()
     }
 
+    fn per_address(rate: u32) -> Option<TargetPacer> {
+        TargetPacer::new(TargetLimits { per_address: PacketsPerSecond::new(rate), per_network: None }, &[3; 16])
+    }
+
     #[tokio::test]
     async fn all_frames_of_a_connection_count_towards_its_address() {
         let ports = open_ports(20);
         let plan = plan("127.0.0.1", ports.iter().map(|(port, _)| *port), 1);
-        let per_address = PacketsPerSecond::new(200);
-        let targets = TargetPacer::new(TargetLimits { per_address, per_network: None }, &[3; 16]);
+        let targets = per_address(200);
         let begun = clock::now();
         let (chunks, done) = scan(&plan, ConnectOptions { targets, ..options(Limits::UNLIMITED) }, |_| true, core::future::pending()).await;
         let took = clock::now().saturating_since(begun);
@@ -606,8 +609,7 @@ mod tests {
     async fn a_stop_leaves_what_waits_to_be_closed() {
         let ports = open_ports(50);
         let plan = plan("127.0.0.1", ports.iter().map(|(port, _)| *port), 1);
-        let per_address = PacketsPerSecond::new(10);
-        let targets = TargetPacer::new(TargetLimits { per_address, per_network: None }, &[3; 16]);
+        let targets = per_address(10);
         let stop = async {
             tokio::time::sleep(Duration::from_millis(350)).await;
             Cut::Final

@@ -263,7 +263,7 @@ impl Conn {
             self.port.owe(Price::acknowledgements(v4, len, self.segment));
         } else if self.peer == Peer::Open {
             self.peer = Peer::Ended;
-            self.port.owe(Price::acknowledged_end(v4));
+            self.port.owe(Price::acknowledgement(v4));
         }
     }
 

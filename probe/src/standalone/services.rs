@@ -39,7 +39,8 @@ pub(super) struct Detection {
 }
 
 impl Detection {
-    /// Begins, with nothing to ask yet, within the limits `targets` towards each address and network. Ports of fragile devices are asked where `options` want it and the site permits it.
+    /// Begins, with nothing to ask yet, within the limits `targets` towards each address and network. Ports of fragile devices are
+    /// asked where `options` want it and the site permits it.
     pub(super) fn begin(
         options: ServiceOptions,
         site: SitePolicy,

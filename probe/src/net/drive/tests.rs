@@ -504,3 +504,15 @@ proptest! {
         }
     }
 }
+
+#[test]
+fn a_slow_task_keeps_nobody_awake_whatever_the_interface_may_send() {
+    let targets: Vec<IpAddr> = (0..100).map(|n: u8| v4(198, 18, 0, n)).collect();
+    let mut drive = drive(world(), pps(100_000));
+    assert_eq!(drive.tolerance(), None, "nothing is sent");
+    drive.add(at(0), TaskId(1), task(&targets, pps(1_000), Weight::Bulk));
+    assert_eq!(drive.tolerance(), None);
+    drive.add(at(0), TaskId(2), task(&targets, Limits::UNLIMITED, Weight::Bulk));
+    assert_eq!(drive.tolerance(), drive.pacer.tolerance());
+    assert!(drive.tolerance().is_some(), "this one is fast");
+}
