@@ -143,7 +143,7 @@ pub(super) fn by_bytes(bytes: &[u8]) -> Option<Protocol> {
     let text = |start: &str| begins(bytes, start.as_bytes());
     let has = |word: &str| find(bytes.get(..512.min(bytes.len())).unwrap_or_default(), word.as_bytes()).is_some();
     Some(match bytes {
-        _ if text("SSH-") => Ssh,
+        _ if text("SSH-") || is_sent_away(bytes) => Ssh,
         // A server that was asked in the clear and wants TLS says so in its page.
         _ if text("HTTP/1.1 400") && (has("HTTPS port") || has("HTTP request to an HTTPS") || has("SSL-enabled")) => Tls,
         _ if text("HTTP/") => Http,
@@ -172,6 +172,12 @@ pub(super) fn by_bytes(bytes: &[u8]) -> Option<Protocol> {
     })
 }
 
+/// What OpenSSH says to a visitor whom it has no room for (sshd_config(5), `MaxStartups`) or does not want yet
+/// (`PerSourcePenalties`): who comes later may be let in.
+pub(super) fn is_sent_away(greeting: &[u8]) -> bool {
+    begins(greeting, b"Exceeded MaxStartups") || begins(greeting, b"Not allowed at this time")
+}
+
 /// `220` greets in SMTP and in FTP alike: by what else is said, and where it is not, it is mail only if it says so.
 fn mail_or_files(bytes: &[u8]) -> Protocol {
     let has = |word: &str| find(bytes, word.as_bytes()).is_some();
@@ -191,6 +197,7 @@ mod tests {
     fn first_bytes_tell() {
         for (bytes, protocol) in [
             (&b"SSH-2.0-OpenSSH_9.2\r\n"[..], Some(Protocol::Ssh)),
+            (b"Exceeded MaxStartups\r\n", Some(Protocol::Ssh)),
             (b"220 mx.example.test ESMTP Postfix\r\n", Some(Protocol::Smtp)),
             (b"220 (vsFTPd 3.0.3)\r\n", Some(Protocol::Ftp)),
             (b"220 ProFTPD Server ready\r\n", Some(Protocol::Ftp)),

@@ -171,22 +171,33 @@ async fn stream(port: &Arc<Port>, notes: &Notes, mut conn: Conn) -> Option<Box<F
             Err(_) => inquiry.run(Some(Listener { greeting: first, patient: true })).await,
         };
     }
-    let mut heard = Vec::new();
-    match conn.receive(&mut heard, deadlines.listen + 4 * conn.rtt()).await {
-        Heard::Bytes => {
-            for _ in 0..GREETING_PIECES {
-                if guess::by_bytes(&heard).is_some() || conn.receive(&mut heard, WHOLE + 4 * conn.rtt()).await != Heard::Bytes {
-                    break;
-                }
+    let (mut heard, mut how) = overhear(&mut conn, deadlines.listen).await;
+    if how == Heard::End(End::Closed) || guess::is_sent_away(&heard) {
+        // Who has too many visitors sends some away before a word is said; not all of the next, nor those that come later.
+        drop(conn);
+        tokio::time::sleep(deadlines.again).await;
+        conn = match Conn::open(port).await {
+            Ok(conn) => conn,
+            Err(why) => {
+                notes.unopened(why);
+                notes.hear(&heard);
+                return None;
             }
-            match greeted(port, notes, conn, heard).await {
-                Verdict::Found(finding) => Some(finding),
-                other => {
-                    inquiry.take(other);
-                    inquiry.run(None).await
-                }
-            }
+        };
+        let last = core::mem::take(&mut heard);
+        (heard, how) = overhear(&mut conn, deadlines.listen).await;
+        if how != Heard::Bytes && !last.is_empty() {
+            (heard, how) = (last, Heard::Bytes);
         }
+    }
+    match how {
+        Heard::Bytes => match greeted(port, notes, conn, heard).await {
+            Verdict::Found(finding) => Some(finding),
+            other => {
+                inquiry.take(other);
+                inquiry.run(None).await
+            }
+        },
         Heard::End(End::Silence) => {
             let patient = opening == Opening::Greeting;
             let greeting = async move {
@@ -199,6 +210,20 @@ async fn stream(port: &Arc<Port>, notes: &Notes, mut conn: Conn) -> Option<Box<F
         }
         Heard::End(_) => inquiry.run(None).await,
     }
+}
+
+/// Listens for a greeting, and for as much of it as says what it is.
+async fn overhear(conn: &mut Conn, wait: Duration) -> (Vec<u8>, Heard) {
+    let mut heard = Vec::new();
+    let how = conn.receive(&mut heard, wait + 4 * conn.rtt()).await;
+    if how == Heard::Bytes {
+        for _ in 0..GREETING_PIECES {
+            if guess::by_bytes(&heard).is_some() || conn.receive(&mut heard, WHOLE + 4 * conn.rtt()).await != Heard::Bytes {
+                break;
+            }
+        }
+    }
+    (heard, how)
 }
 
 /// A greeting was heard: goes on in the protocol that it looks like.

@@ -80,6 +80,8 @@ pub struct Deadlines {
     pub answer: Duration,
     /// For what follows, from somebody who has answered before.
     pub follow: Duration,
+    /// Before who was sent away without having said anything comes again.
+    pub again: Duration,
     /// For all that is asked of a port.
     pub port: Duration,
 }
@@ -92,6 +94,7 @@ impl Default for Deadlines {
             greeting: Duration::from_secs(5),
             answer: Duration::from_millis(1_200),
             follow: Duration::from_millis(2_500),
+            again: Duration::from_millis(500),
             port: Duration::from_secs(15),
         }
     }

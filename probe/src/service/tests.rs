@@ -38,6 +38,7 @@ fn options() -> DetectOptions {
             greeting: Duration::from_millis(600),
             answer: Duration::from_millis(300),
             follow: Duration::from_millis(600),
+            again: Duration::from_millis(50),
             port: Duration::from_secs(5),
             ..Deadlines::default()
         },
@@ -230,6 +231,39 @@ async fn a_flood_is_cut() {
 async fn who_closes_at_once_is_silent() {
     let port = server(|stream| async move { drop(stream) }).await;
     assert_eq!(outcome(port).await, ServiceOutcome::Silent);
+}
+
+/// A server that has room for its second visitor alone, and tells the others `busy`; returns its port and how many came.
+async fn crowded(busy: &'static [u8]) -> (u16, Arc<AtomicUsize>) {
+    let visitors = Arc::new(AtomicUsize::new(0));
+    let count = visitors.clone();
+    let port = server(move |mut stream| {
+        let visitor = count.fetch_add(1, Ordering::Relaxed);
+        async move {
+            match visitor {
+                1 => play(stream, b"SSH-2.0-OpenSSH_9.2p1\r\n", &[]).await,
+                _ => drop(stream.write_all(busy).await),
+            }
+        }
+    })
+    .await;
+    (port, visitors)
+}
+
+#[tokio::test]
+async fn who_was_sent_away_comes_again() {
+    for busy in [&b""[..], b"Exceeded MaxStartups\r\n", b"Not allowed at this time\r\n"] {
+        let (port, visitors) = crowded(busy).await;
+        let service = identified(outcome(port).await);
+        assert_eq!((service.name.as_str(), service.version.as_deref()), ("ssh", Some("9.2p1")), "{}", busy.escape_ascii());
+        assert_eq!(visitors.load(Ordering::Relaxed), 2, "nothing was guessed at");
+    }
+}
+
+#[tokio::test]
+async fn who_sends_everybody_away_has_said_who_it_is() {
+    let port = server(|stream| async { play(stream, b"Exceeded MaxStartups\r\n", &[]).await }).await;
+    assert_eq!(identified(outcome(port).await).name, "ssh");
 }
 
 #[tokio::test]
