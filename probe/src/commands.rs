@@ -13,7 +13,7 @@ use crate::identity::Identity;
 use crate::identity::enrol::{About, enrol};
 use crate::lock::Lock;
 use crate::net::netlink;
-use crate::scan::spec::SourcePorts;
+use crate::net::ports::SourcePorts;
 use crate::service::recog::check;
 use crate::station::{self, Station};
 
@@ -159,10 +159,11 @@ pub fn run_status(args: StatusArgs) -> anyhow::Result<ExitCode> {
     let identity = Identity::load(&config.data);
     let snapshot = netlink::snapshot_blocking()?;
     let interface = station::choose(&snapshot, config.interface.name.as_deref());
-    let raw = match Station::open(&config.interface, SourcePorts::default(), std::collections::VecDeque::new()) {
-        Ok(_) => Check::Works,
-        Err(error) => Check::Fails(crate::errors::chain(&error)),
-    };
+    let raw =
+        match Station::<crate::scan::report::Event>::open(&config.interface, SourcePorts::default(), std::collections::VecDeque::new()) {
+            Ok(_) => Check::Works,
+            Err(error) => Check::Fails(crate::errors::chain(&error)),
+        };
     let (name, test) = match &interface {
         Ok(interface) => (interface.name.clone(), station::self_test(interface, raw)),
         Err(error) => {

@@ -18,4 +18,5 @@ pub mod shaper;
 pub mod spool;
 pub mod standalone;
 pub mod station;
+pub mod trace;
 pub mod transport;

@@ -5,7 +5,7 @@ use std::process::ExitCode;
 use clap::{Parser, Subcommand};
 use picket_probe::commands::{self, EnrolArgs, FingerprintsArgs, RunArgs, StatusArgs};
 use picket_probe::shaper::{self, ShaperArgs};
-use picket_probe::standalone::{self, DiscoverArgs, ScanArgs, ServicesArgs};
+use picket_probe::standalone::{self, DiscoverArgs, ScanArgs, ServicesArgs, TraceArgs};
 
 /// Picket's probe: scans for a fleet or by itself, never faster than its interface may send.
 #[derive(Debug, Parser)]
@@ -23,6 +23,7 @@ enum Command {
     Scan(ScanArgs),
     Services(ServicesArgs),
     Discover(DiscoverArgs),
+    Trace(TraceArgs),
     Fingerprints(FingerprintsArgs),
     Shaper(ShaperArgs),
 }
@@ -35,6 +36,7 @@ fn main() -> ExitCode {
         Command::Scan(args) => Ok(standalone::exit_status(standalone::scan(&args))),
         Command::Services(args) => Ok(standalone::exit_status(standalone::services(&args))),
         Command::Discover(args) => Ok(standalone::exit_status(standalone::discover(&args))),
+        Command::Trace(args) => Ok(standalone::exit_status(standalone::trace(&args))),
         Command::Fingerprints(args) => commands::run_fingerprints(args),
         Command::Shaper(args) => shaper::run(args),
     };

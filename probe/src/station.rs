@@ -17,10 +17,10 @@ use crate::net::link::SHAPER_MARK;
 use crate::net::netlink::{NetlinkError, Watcher, snapshot_blocking};
 use crate::net::onlink::LocalLink;
 use crate::net::pacer::{DEFAULT_BURST, Limits};
+use crate::net::ports::SourcePorts;
 use crate::net::route::{Interface, RouteTable, Snapshot};
 use crate::packet::eth::Mac;
 use crate::scan::report::{Done, Event, ProxySeen, Stats};
-use crate::scan::spec::SourcePorts;
 use crate::shaper;
 
 /// Why an interface cannot be measured on.
@@ -97,9 +97,9 @@ pub fn scan_event(event: discover::Event) -> Result<Event, discover::RouterSeen>
     }
 }
 
-/// An interface in operation. Dropping it ends the loop and waits for its thread.
-pub struct Station {
-    handle: DriveHandle<Event>,
+/// An interface in operation. Dropping it ends the loop and waits for its thread. All its tasks tell events of one kind.
+pub struct Station<E: Send + 'static = Event> {
+    handle: DriveHandle<E>,
     thread: Option<std::thread::JoinHandle<()>>,
     routes: Arc<Mutex<Arc<RouteTable>>>,
     ports: SourcePorts,
@@ -107,9 +107,9 @@ pub struct Station {
     watcher: Option<Watcher>,
 }
 
-impl Station {
+impl<E: Send + 'static> Station<E> {
     /// Opens the interface and starts its loop. What the loop tells goes to `sink`.
-    pub fn open(config: &InterfaceConfig, ports: SourcePorts, sink: impl EventSink<Event> + 'static) -> Result<Self, StationError> {
+    pub fn open(config: &InterfaceConfig, ports: SourcePorts, sink: impl EventSink<E> + 'static) -> Result<Self, StationError> {
         let snapshot = Arc::new(snapshot_blocking()?);
         let name = choose(&snapshot, config.name.as_deref())?.name.clone();
         let table = Arc::new(snapshot.table(&name).ok_or(StationError::NoInterface)?);
@@ -144,7 +144,7 @@ impl Station {
     }
 
     /// The way to the loop.
-    pub fn handle(&self) -> &DriveHandle<Event> {
+    pub fn handle(&self) -> &DriveHandle<E> {
         &self.handle
     }
 
@@ -178,7 +178,7 @@ impl Station {
     }
 }
 
-impl Drop for Station {
+impl<E: Send + 'static> Drop for Station<E> {
     fn drop(&mut self) {
         drop(self.watcher.take());
         self.handle.stop();

@@ -20,4 +20,5 @@ pub mod space;
 pub mod target;
 pub mod top_ports;
 pub mod topic;
+pub mod trace;
 pub mod units;

@@ -25,11 +25,12 @@ use crate::net::clock;
 use crate::net::drive::{BoxEngine, DriveEvent, DriveStats, Gate, TaskId, TaskSpec, Weight};
 use crate::net::engine::Source;
 use crate::net::pacer::{DEFAULT_BURST, Limits, Pacer, SharedPacer};
+use crate::net::ports::RawIdentity;
 use crate::net::target_pacer::{TargetLimits, TargetPacer};
 use crate::scan::connect::{self, ConnectOptions};
 use crate::scan::engine::ScanEngine;
 use crate::scan::report::{ChunkReport, Event, LateReport, Progress, ProxySeen};
-use crate::scan::spec::{Cut, RawIdentity, ScanPlan};
+use crate::scan::spec::{Cut, ScanPlan};
 use crate::service::fragile::SitePolicy;
 use crate::station::Station;
 

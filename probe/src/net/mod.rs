@@ -13,6 +13,7 @@ pub mod netlink;
 pub mod onlink;
 pub mod pacer;
 pub(crate) mod parting;
+pub mod ports;
 pub(crate) mod price;
 pub mod proxy;
 pub mod route;

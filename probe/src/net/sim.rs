@@ -10,8 +10,11 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::sync::Arc;
 
 mod host;
+mod way;
 
 use self::host::{Answer, Probe};
+use self::way::Fate;
+pub use self::way::{Router, Spread, Way};
 use super::drive::{Drive, EventSink};
 use super::link::{BATCH, Batch, Framing, Link, LinkCounters, Received, Sent, Stop, Waker};
 use super::route::{Interface, InterfaceAddress, InterfaceKind, Route, RouteAction, RouteTable};
@@ -126,14 +129,17 @@ impl HostRule {
     }
 
     fn covers(&self, ip: IpAddr) -> bool {
-        let (network, prefix) = self.network;
-        let bits = |ip: IpAddr| match ip {
-            IpAddr::V4(ip) => (u128::from(u32::from(ip)) << 96, true),
-            IpAddr::V6(ip) => (u128::from(ip), false),
-        };
-        let ((a, a4), (b, b4)) = (bits(network), bits(ip));
-        a4 == b4 && (a ^ b).checked_shr(128 - u32::from(prefix)).unwrap_or(0) == 0
+        covers(self.network, ip)
     }
+}
+
+fn covers((network, prefix): (IpAddr, u8), ip: IpAddr) -> bool {
+    let bits = |ip: IpAddr| match ip {
+        IpAddr::V4(ip) => (u128::from(u32::from(ip)) << 96, true),
+        IpAddr::V6(ip) => (u128::from(ip), false),
+    };
+    let ((a, a4), (b, b4)) = (bits(network), bits(ip));
+    a4 == b4 && (a ^ b).checked_shr(128 - u32::from(prefix)).unwrap_or(0) == 0
 }
 
 /// A network.
@@ -155,6 +161,8 @@ pub struct Scenario {
     pub gateway_v6: Option<Ipv6Addr>,
     /// Hosts; the first rule that covers an address counts, and an address without a rule does not exist.
     pub hosts: Vec<HostRule>,
+    /// Routers on the way; the first way whose network covers an address counts, and without one it is one hop away.
+    pub ways: Vec<Way>,
     /// A router sends an ICMP error no sooner than so long after the one before.
     pub router_error_gap: Duration,
     /// Time that the link needs for a frame.
@@ -174,6 +182,7 @@ impl Default for Scenario {
             gateway_v4: Some(Ipv4Addr::new(192, 0, 2, 1)),
             gateway_v6: Some(Ipv6Addr::new(0x2001, 0xdb8, 0, 0, 0, 0, 0, 1)),
             hosts: Vec::new(),
+            ways: Vec::new(),
             router_error_gap: Duration::ZERO,
             frame_time: Duration::from_nanos(800),
             outages: Vec::new(),
@@ -397,6 +406,14 @@ impl SimLink {
     fn answer_probe(&mut self, at: Instant, frame: Frame<'_>, probe: &Probe<'_>) {
         if probe.dst.is_multicast() {
             return self.answer_all_nodes(at, probe);
+        }
+        self.random = mix(self.random);
+        let way = self.scenario.ways.iter().find(|way| covers(way.network, probe.dst));
+        if let Some(Fate::Ended(said)) = way.map(|way| way.fate(probe, self.random)) {
+            if let Some((rule, answer)) = said {
+                self.answer(at, frame, &rule, answer);
+            }
+            return;
         }
         let Some(rule) = self.scenario.host(probe.dst).cloned() else {
             return;

@@ -45,6 +45,7 @@ pub struct Packet<'a> {
     dst: IpAddr,
     protocol: u8,
     ttl: u8,
+    tos: u8,
     payload: &'a [u8],
 }
 
@@ -83,6 +84,7 @@ impl<'a> Packet<'a> {
             dst: Ipv4Addr::new(header[16], header[17], header[18], header[19]).into(),
             protocol: header[9],
             ttl: header[8],
+            tos: header[1],
             payload: bytes.get(header_len..total.min(bytes.len()))?,
         };
         Some((packet, total <= bytes.len()))
@@ -96,7 +98,7 @@ impl<'a> Packet<'a> {
         let (src, dst) = (address(8)?, address(24)?);
         let (protocol, payload) = skip_extensions(header[6], rest.get(..len.min(rest.len()))?)?;
         // The first bits may make an IPv4-mapped address, which no wire carries: kept as it is, it matches nothing.
-        let packet = Self { src: src.into(), dst: dst.into(), protocol, ttl: header[7], payload };
+        let packet = Self { src: src.into(), dst: dst.into(), protocol, ttl: header[7], tos: header[0] << 4 | header[1] >> 4, payload };
         Some((packet, len <= rest.len()))
     }
 
@@ -118,6 +120,11 @@ impl<'a> Packet<'a> {
     /// TTL or hop limit.
     pub const fn ttl(&self) -> u8 {
         self.ttl
+    }
+
+    /// Type of service (IPv4) or traffic class (IPv6): six bits of DSCP, two of ECN.
+    pub const fn tos(&self) -> u8 {
+        self.tos
     }
 
     /// What the protocol carries.
@@ -144,8 +151,14 @@ fn skip_extensions(mut next: u8, mut bytes: &[u8]) -> Option<(u8, &[u8])> {
 
 /// An IPv4 header without options, don't fragment set, its checksum right for exactly these fields.
 pub fn v4_header(src: Ipv4Addr, dst: Ipv4Addr, protocol: u8, ttl: u8, payload_len: u16) -> [u8; V4_HEADER_LEN] {
+    v4_header_marked(src, dst, protocol, ttl, payload_len, 0)
+}
+
+/// The same with a type of service.
+pub fn v4_header_marked(src: Ipv4Addr, dst: Ipv4Addr, protocol: u8, ttl: u8, payload_len: u16, tos: u8) -> [u8; V4_HEADER_LEN] {
     let mut h = [0; V4_HEADER_LEN];
     h[0] = 0x45;
+    h[1] = tos;
     h[2..4].copy_from_slice(&(V4_HEADER_LEN as u16).saturating_add(payload_len).to_be_bytes());
     h[6..8].copy_from_slice(&DONT_FRAGMENT.to_be_bytes());
     h[8] = ttl;
@@ -159,8 +172,14 @@ pub fn v4_header(src: Ipv4Addr, dst: Ipv4Addr, protocol: u8, ttl: u8, payload_le
 
 /// An IPv6 header (RFC 8200, section 3): no traffic class, no flow label.
 pub fn v6_header(src: Ipv6Addr, dst: Ipv6Addr, next_header: u8, hop_limit: u8, payload_len: u16) -> [u8; V6_HEADER_LEN] {
+    v6_header_marked(src, dst, next_header, hop_limit, payload_len, 0)
+}
+
+/// The same with a traffic class.
+pub fn v6_header_marked(src: Ipv6Addr, dst: Ipv6Addr, next_header: u8, hop_limit: u8, payload_len: u16, class: u8) -> [u8; V6_HEADER_LEN] {
     let mut h = [0; V6_HEADER_LEN];
-    h[0] = 0x60;
+    h[0] = 0x60 | class >> 4;
+    h[1] = class << 4;
     h[4..6].copy_from_slice(&payload_len.to_be_bytes());
     h[6] = next_header;
     h[7] = hop_limit;

@@ -7,6 +7,7 @@
 pub mod arp;
 pub mod checksum;
 pub mod eth;
+pub mod extension;
 pub mod guard;
 pub mod icmp;
 pub mod ip;

@@ -15,7 +15,7 @@ pub const ACK_LEN: usize = HEADER_LEN;
 /// Offset of the flags.
 const FLAGS: usize = 13;
 /// What Linux offers on an Ethernet: some filters drop a SYN that no ordinary system would send.
-const WINDOW: u16 = 64_240;
+pub const WINDOW: u16 = 64_240;
 const MSS_V4: u16 = 1460;
 const MSS_V6: u16 = 1440;
 

@@ -11,9 +11,10 @@ use super::onlink::OnLink;
 use super::report::{Event, Progress, Stats};
 use super::schedule::{Probe, Schedule};
 pub use super::spec::Cut;
-use super::spec::{RawIdentity, ScanPlan, SpecError, Timing};
+use super::spec::{ScanPlan, SpecError, Timing};
 use crate::net::engine::{Engine, NotSent, Signs, Transmit};
 use crate::net::onlink::LocalLink;
+use crate::net::ports::RawIdentity;
 use crate::net::time::Instant;
 use crate::packet::eth::Mac;
 

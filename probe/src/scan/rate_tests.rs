@@ -13,9 +13,10 @@ use picket_wire::units::PacketsPerSecond;
 
 use super::engine::ScanEngine;
 use super::report::Event;
-use super::spec::{RawIdentity, ScanPlan, SourcePorts};
+use super::spec::ScanPlan;
 use crate::net::drive::{Drive, DriveEvent, TaskId, TaskSpec, Weight};
 use crate::net::pacer::Limits;
+use crate::net::ports::{RawIdentity, SourcePorts};
 use crate::net::sim::{self, HostRule, Scenario, SimLink};
 use crate::net::target_pacer::{TargetLimits, TargetPacer};
 use crate::net::time::Instant;

@@ -6,7 +6,6 @@ use std::sync::Arc;
 use picket_wire::job::{HostProbe, JobKind, MAX_ATTEMPTS, ScanOptions, ServiceOptions, Technique};
 use picket_wire::space::TargetSpace;
 
-use crate::net::engine::Source;
 use crate::packet::payload;
 
 /// Why a scan cannot be done.
@@ -40,63 +39,6 @@ pub enum SpecError {
     /// Neither address family has a source address.
     #[error("the interface has no address to send from")]
     NoSource,
-    /// The range of source ports is too small.
-    #[error("{count} source ports from {first}: at least {MAX_ATTEMPTS} below 65536 are needed, one for each attempt")]
-    SourcePorts {
-        /// First port.
-        first: u16,
-        /// How many.
-        count: u16,
-    },
-}
-
-/// The source ports (and echo identifiers) that this process uses for raw packets.
-///
-/// They should lie outside the range from which the kernel takes ports for its own connections
-/// (`net.ipv4.ip_local_port_range`, 32768 to 60999 by default), and the packet filter of the receiving socket passes them.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct SourcePorts {
-    first: u16,
-    count: u16,
-}
-
-impl Default for SourcePorts {
-    /// 61440 to 65535: above the kernel's own range, and wide enough to hide part of a cookie in the choice of a port, which is
-    /// all that an answer over UDP is sure to repeat.
-    fn default() -> Self {
-        Self { first: 61_440, count: 4_096 }
-    }
-}
-
-impl SourcePorts {
-    /// `count` ports from `first`; at least [`MAX_ATTEMPTS`].
-    pub fn new(first: u16, count: u16) -> Result<Self, SpecError> {
-        let fits = count >= u16::from(MAX_ATTEMPTS) && u32::from(first) + u32::from(count) <= 65_536;
-        (fits && first > 0).then_some(Self { first, count }).ok_or(SpecError::SourcePorts { first, count })
-    }
-
-    /// The first port.
-    pub const fn first(self) -> u16 {
-        self.first
-    }
-
-    /// The last port.
-    pub const fn last(self) -> u16 {
-        self.first + (self.count - 1)
-    }
-
-    /// How many.
-    pub const fn count(self) -> u16 {
-        self.count
-    }
-
-    /// The base for the `engine`-th engine. Engines that run at the same time should differ in it, so that they do not
-    /// disturb each other's half-open connections at a common target; their answers they tell apart by their keys.
-    pub const fn base(self, engine: u64) -> u16 {
-        let stride = MAX_ATTEMPTS as u16;
-        let slots = (self.count / stride) as u64;
-        self.first + stride * (engine % slots) as u16
-    }
 }
 
 /// Bounds of the wait for an answer.
@@ -282,17 +224,4 @@ impl ScanPlan {
     pub fn technique(&self) -> Technique {
         self.technique
     }
-}
-
-/// What a raw engine needs besides its plan.
-#[derive(Debug, Clone, Copy)]
-pub struct RawIdentity {
-    /// Addresses to send from.
-    pub source: Source,
-    /// Source port (or echo identifier) of the first attempt; attempt `n` uses `base_port + n`. See [`SourcePorts::base`].
-    pub base_port: u16,
-    /// All source ports that pass the receive filter: UDP spreads its probes over them.
-    pub ports: SourcePorts,
-    /// Random, fresh for each engine: it makes the cookies. Answers are only as trustworthy as it is secret.
-    pub key: [u8; 16],
 }

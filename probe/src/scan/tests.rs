@@ -17,8 +17,9 @@ use proptest::prelude::*;
 
 use super::engine::ScanEngine;
 use super::report::{ChunkReport, Done, Event, LateReport};
-use super::spec::{ChunkLimits, Cut, RawIdentity, ScanPlan, SourcePorts, SpecError};
+use super::spec::{ChunkLimits, Cut, ScanPlan, SpecError};
 use crate::net::engine::{Engine, NotSent, Source};
+use crate::net::ports::{RawIdentity, SourcePorts};
 use crate::net::time::Instant;
 use crate::packet::ip::{self, v4_header, v6_header};
 

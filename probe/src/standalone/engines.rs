@@ -17,11 +17,12 @@ use crate::net::clock;
 use crate::net::drive::{DriveEvent, DriveGone, DriveStats, TaskId, TaskSpec, Weight};
 use crate::net::engine::Source;
 use crate::net::pacer::{Limits, Pacer, SharedPacer};
+use crate::net::ports::{RawIdentity, SourcePorts};
 use crate::net::target_pacer::{TargetLimits, TargetPacer};
 use crate::scan::connect::{self, ConnectError, ConnectOptions};
 use crate::scan::engine::ScanEngine;
 use crate::scan::report::{Event, Progress};
-use crate::scan::spec::{ChunkLimits, Cut, RawIdentity, ScanPlan, SourcePorts};
+use crate::scan::spec::{ChunkLimits, Cut, ScanPlan};
 use crate::service::fragile::SitePolicy;
 use crate::station::{Station, StationError};
 

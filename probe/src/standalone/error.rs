@@ -58,6 +58,9 @@ pub enum StandaloneError {
     /// No targets.
     #[error("name targets, for example 192.168.1.0/24 or fd00::/64; `picket-probe discover --link` needs none")]
     NoTargets,
+    /// No destinations.
+    #[error("name destinations, for example 198.51.100.7 or www.example.org")]
+    NoDestination,
     /// The file's run was begun by another command.
     #[error(transparent)]
     Resume(#[from] ResumeError),
@@ -70,6 +73,9 @@ pub enum StandaloneError {
     /// An impossible combination of options.
     #[error(transparent)]
     Spec(#[from] SpecError),
+    /// An impossible trace.
+    #[error(transparent)]
+    Trace(#[from] crate::trace::spec::SpecError),
     /// Wrong configuration.
     #[error(transparent)]
     Config(#[from] ConfigError),
@@ -135,10 +141,12 @@ impl StandaloneError {
             | Self::ResumeAlone
             | Self::LinkOutput
             | Self::NoTargets
+            | Self::NoDestination
             | Self::Resume(ResumeError::Other { .. } | ResumeError::Missing(_))
             | Self::Targets(TargetError::Form { .. })
             | Self::Space(_)
             | Self::Spec(_)
+            | Self::Trace(_)
             | Self::Config(_) => 2,
             _ => 1,
         }

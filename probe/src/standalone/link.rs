@@ -35,10 +35,11 @@ use crate::net::engine::Mapped;
 use crate::net::netlink::snapshot_blocking;
 use crate::net::onlink::LocalLink;
 use crate::net::pacer::Limits;
+use crate::net::ports::{RawIdentity, SourcePorts};
 use crate::packet::eth::Mac;
 use crate::scan::engine::ScanEngine;
 use crate::scan::report::{Event, ProxySeen};
-use crate::scan::spec::{RawIdentity, ScanPlan, SourcePorts};
+use crate::scan::spec::ScanPlan;
 use crate::station::{self, Station};
 
 /// The largest IPv4 network whose neighbours are looked for with `--link`: a minute at 1000 packets per second.

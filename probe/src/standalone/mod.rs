@@ -1,4 +1,4 @@
-//! `picket-probe scan`, `services` and `discover`: the engines without a controller, for the technician on site.
+//! `picket-probe scan`, `services`, `discover` and `trace`: the engines without a controller, for the technician on site.
 //!
 //! Same engines, same loop, same pacer, same site policy as the agent; only that targets come from the command line and
 //! results go to the terminal and into files.
@@ -9,6 +9,8 @@
 //!  progress ◀ run (stages, Ctrl-C) ◀▶ engines (passes on one station) ◀─────┘
 //!      services ◀┘└▶ ledger ▶ resume (file) ▶ results (rows, coverage) ▶ output (table, NDJSON, nmap XML, masscan)
 //! ```
+//!
+//! `trace` goes from `prepare` to a station and an engine of its own, and writes paths instead of rows.
 //!
 //! **Invariant:** what was asked = answered + silent + refused + not reached, shown at the end of every run, interrupted ones
 //! included.
@@ -32,10 +34,12 @@ mod run;
 mod services;
 mod signals;
 mod targets;
+mod trace;
 
 pub use args::{DiscoverArgs, ScanArgs, ServicesArgs, nmap_spellings};
 pub use error::StandaloneError;
 pub use run::{discover, scan, services};
+pub use trace::{TraceArgs, trace};
 
 /// The exit status of a run; an error goes to standard error with what it came from.
 pub fn exit_status(result: Result<Outcome, StandaloneError>) -> ExitCode {

@@ -45,14 +45,12 @@ pub(super) fn configuration(file: Option<&Path>, interface: Option<&str>) -> Res
     Ok(config::load(file, std::env::vars(), flags)?)
 }
 
-/// Settles interface and limits; says what is refused and what is clipped.
-pub(super) fn work(mut config: Config, request: &Request) -> Result<Work, StandaloneError> {
-    let wanted = request.targets();
-    announce_policy(&config.policy, &wanted)?;
-    config.interface.name = Some(interface(&config, &wanted)?);
-    let (asked, ceiling) = (request.rate(), station::limits(&config.interface));
+/// Settles interface and limits of a run to `wanted` at the rate `asked`; says what is refused and what is clipped.
+pub(super) fn work(mut config: Config, wanted: &AddrSet, asked: Limits) -> Result<Work, StandaloneError> {
+    announce_policy(&config.policy, wanted)?;
+    config.interface.name = Some(interface(&config, wanted)?);
+    let ceiling = station::limits(&config.interface);
     announce_rate(asked, ceiling);
-    announce_fragile(request.services.unwrap_or_default(), &config.services.site);
     let granted = asked.clipped_to(ceiling);
     // The limit of the whole run, whatever passes it has, is that of the interface for as long as it lasts.
     config.interface.packets = granted.packets.unwrap_or(config.interface.packets);
@@ -135,7 +133,7 @@ pub(super) fn announce_names(names: &[(String, Vec<IpAddr>)], policy: &AddressPo
 }
 
 /// Says where fragile ports are spared although they were to be asked: the site has the last word.
-fn announce_fragile(options: ServiceOptions, site: &SitePolicy) {
+pub(super) fn announce_fragile(options: ServiceOptions, site: &SitePolicy) {
     let spared = match &site.leave {
         _ if !options.ask_fragile => return,
         SiteLeave::All => return,

@@ -102,7 +102,8 @@ fn start(common: &CommonArgs, bare: bool, request: impl FnOnce() -> Result<Reque
     if common.dry_run {
         return dry_run::Plan::new(config, request, &plans)?.print(common.json).map_err(system("write the plan"));
     }
-    let work = prepare::work(config, request)?;
+    prepare::announce_fragile(request.services.unwrap_or_default(), &config.services.site);
+    let work = prepare::work(config, &request.targets(), request.rate())?;
     let _lock = prepare::lock()?;
     if let (None, Some(path)) = (&start.journal, &common.resume) {
         start.journal = Some(Journal::create(path, &start.head)?);

@@ -185,12 +185,55 @@ impl<'a> Probe<'a> {
         Some(Answer::now(self.packet(self.dst, rule.ttl, SCTP, body)))
     }
 
-    /// RFC 792 and RFC 4443: the message quotes the packet that it is about.
     fn unreachable(&self, from: IpAddr, ttl: u8, code: u8, gap: Duration) -> Answer {
-        let (kind, protocol) = if self.dst.is_ipv4() { (3, ICMP) } else { (1, ICMPV6) };
+        let kind = if self.is_v4() { 3 } else { 1 };
+        Answer { packet: self.error(from, ttl, (kind, code), self.whole, &[]), after: None, error: Some((from, gap)) }
+    }
+
+    /// RFC 792 and RFC 4443: the message quotes the packet that it is about. RFC 4884: where something is appended, the quote is padded, and
+    /// its length stated.
+    pub(super) fn error(&self, from: IpAddr, ttl: u8, (kind, code): (u8, u8), quote: &[u8], appended: &[u8]) -> Vec<u8> {
         let mut message = vec![kind, code, 0, 0, 0, 0, 0, 0];
-        message.extend(self.whole);
-        Answer { packet: self.packet(from, ttl, protocol, message), after: None, error: Some((from, gap)) }
+        message.extend(quote);
+        if !appended.is_empty() {
+            message.resize(8 + quote.len().max(128).next_multiple_of(8), 0);
+            let words = (message.len() - 8) / if self.is_v4() { 4 } else { 8 };
+            message[if self.is_v4() { 5 } else { 4 }] = u8::try_from(words).unwrap_or(0);
+            message.extend(appended);
+        }
+        self.packet(from, ttl, if self.is_v4() { ICMP } else { ICMPV6 }, message)
+    }
+
+    pub(super) fn is_v4(&self) -> bool {
+        self.dst.is_ipv4()
+    }
+
+    pub(super) fn ttl(&self) -> u8 {
+        self.whole.get(if self.is_v4() { 8 } else { 7 }).copied().unwrap_or(0)
+    }
+
+    /// What a router that spreads load by flow looks at.
+    pub(super) fn flow(&self) -> Vec<u8> {
+        let addresses = if self.is_v4() { self.whole.get(12..20) } else { self.whole.get(8..40) };
+        [&[self.protocol][..], addresses.unwrap_or_default(), self.payload.get(..4).unwrap_or_default()].concat()
+    }
+
+    /// The packet as a router sees it that ends it with `ttl` hops left, its first `most` bytes behind the IP header.
+    pub(super) fn quote(&self, ttl: u8, tos: Option<u8>, most: usize) -> Vec<u8> {
+        let mut quote = self.whole.to_vec();
+        let header = self.whole.len() - self.payload.len();
+        quote.truncate(header.saturating_add(most).min(self.whole.len()));
+        if self.is_v4() {
+            quote[8] = ttl;
+            quote[1] = tos.unwrap_or(quote[1]);
+        } else {
+            quote[7] = ttl;
+            if let Some(tos) = tos {
+                quote[0] = 0x60 | tos >> 4;
+                quote[1] = tos << 4;
+            }
+        }
+        quote
     }
 
     /// A packet back to us, its checksums filled in.

@@ -32,8 +32,9 @@ use picket_wire::result::State;
 use picket_wire::space::Target;
 use siphasher::sip::SipHasher13;
 
-use super::spec::{RawIdentity, ScanPlan, SourcePorts};
+use super::spec::ScanPlan;
 use crate::net::engine::Source;
+use crate::net::ports::{RawIdentity, SourcePorts};
 use crate::packet::icmp::{self, Message};
 use crate::packet::ip::Packet;
 

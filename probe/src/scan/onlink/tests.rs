@@ -13,12 +13,13 @@ use picket_wire::units::PacketsPerSecond;
 use super::*;
 use crate::net::drive::{Drive, DriveEvent, TaskId, TaskSpec, Weight};
 use crate::net::pacer::{DEFAULT_BURST, Limits};
+use crate::net::ports::{RawIdentity, SourcePorts};
 use crate::net::sim::{self, HostRule, OWN_MAC, PortState, Scenario, SimLink};
 use crate::packet::arp::{Arp, Operation};
 use crate::packet::{eth, ndp};
 use crate::scan::engine::ScanEngine;
 use crate::scan::report::Done;
-use crate::scan::spec::{RawIdentity, ScanPlan, SourcePorts};
+use crate::scan::spec::ScanPlan;
 
 const PROXY: Mac = Mac([2, 0, 0, 0, 0, 0x77]);
 

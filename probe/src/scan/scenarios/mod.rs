@@ -18,9 +18,10 @@ use serde::Deserialize;
 
 use super::engine::ScanEngine;
 use super::report::{Done, Event};
-use super::spec::{ChunkLimits, RawIdentity, ScanPlan, SourcePorts};
+use super::spec::{ChunkLimits, ScanPlan};
 use crate::net::drive::{Drive, DriveEvent, TaskId, TaskSpec, Weight};
 use crate::net::pacer::{DEFAULT_BURST, Limits};
+use crate::net::ports::{RawIdentity, SourcePorts};
 use crate::net::sim::{self, HostRule, PortState, Scenario, SimLink};
 use crate::net::time::Instant;
 

@@ -9,12 +9,13 @@ use std::sync::Arc;
 
 use picket_probe::net::engine::{Engine, NotSent, Source, Transmit};
 use picket_probe::net::onlink::LocalLink;
+use picket_probe::net::ports::{RawIdentity, SourcePorts};
 use picket_probe::net::route::{Interface, InterfaceAddress, InterfaceKind, Route, RouteAction, RouteTable};
 use picket_probe::net::time::Instant;
 use picket_probe::packet::eth::Mac;
 use picket_probe::scan::engine::ScanEngine;
 use picket_probe::scan::report::Event;
-use picket_probe::scan::spec::{Cut, RawIdentity, ScanPlan, SourcePorts};
+use picket_probe::scan::spec::{Cut, ScanPlan};
 use picket_wire::addr::parse_set;
 use picket_wire::job::{ScanOptions, Technique};
 use picket_wire::space::{TargetSpace, TargetSpec};

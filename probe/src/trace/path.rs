@@ -1,0 +1,402 @@
+//! One path under way: which hop is asked next, what was answered, when it is over. Pure book-keeping; packets are the engine's.
+//!
+//! **Invariant:** no hop gets more packets than the plan's attempts, and none beyond the end of the path once that is known.
+
+use core::net::IpAddr;
+use std::collections::VecDeque;
+
+use picket_wire::trace::{Hop, Path, PathEnd, Reply, ReplyKind};
+
+use super::spec::TracePlan;
+use crate::net::engine::NotSent;
+use crate::net::time::Instant;
+
+/// A packet of the path, named by its place in the list of all.
+#[derive(Debug, Clone, Copy)]
+struct Packet {
+    ttl: u8,
+    state: PacketState,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum PacketState {
+    /// It did not leave, and waits to be offered again.
+    Held,
+    /// It left.
+    Sent(Instant),
+    /// It was answered.
+    Answered,
+    /// It did not leave and never will.
+    Lost,
+}
+
+/// What is known of a hop.
+#[derive(Debug, Clone, Default)]
+struct HopState {
+    /// Packets that were decided on, and those of them that left.
+    planned: u8,
+    sent: u8,
+    /// Packets of which nothing is known yet.
+    open: u8,
+    /// Packets that are to leave as soon as they may: nothing is waited for before.
+    unsent: u8,
+    /// When the last one left.
+    last: Option<Instant>,
+    /// Nobody waits any more.
+    given_up: bool,
+    /// By number.
+    replies: Vec<(u16, Reply)>,
+}
+
+impl HopState {
+    fn is_settled(&self) -> bool {
+        self.planned > 0 && self.unsent == 0 && (self.open == 0 || self.given_up)
+    }
+
+    /// Whether time must pass for it.
+    fn is_waited_for(&self) -> bool {
+        self.open > 0 && self.unsent == 0 && !self.given_up
+    }
+}
+
+/// A path under way.
+#[derive(Debug)]
+pub(super) struct Tracing {
+    pub(super) position: u64,
+    pub(super) dst: IpAddr,
+    /// Source port or echo identifier.
+    pub(super) flow: u16,
+    packets: Vec<Packet>,
+    /// By TTL, from the first one.
+    hops: Vec<HopState>,
+    /// Packets that did not leave and are to be offered again.
+    held: VecDeque<u16>,
+    /// Hops that are to be asked once more.
+    again: VecDeque<u8>,
+    /// Nothing is sent before.
+    not_before: Option<Instant>,
+    slowest: Option<core::time::Duration>,
+    /// The farthest TTL that was answered.
+    farthest: u8,
+    /// The last TTL that matters, and why.
+    end: Option<(u8, PathEnd)>,
+    pub(super) duplicates: u64,
+    pub(super) sent: u32,
+}
+
+impl Tracing {
+    pub(super) fn new(plan: &TracePlan, position: u64, dst: IpAddr, flow: u16) -> Self {
+        Self {
+            position,
+            dst,
+            flow,
+            packets: Vec::new(),
+            hops: Vec::new(),
+            held: VecDeque::new(),
+            again: VecDeque::new(),
+            not_before: None,
+            slowest: None,
+            farthest: plan.first_ttl - 1,
+            end: None,
+            duplicates: 0,
+            sent: 0,
+        }
+    }
+
+    /// The last TTL that matters as far as is known.
+    fn last(&self, plan: &TracePlan) -> u8 {
+        self.end.map_or(plan.max_ttl, |(ttl, _)| ttl)
+    }
+
+    fn ttl_of(plan: &TracePlan, at: usize) -> u8 {
+        plan.first_ttl + at as u8
+    }
+
+    fn hop(&mut self, plan: &TracePlan, ttl: u8) -> Option<&mut HopState> {
+        self.hops.get_mut(usize::from(ttl.checked_sub(plan.first_ttl)?))
+    }
+
+    /// The next packet that is to leave: its number and TTL.
+    pub(super) fn next(&mut self, plan: &TracePlan, now: Instant) -> Option<(u16, u8)> {
+        if self.not_before.is_some_and(|until| now < until) {
+            return None;
+        }
+        self.not_before = None;
+        let last = self.last(plan);
+        while let Some(number) = self.held.pop_front() {
+            let Some(packet) = self.packets.get(usize::from(number)).copied() else { continue };
+            self.leaves_the_queue(plan, packet.ttl);
+            if packet.ttl <= last {
+                self.leaves(plan, number, now);
+                return Some((number, packet.ttl));
+            }
+            self.lose(plan, number);
+        }
+        while let Some(ttl) = self.again.pop_front() {
+            self.leaves_the_queue(plan, ttl);
+            if ttl <= last {
+                return self.plan_packet(plan, ttl, now);
+            }
+        }
+        let next = Self::ttl_of(plan, self.hops.len());
+        let ahead = (plan.first_ttl - 1).saturating_add(plan.window).max(self.farthest.saturating_add(plan.gap));
+        if next > last || next > ahead || self.hops.len() > usize::from(plan.max_ttl - plan.first_ttl) {
+            return None;
+        }
+        self.hops.push(HopState::default());
+        self.plan_packet(plan, next, now)
+    }
+
+    /// As many more packets for a hop.
+    fn ask_again(&mut self, plan: &TracePlan, ttl: u8, more: u8) {
+        if let Some(hop) = self.hop(plan, ttl) {
+            hop.unsent += more;
+            self.again.extend(core::iter::repeat_n(ttl, usize::from(more)));
+        }
+    }
+
+    fn leaves_the_queue(&mut self, plan: &TracePlan, ttl: u8) {
+        if let Some(hop) = self.hop(plan, ttl) {
+            hop.unsent = hop.unsent.saturating_sub(1);
+        }
+    }
+
+    fn plan_packet(&mut self, plan: &TracePlan, ttl: u8, now: Instant) -> Option<(u16, u8)> {
+        let number = u16::try_from(self.packets.len()).ok()?;
+        self.packets.push(Packet { ttl, state: PacketState::Held });
+        let hop = self.hop(plan, ttl)?;
+        hop.planned += 1;
+        hop.open += 1;
+        self.leaves(plan, number, now);
+        Some((number, ttl))
+    }
+
+    fn leaves(&mut self, plan: &TracePlan, number: u16, now: Instant) {
+        let Some(packet) = self.packets.get_mut(usize::from(number)) else { return };
+        packet.state = PacketState::Sent(now);
+        let ttl = packet.ttl;
+        self.sent += 1;
+        if let Some(hop) = self.hop(plan, ttl) {
+            hop.sent += 1;
+            hop.last = Some(now);
+            hop.given_up = false;
+        }
+    }
+
+    fn unsent(&mut self, plan: &TracePlan, number: u16, state: PacketState) -> bool {
+        let Some(packet) = self.packets.get_mut(usize::from(number)).filter(|packet| matches!(packet.state, PacketState::Sent(_))) else {
+            return false;
+        };
+        packet.state = state;
+        let ttl = packet.ttl;
+        self.sent -= 1;
+        if let Some(hop) = self.hop(plan, ttl) {
+            hop.sent -= 1;
+        }
+        true
+    }
+
+    fn lose(&mut self, plan: &TracePlan, number: u16) {
+        let Some(packet) = self.packets.get_mut(usize::from(number)) else { return };
+        packet.state = PacketState::Lost;
+        let ttl = packet.ttl;
+        if let Some(hop) = self.hop(plan, ttl) {
+            hop.open = hop.open.saturating_sub(1);
+        }
+    }
+
+    /// A packet did not leave.
+    pub(super) fn not_sent(&mut self, plan: &TracePlan, number: u16, why: NotSent) {
+        let final_end = match why {
+            NotSent::Refused => Some(PathEnd::Refused),
+            NotSent::NoRoute | NotSent::NoNeighbour => Some(PathEnd::NoRoute),
+            NotSent::NeighbourPending | NotSent::TooSoon { .. } | NotSent::LinkError => None,
+        };
+        let state = if why == NotSent::LinkError || final_end.is_some() { PacketState::Lost } else { PacketState::Held };
+        if !self.unsent(plan, number, state) {
+            return;
+        }
+        if let NotSent::TooSoon { until, .. } = why {
+            self.not_before = Some(until);
+        }
+        match state {
+            PacketState::Held => self.hold(plan, number),
+            _ => self.lose(plan, number),
+        }
+        if why == NotSent::LinkError {
+            self.replace(plan, number);
+        }
+        if let Some(why) = final_end {
+            // None of the others will leave either, and nothing was sent that could be answered.
+            self.end_at(plan.first_ttl - 1, why);
+        }
+    }
+
+    fn hold(&mut self, plan: &TracePlan, number: u16) {
+        self.held.push_back(number);
+        if let Some(ttl) = self.packets.get(usize::from(number)).map(|packet| packet.ttl)
+            && let Some(hop) = self.hop(plan, ttl)
+        {
+            hop.unsent += 1;
+        }
+    }
+
+    /// A packet that will never leave has another one in its place, as long as the hop may have one.
+    fn replace(&mut self, plan: &TracePlan, number: u16) {
+        let Some(ttl) = self.packets.get(usize::from(number)).map(|packet| packet.ttl) else { return };
+        if self.hop(plan, ttl).is_some_and(|hop| hop.planned + hop.unsent < plan.attempts()) {
+            self.ask_again(plan, ttl, 1);
+        }
+        self.look_for_silence(plan);
+    }
+
+    /// The path ends at `ttl` at the latest.
+    fn end_at(&mut self, ttl: u8, why: PathEnd) {
+        let nearer = self
+            .end
+            .is_none_or(|(known, known_why)| ttl < known || ttl == known && why == PathEnd::Reached && known_why != PathEnd::Refused);
+        if nearer {
+            self.end = Some((ttl, why));
+        }
+    }
+
+    /// The packet that an answer without a number most likely answers: of those of which nothing is known the first beyond the farthest router.
+    fn guess(&self) -> Option<u16> {
+        let routers =
+            self.hops.iter().enumerate().filter(|(_, hop)| hop.replies.iter().any(|(_, reply)| reply.kind == ReplyKind::TimeExceeded));
+        let beyond = routers.map(|(at, _)| at + 1).max().unwrap_or(0);
+        let first = self.hops.len().checked_sub(1).map(|_| beyond)?;
+        let open = self.packets.iter().enumerate().filter(|(_, packet)| matches!(packet.state, PacketState::Sent(_)));
+        let ttl_of_first = |packet: &Packet| usize::from(packet.ttl).saturating_sub(usize::from(self.packets.first().map_or(1, |p| p.ttl)));
+        open.filter(|(_, packet)| ttl_of_first(packet) >= first)
+            .min_by_key(|(at, packet)| (packet.ttl, *at))
+            .and_then(|(at, _)| u16::try_from(at).ok())
+    }
+
+    /// An answer to packet `number`; `reply` makes it of the round trip. Returns the hop and what it said, where that is new.
+    pub(super) fn answer(
+        &mut self,
+        plan: &TracePlan,
+        now: Instant,
+        number: Option<u16>,
+        reply: impl FnOnce(core::time::Duration) -> Reply,
+    ) -> Option<(u8, Reply)> {
+        let number = number.or_else(|| self.guess())?;
+        let packet = self.packets.get_mut(usize::from(number))?;
+        let at = match packet.state {
+            PacketState::Sent(at) => at,
+            PacketState::Answered => {
+                self.duplicates += 1;
+                return None;
+            }
+            PacketState::Held | PacketState::Lost => return None,
+        };
+        packet.state = PacketState::Answered;
+        let ttl = packet.ttl;
+        let rtt = now.saturating_since(at);
+        let reply = reply(rtt);
+        self.slowest = Some(self.slowest.map_or(rtt, |slowest| slowest.max(rtt)));
+        if ttl > self.farthest && matches!(self.end, Some((_, PathEnd::Silent))) {
+            // There is somebody after all.
+            self.end = None;
+        }
+        self.farthest = self.farthest.max(ttl);
+        let queries = plan.queries;
+        let hop = self.hop(plan, ttl)?;
+        hop.open = hop.open.saturating_sub(1);
+        let more = if hop.replies.is_empty() { queries.saturating_sub(hop.planned) } else { 0 };
+        hop.replies.push((number, reply.clone()));
+        self.ask_again(plan, ttl, more);
+        match reply.kind {
+            ReplyKind::TimeExceeded => {
+                if self.is_loop(plan, ttl, reply.from) {
+                    self.end_at(ttl, PathEnd::Loop);
+                }
+            }
+            ReplyKind::Answer => self.end_at(ttl, PathEnd::Reached),
+            ReplyKind::Unreachable { .. } if reply.from == self.dst => self.end_at(ttl, PathEnd::Reached),
+            ReplyKind::Unreachable { .. } => self.end_at(ttl, PathEnd::Unreachable),
+        }
+        Some((ttl, reply))
+    }
+
+    /// Whether `from` has answered nearer by, with somebody else in between. (A router that forwards what it should have ended makes the
+    /// next one appear twice in a row, which is no loop.)
+    fn is_loop(&self, plan: &TracePlan, ttl: u8, from: IpAddr) -> bool {
+        let others = |hop: &HopState| hop.replies.iter().any(|(_, reply)| reply.from != from);
+        let same = |hop: &HopState| hop.replies.iter().any(|(_, reply)| reply.from == from);
+        let nearer = self.hops.get(..usize::from(ttl - plan.first_ttl)).unwrap_or_default();
+        nearer.iter().rposition(same).is_some_and(|at| nearer.get(at + 1..).unwrap_or_default().iter().any(|hop| others(hop) && !same(hop)))
+    }
+
+    /// When time must pass for the path; never, where nothing is waited for.
+    pub(super) fn due(&self, plan: &TracePlan) -> Option<Instant> {
+        let last = self.last(plan);
+        let hops = self.hops.iter().enumerate().filter(|(at, hop)| Self::ttl_of(plan, *at) <= last && hop.is_waited_for());
+        hops.filter_map(|(at, hop)| self.hop_due(plan, Self::ttl_of(plan, at), hop)).chain(self.not_before).min()
+    }
+
+    fn hop_due(&self, plan: &TracePlan, ttl: u8, hop: &HopState) -> Option<Instant> {
+        let (again, over) = plan.timing.waits(self.slowest, ttl < self.farthest || !hop.replies.is_empty());
+        Some(hop.last? + if Self::is_asked_again(plan, hop) { again } else { over })
+    }
+
+    fn is_asked_again(plan: &TracePlan, hop: &HopState) -> bool {
+        hop.replies.is_empty() && hop.planned < plan.attempts()
+    }
+
+    /// Time has passed. Whether there may be something to send.
+    pub(super) fn on_timeout(&mut self, plan: &TracePlan, now: Instant) -> bool {
+        let last = self.last(plan);
+        let mut hungry = self.not_before.take_if(|until| *until <= now).is_some();
+        for at in 0..self.hops.len() {
+            let ttl = Self::ttl_of(plan, at);
+            let Some(hop) = self.hops.get(at).filter(|hop| ttl <= last && hop.is_waited_for()) else { continue };
+            let (again, planned) = (Self::is_asked_again(plan, hop), hop.planned);
+            if self.hop_due(plan, ttl, hop).is_none_or(|due| now < due) {
+                continue;
+            }
+            if again {
+                self.ask_again(plan, ttl, plan.attempts() - planned);
+                hungry = true;
+            } else if let Some(hop) = self.hops.get_mut(at) {
+                hop.given_up = true;
+            }
+        }
+        self.look_for_silence(plan);
+        hungry
+    }
+
+    /// As many silent hops in a row as the plan allows, beyond whoever answered last, end the path.
+    fn look_for_silence(&mut self, plan: &TracePlan) {
+        let beyond = usize::from((self.farthest + 1).saturating_sub(plan.first_ttl));
+        let silent = self.hops.iter().skip(beyond).take_while(|hop| hop.is_settled()).count();
+        if silent >= usize::from(plan.gap) {
+            self.end_at(self.farthest.saturating_add(plan.gap), PathEnd::Silent);
+        }
+    }
+
+    /// Whether nothing more is asked or waited for.
+    pub(super) fn is_over(&self, plan: &TracePlan) -> bool {
+        let last = self.last(plan);
+        let needed = usize::from((last + 1).saturating_sub(plan.first_ttl));
+        self.hops.len() >= needed && self.hops.iter().take(needed).all(HopState::is_settled)
+    }
+
+    /// What is told of it.
+    pub(super) fn path(self, plan: &TracePlan, stopped: bool) -> Path {
+        let end = match self.end {
+            _ if stopped => PathEnd::Stopped,
+            Some((_, end)) => end,
+            None if self.farthest == plan.max_ttl => PathEnd::TooFar,
+            None => PathEnd::Silent,
+        };
+        let last = self.last(plan).min(self.farthest);
+        let known = usize::from((last + 1).saturating_sub(plan.first_ttl));
+        let hops = self.hops.into_iter().enumerate().take(known).map(|(at, mut hop)| {
+            hop.replies.sort_by_key(|(number, _)| *number);
+            Hop { ttl: Self::ttl_of(plan, at), sent: hop.sent, replies: hop.replies.into_iter().map(|(_, reply)| reply).collect() }
+        });
+        Path { dst: self.dst, end, hops: hops.collect(), sent: self.sent }
+    }
+}

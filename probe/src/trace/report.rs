@@ -1,0 +1,45 @@
+//! What a trace tells.
+
+use picket_wire::trace::{Path, Reply};
+
+/// What happens, in order.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Event {
+    /// A hop answered; only told where the plan wants it.
+    Hop {
+        /// Position of the destination.
+        position: u64,
+        /// The hop.
+        ttl: u8,
+        /// What it said.
+        reply: Box<Reply>,
+    },
+    /// A path is over.
+    Path {
+        /// Position of the destination.
+        position: u64,
+        /// The path.
+        path: Box<Path>,
+    },
+    /// Nothing more follows.
+    Done(Summary),
+}
+
+/// Sums over a run.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Summary {
+    /// Paths that were told.
+    pub paths: u64,
+    /// Of these, whose destination answered.
+    pub reached: u64,
+    /// Destinations that were not begun, since the run was ended before.
+    pub left: u64,
+    /// Packets that left.
+    pub sent_packets: u64,
+    /// Their bytes, from the IP header on.
+    pub sent_bytes: u64,
+    /// Answers, without repetitions.
+    pub answers: u64,
+    /// Answers to a probe that had been answered.
+    pub duplicates: u64,
+}

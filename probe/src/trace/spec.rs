@@ -1,0 +1,198 @@
+//! What a trace is asked to do, checked: after [`TracePlan::new`] nothing is checked again.
+
+use core::time::Duration;
+use std::sync::Arc;
+
+use picket_wire::space::TargetSpace;
+use picket_wire::trace::{MAX_QUERIES, MAX_TTL, Method};
+
+use super::packet::PAYLOAD_MIN;
+use crate::packet::icmp::ECHO_HEADER_LEN;
+use crate::packet::ip::V6_HEADER_LEN;
+
+/// Hops that are tried where nobody says how many, as in other traceroutes.
+pub const DEFAULT_MAX_TTL: u8 = 30;
+/// Silent hops in a row that end a path where nobody says how many, as in scamper.
+pub const DEFAULT_GAP: u8 = 5;
+/// Bytes of payload where nobody says how many: with a header they are 40 bytes over IPv4, below the least frame of an Ethernet.
+pub const DEFAULT_PAYLOAD: usize = 12;
+/// The longest packet of an Ethernet: what is longer would be cut into fragments here.
+const LENGTH_MAX: usize = 1_500;
+
+/// Why a trace cannot be done.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum SpecError {
+    /// The range is empty or reaches beyond the space.
+    #[error("positions {from} to {to} are no part of a target space of {len}")]
+    Range {
+        /// First position.
+        from: u64,
+        /// One past the last position.
+        to: u64,
+        /// Length of the space.
+        len: u64,
+    },
+    /// Targets with ports.
+    #[error("a trace has destinations, not ports: the port that is asked is an option")]
+    Ports,
+    /// First or last TTL.
+    #[error("hops {first} to {last}: from 1 up to {MAX_TTL} are possible")]
+    Ttl {
+        /// The first TTL.
+        first: u8,
+        /// The last TTL.
+        last: u8,
+    },
+    /// Too many probes for each hop, or none.
+    #[error("{0} probes for each hop: 1 to {MAX_QUERIES} are possible")]
+    Queries(u8),
+    /// No hop may be silent, or none is asked ahead.
+    #[error("{what} of 0: at least 1 is needed")]
+    Zero {
+        /// What it is.
+        what: &'static str,
+    },
+    /// The packet is longer than a frame.
+    #[error("{0} bytes of payload make a packet longer than {LENGTH_MAX} bytes")]
+    Payload(usize),
+    /// Neither address family has a source address.
+    #[error("the interface has no address to send from")]
+    NoSource,
+}
+
+/// Bounds of the wait for an answer.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Timing {
+    /// Never ask a silent hop again sooner. Default 25 ms: what a busy router may take for an error.
+    pub quick: Duration,
+    /// Never give a silent hop up sooner after it was asked last. Default 100 ms.
+    pub floor: Duration,
+    /// Beyond the farthest answer: never give up sooner. Default 1 s (RFC 6298, section 2).
+    pub beyond: Duration,
+    /// Never wait more. Default 3 s.
+    pub ceiling: Duration,
+}
+
+impl Default for Timing {
+    fn default() -> Self {
+        Self {
+            quick: Duration::from_millis(25),
+            floor: Duration::from_millis(100),
+            beyond: Duration::from_secs(1),
+            ceiling: Duration::from_secs(3),
+        }
+    }
+}
+
+impl Timing {
+    /// When a silent hop is asked again, and how much later it is given up. `slowest` is the longest round trip of the path so far;
+    /// `inside` says that a hop behind this one has answered.
+    pub fn waits(&self, slowest: Option<Duration>, inside: bool) -> (Duration, Duration) {
+        let (quick, floor) = (self.quick.min(self.ceiling), self.floor.min(self.ceiling));
+        match slowest {
+            // Whoever is nearer than somebody who has answered should not be slower.
+            Some(slowest) if inside => ((slowest * 5 / 4).clamp(quick, self.ceiling), (slowest * 3 / 2).clamp(floor, self.ceiling)),
+            _ => {
+                let least = self.beyond.min(self.ceiling);
+                let long = slowest.map_or(least, |slowest| (slowest * 4).clamp(least, self.ceiling));
+                (long / 3, long)
+            }
+        }
+    }
+}
+
+/// A checked plan.
+#[derive(Debug, Clone)]
+pub struct TracePlan {
+    /// The destinations, by position.
+    pub space: Arc<TargetSpace>,
+    /// First position.
+    pub from: u64,
+    /// One past the last position.
+    pub to: u64,
+    /// What is sent.
+    pub method: Method,
+    /// Destination port; nothing for ICMP.
+    pub port: u16,
+    /// The first TTL.
+    pub first_ttl: u8,
+    /// The last TTL.
+    pub max_ttl: u8,
+    /// Probes for each hop that answers.
+    pub queries: u8,
+    /// Silent hops in a row that end a path.
+    pub gap: u8,
+    /// How many hops are asked at once at the start; later ones are asked as far beyond the farthest answer as the gap is wide.
+    pub window: u8,
+    /// Paths at a time.
+    pub paths: usize,
+    /// Type of service or traffic class.
+    pub tos: u8,
+    /// Bytes behind the ICMP or UDP header; at least 10.
+    pub payload: usize,
+    /// Which of the possible flows is taken: routers that spread load may send another one another way.
+    pub flow: u16,
+    /// Bounds of waiting.
+    pub timing: Timing,
+    /// Whether each answer is told when it comes.
+    pub live: bool,
+}
+
+impl TracePlan {
+    /// A plan for positions `from` to `to` of a space of destinations, with what is usual for the rest: for a few destinations, that somebody waits for, as
+    /// many hops at once as most paths are long; for many a few hops at a time, which is fewer packets for what does not answer.
+    pub fn new(space: Arc<TargetSpace>, from: u64, to: u64, method: Method) -> Result<Self, SpecError> {
+        let len = space.len();
+        if from >= to || to > len {
+            return Err(SpecError::Range { from, to, len });
+        }
+        if space.target(from).is_some_and(|target| target.port.is_some()) {
+            return Err(SpecError::Ports);
+        }
+        let few = to - from <= 16;
+        Ok(Self {
+            space,
+            from,
+            to,
+            method,
+            port: method.port(),
+            first_ttl: 1,
+            max_ttl: DEFAULT_MAX_TTL,
+            queries: if few { 3 } else { 1 },
+            gap: DEFAULT_GAP,
+            window: if few { 16 } else { DEFAULT_GAP },
+            paths: 1_024,
+            tos: 0,
+            payload: DEFAULT_PAYLOAD,
+            flow: 0,
+            timing: Timing::default(),
+            live: false,
+        })
+    }
+
+    /// The plan, if what was changed in it is possible.
+    pub fn checked(self) -> Result<Self, SpecError> {
+        if self.first_ttl == 0 || self.first_ttl > self.max_ttl || self.max_ttl > MAX_TTL {
+            return Err(SpecError::Ttl { first: self.first_ttl, last: self.max_ttl });
+        }
+        if !(1..=MAX_QUERIES).contains(&self.queries) {
+            return Err(SpecError::Queries(self.queries));
+        }
+        for (what, count) in
+            [("a gap", usize::from(self.gap)), ("a window", self.window.into()), ("a number of paths at a time", self.paths)]
+        {
+            if count == 0 {
+                return Err(SpecError::Zero { what });
+            }
+        }
+        if V6_HEADER_LEN + ECHO_HEADER_LEN + self.payload.max(PAYLOAD_MIN) > LENGTH_MAX {
+            return Err(SpecError::Payload(self.payload));
+        }
+        Ok(self)
+    }
+
+    /// Probes that a silent hop gets.
+    pub(super) fn attempts(&self) -> u8 {
+        self.queries.max(2)
+    }
+}

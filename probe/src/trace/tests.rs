@@ -1,0 +1,303 @@
+//! The engine without any network: what it hands out, and what it makes of what it is told.
+
+use core::net::IpAddr;
+use core::time::Duration;
+use std::collections::HashMap;
+use std::sync::Arc;
+
+use picket_wire::addr::{AddrSet, parse_set};
+use picket_wire::space::{TargetSpace, TargetSpec};
+use picket_wire::trace::{Method, Path, PathEnd};
+use proptest::prelude::*;
+
+use super::engine::TraceEngine;
+use super::report::{Event, Summary};
+use super::spec::{SpecError, TracePlan};
+use crate::net::engine::{Engine, NotSent, Source, Transmit};
+use crate::net::ports::{RawIdentity, SourcePorts};
+use crate::net::time::Instant;
+use crate::packet::ip::{Packet, v4_header};
+
+fn space(targets: &str, ports: Option<&str>) -> Arc<TargetSpace> {
+    let ports = ports.map(|ports| ports.parse().unwrap());
+    let spec = TargetSpec { include: parse_set(targets).unwrap(), exclude: AddrSet::new(), ports, seed: 1 };
+    Arc::new(TargetSpace::new(&spec).unwrap())
+}
+
+/// A plan as somebody gets it who names nothing else.
+pub(crate) fn plan(targets: &str, method: Method) -> TracePlan {
+    let space = space(targets, None);
+    TracePlan::new(Arc::clone(&space), 0, space.len(), method).unwrap()
+}
+
+fn identity() -> RawIdentity {
+    let ports = SourcePorts::default();
+    let source = Source { v4: Some([192, 0, 2, 2].into()), v6: None };
+    RawIdentity { source, base_port: ports.base(3), ports, key: *b"sixteen random b" }
+}
+
+fn engine(plan: TracePlan) -> TraceEngine {
+    TraceEngine::new(plan, identity()).unwrap()
+}
+
+fn at(ms: u64) -> Instant {
+    Instant::ZERO + Duration::from_millis(ms)
+}
+
+/// All that the engine wants to send now, with the packets.
+fn drain(engine: &mut TraceEngine, now: Instant) -> Vec<(Transmit, Vec<u8>)> {
+    let mut buf = [0; 1500];
+    core::iter::from_fn(|| engine.poll_transmit(now, &mut buf).map(|transmit| (transmit, buf[..transmit.len].to_vec()))).collect()
+}
+
+fn ttl(packet: &[u8]) -> u8 {
+    Packet::parse(packet).unwrap().ttl()
+}
+
+/// An ICMP error of `from` about a packet of ours.
+fn error(from: [u8; 4], icmp: (u8, u8), packet: &[u8]) -> Vec<u8> {
+    let message = [&[icmp.0, icmp.1, 0, 0, 0, 0, 0, 0][..], packet].concat();
+    [&v4_header(from.into(), [192, 0, 2, 2].into(), 1, 60, message.len() as u16)[..], &message].concat()
+}
+
+fn exceeded(packet: &[u8]) -> Vec<u8> {
+    error([198, 19, 0, ttl(packet)], (11, 0), packet)
+}
+
+fn events(engine: &mut TraceEngine) -> Vec<Event> {
+    core::iter::from_fn(|| engine.poll_event()).collect()
+}
+
+fn only_path(events: Vec<Event>) -> (Path, Summary) {
+    match <[Event; 2]>::try_from(events) {
+        Ok([Event::Path { path, .. }, Event::Done(summary)]) => (*path, summary),
+        other => panic!("{other:?}"),
+    }
+}
+
+/// Lets time pass until the engine waits for nothing, and nothing is sent.
+fn run_out(engine: &mut TraceEngine, mut sent: impl FnMut(&[u8])) -> Instant {
+    let mut now = at(0);
+    for _ in 0..10_000 {
+        drain(engine, now).iter().for_each(|(_, packet)| sent(packet));
+        let Some((due, _)) = engine.poll_timeout() else { return now };
+        now = now.max(due);
+        engine.on_timeout(now);
+    }
+    panic!("it waits for ever");
+}
+
+#[test]
+fn plans_are_checked() {
+    let space = space("198.18.0.0/30", None);
+    let range = |from, to| TracePlan::new(Arc::clone(&space), from, to, Method::Icmp).map(drop);
+    assert_eq!(range(0, 4), Ok(()));
+    assert_eq!(range(2, 2), Err(SpecError::Range { from: 2, to: 2, len: 4 }));
+    assert_eq!(range(0, 5), Err(SpecError::Range { from: 0, to: 5, len: 4 }));
+    let with_ports = super::tests::space("198.18.0.1", Some("80"));
+    assert_eq!(TracePlan::new(with_ports, 0, 1, Method::Tcp).map(drop), Err(SpecError::Ports));
+    let wrong = |change: fn(&mut TracePlan)| {
+        let mut plan = plan("198.18.0.1", Method::Icmp);
+        change(&mut plan);
+        TraceEngine::new(plan, identity()).map(drop).unwrap_err().to_string()
+    };
+    assert_eq!(wrong(|plan| plan.first_ttl = 0), "hops 0 to 30: from 1 up to 64 are possible");
+    assert_eq!(wrong(|plan| plan.max_ttl = 65), "hops 1 to 65: from 1 up to 64 are possible");
+    assert_eq!(wrong(|plan| (plan.first_ttl, plan.max_ttl) = (9, 8)), "hops 9 to 8: from 1 up to 64 are possible");
+    assert_eq!(wrong(|plan| plan.queries = 17), "17 probes for each hop: 1 to 16 are possible");
+    assert_eq!(wrong(|plan| plan.window = 0), "a window of 0: at least 1 is needed");
+    assert_eq!(wrong(|plan| plan.payload = 1_460), "1460 bytes of payload make a packet longer than 1500 bytes");
+    let nobody = RawIdentity { source: Source { v4: None, v6: None }, ..identity() };
+    assert_eq!(TraceEngine::new(plan("198.18.0.1", Method::Icmp), nobody).map(drop), Err(SpecError::NoSource));
+}
+
+#[test]
+fn hops_are_asked_side_by_side_and_more_often_once_they_have_answered() {
+    let mut engine = engine(plan("198.18.0.1", Method::Udp));
+    let first = drain(&mut engine, at(0));
+    assert_eq!(first.iter().map(|(_, packet)| ttl(packet)).collect::<Vec<_>>(), (1..=16).collect::<Vec<_>>());
+    engine.on_packet(at(10), &exceeded(&first[2].1));
+    // Two more for the hop that answered.
+    let more: Vec<u8> = drain(&mut engine, at(10)).iter().map(|(_, packet)| ttl(packet)).collect();
+    assert_eq!(more, [3, 3]);
+    engine.on_packet(at(11), &exceeded(&first[2].1));
+    assert_eq!(drain(&mut engine, at(11)).len(), 0, "a repetition is no answer");
+    // The destination is hop 2: all that lies beyond is forgotten.
+    engine.on_packet(at(12), &error([198, 18, 0, 1], (3, 3), &first[1].1));
+    engine.on_packet(at(12), &exceeded(&first[0].1));
+    let rest = drain(&mut engine, at(12));
+    assert_eq!(rest.iter().map(|(_, packet)| ttl(packet)).collect::<Vec<_>>(), [2, 2, 1, 1]);
+    for (_, packet) in &rest {
+        let answer = if ttl(packet) == 2 { error([198, 18, 0, 1], (3, 3), packet) } else { exceeded(packet) };
+        engine.on_packet(at(14), &answer);
+    }
+    let (path, summary) = only_path(events(&mut engine));
+    assert_eq!((path.end, path.hops.len(), path.sent), (PathEnd::Reached, 2, 16 + 2 + 4));
+    assert!(path.hops.iter().all(|hop| hop.replies.len() == 3 && hop.sent == 3), "{path:?}");
+    assert_eq!(path.hops[1].replies[0].rtt_us, 12_000);
+    assert_eq!((summary.answers, summary.duplicates, summary.sent_packets), (7, 1, 22));
+}
+
+#[test]
+fn an_answer_after_the_wait_counts_while_the_path_is_open() {
+    let mut engine = engine(TracePlan { queries: 1, ..plan("198.18.0.1", Method::Tcp) });
+    let first = drain(&mut engine, at(0));
+    engine.on_packet(at(1), &exceeded(&first[1].1));
+    engine.on_packet(at(1), &exceeded(&first[0].1));
+    // Hop 3 is asked again and given up before hop 4, which is far, has answered.
+    engine.on_packet(at(600), &exceeded(&first[3].1));
+    drain(&mut engine, at(600));
+    while let Some((due, _)) = engine.poll_timeout().filter(|(due, _)| *due < at(3_000)) {
+        engine.on_timeout(due);
+        let sent = drain(&mut engine, due);
+        for (_, packet) in sent.iter().filter(|(_, packet)| ttl(packet) == 5) {
+            engine.on_packet(due, &error([198, 18, 0, 1], (3, 13), packet));
+        }
+        if events(&mut engine).iter().any(|event| matches!(event, Event::Done(_))) {
+            break;
+        }
+        engine.on_packet(due, &exceeded(&first[2].1));
+    }
+    engine.stop();
+    let path = events(&mut engine).into_iter().find_map(|event| match event {
+        Event::Path { path, .. } => Some(path),
+        _ => None,
+    });
+    if let Some(path) = path {
+        assert_eq!(path.hops[2].replies.len(), 1, "{path:?}");
+    }
+}
+
+#[test]
+fn what_does_not_leave_is_not_silent() {
+    for (why, end) in [(NotSent::Refused, PathEnd::Refused), (NotSent::NoRoute, PathEnd::NoRoute), (NotSent::NoNeighbour, PathEnd::NoRoute)]
+    {
+        let mut engine = engine(plan("198.18.0.1", Method::Icmp));
+        // The loop says so before it asks for the next one.
+        while let Some(transmit) = engine.poll_transmit(at(0), &mut [0; 1500]) {
+            engine.on_not_sent(at(0), transmit.token, why);
+        }
+        let (path, summary) = only_path(events(&mut engine));
+        assert_eq!((path.end, path.hops.len(), path.sent, summary.sent_packets), (end, 0, 0, 0));
+    }
+    // A family without a source address is not sent either.
+    let mut engine = engine(plan("2001:db8::1", Method::Icmp));
+    assert_eq!(drain(&mut engine, at(0)).len(), 0);
+    assert_eq!(only_path(events(&mut engine)).0.end, PathEnd::NoRoute);
+}
+
+#[test]
+fn what_was_held_back_is_offered_again() {
+    let mut engine = engine(TracePlan { queries: 1, max_ttl: 2, ..plan("198.18.0.1", Method::Icmp) });
+    let first = drain(&mut engine, at(0));
+    for (transmit, _) in &first {
+        engine.on_not_sent(at(0), transmit.token, NotSent::NeighbourPending);
+    }
+    let again = drain(&mut engine, at(1));
+    assert_eq!(
+        again.iter().map(|(transmit, _)| transmit.token).collect::<Vec<_>>(),
+        first.iter().map(|(t, _)| t.token).collect::<Vec<_>>()
+    );
+    let until = at(500);
+    for (transmit, _) in &again {
+        engine.on_not_sent(at(1), transmit.token, NotSent::TooSoon { until, lane: 0 });
+    }
+    assert_eq!(drain(&mut engine, at(2)).len(), 0);
+    assert_eq!(engine.poll_timeout().map(|(due, _)| due), Some(until));
+    engine.on_timeout(until);
+    let sent = drain(&mut engine, until);
+    assert_eq!(sent.len(), 2);
+    sent.iter().for_each(|(_, packet)| engine.on_packet(at(510), &exceeded(packet)));
+    let (path, _) = only_path(events(&mut engine));
+    // The round trip counts from when it left.
+    assert_eq!((path.end, path.sent, path.hops[1].replies[0].rtt_us), (PathEnd::TooFar, 2, 10_000));
+}
+
+#[test]
+fn datagrams_that_answer_count_for_the_first_hop_beyond_the_routers() {
+    let mut engine = engine(TracePlan { queries: 1, port: 53, ..plan("198.18.0.1", Method::Udp) });
+    let first = drain(&mut engine, at(0));
+    first.iter().take(2).for_each(|(_, packet)| engine.on_packet(at(5), &exceeded(packet)));
+    let asked = Packet::parse(&first[2].1).unwrap();
+    let flow = &asked.payload()[..2];
+    let datagram = [&[0, 53][..], flow, &[0, 10, 0, 0, 1, 2]].concat();
+    let answer = [&v4_header([198, 18, 0, 1].into(), [192, 0, 2, 2].into(), 17, 60, 10)[..], &datagram].concat();
+    // The answers to the third one and to all beyond it look alike.
+    (0..3).for_each(|_| engine.on_packet(at(9), &answer));
+    let (path, _) = only_path(events(&mut engine));
+    assert_eq!((path.end, path.hops.len(), path.hops[2].replies.len()), (PathEnd::Reached, 3, 1), "{path:?}");
+}
+
+#[test]
+fn stopping_tells_what_is_known() {
+    let mut engine = engine(TracePlan { paths: 2, ..plan("198.18.0.0/29", Method::Icmp) });
+    let first = drain(&mut engine, at(0));
+    engine.on_packet(at(1), &exceeded(&first[0].1));
+    engine.stop();
+    engine.stop();
+    let told = events(&mut engine);
+    let paths: Vec<&Path> =
+        told.iter().filter_map(|event| if let Event::Path { path, .. } = event { Some(&**path) } else { None }).collect();
+    assert_eq!(paths.iter().map(|path| (path.end, path.hops.len())).collect::<Vec<_>>(), [(PathEnd::Stopped, 1), (PathEnd::Stopped, 0)]);
+    assert!(matches!(told.last(), Some(Event::Done(Summary { paths: 2, left: 6, .. }))), "{told:?}");
+    assert_eq!((drain(&mut engine, at(2)).len(), engine.poll_timeout()), (0, None));
+}
+
+#[test]
+fn no_more_paths_are_open_than_the_plan_says() {
+    let mut engine = engine(TracePlan { paths: 10, ..plan("198.18.0.0/24", Method::Icmp) });
+    let destinations =
+        |sent: &[(Transmit, Vec<u8>)]| sent.iter().map(|(transmit, _)| transmit.dst).collect::<std::collections::HashSet<IpAddr>>().len();
+    assert_eq!(destinations(&drain(&mut engine, at(0))), 10);
+    let mut counts: HashMap<(IpAddr, u8), u32> = HashMap::new();
+    run_out(&mut engine, |packet| {
+        let packet = Packet::parse(packet).unwrap();
+        *counts.entry((packet.dst(), packet.ttl())).or_default() += 1;
+    });
+    let told = events(&mut engine);
+    assert!(matches!(told.last(), Some(Event::Done(Summary { paths: 256, reached: 0, left: 0, .. }))));
+    assert!(counts.values().all(|count| *count <= 2) && counts.keys().all(|(_, ttl)| *ttl <= 5), "five silent hops, asked twice");
+}
+
+proptest! {
+    /// Whatever answers, in whatever order and however often: nothing beyond the plan is sent, each path is told once, and it ends.
+    #[test]
+    fn every_trace_ends_within_its_bounds(
+        steps in proptest::collection::vec((any::<u16>(), 0..6_u8, 0..200_u64), 0..200), queries in 1..4_u8, window in 1..20_u8, method in 0..3_u8,
+    ) {
+        let method = [Method::Icmp, Method::Udp, Method::Tcp][usize::from(method)];
+        let mut engine = engine(TracePlan { queries, window, max_ttl: 20, ..plan("198.18.0.0/30", method) });
+        let (mut now, mut sent, mut told) = (at(0), Vec::new(), Vec::new());
+        let mut counts: HashMap<(IpAddr, u8), u32> = HashMap::new();
+        for (which, what, later) in steps {
+            for (transmit, packet) in drain(&mut engine, now) {
+                if what == 5 && which % 7 == 0 {
+                    engine.on_not_sent(now, transmit.token, NotSent::LinkError);
+                } else {
+                    *counts.entry((transmit.dst, ttl(&packet))).or_default() += 1;
+                    sent.push(packet);
+                }
+            }
+            now = now + Duration::from_millis(later);
+            if let Some(packet) = sent.get(usize::from(which) % sent.len().max(1)) {
+                match what {
+                    0 | 1 => engine.on_packet(now, &exceeded(packet)),
+                    2 => engine.on_packet(now, &error([198, 18, 0, (which % 4) as u8], (3, 3), packet)),
+                    3 => engine.on_packet(now, &error([198, 19, 1, 1], (3, 1), packet)),
+                    _ => engine.on_timeout(now),
+                }
+            }
+            told.extend(events(&mut engine));
+        }
+        run_out(&mut engine, |packet| *counts.entry((Packet::parse(packet).unwrap().dst(), ttl(packet))).or_default() += 1);
+        // Time that ran out began at zero again: the engine only ever looks whether a moment has come.
+        engine.on_timeout(now + Duration::from_secs(100));
+        run_out(&mut engine, |_| {});
+        told.extend(events(&mut engine));
+        let paths = told.iter().filter(|event| matches!(event, Event::Path { .. })).count();
+        prop_assert_eq!(paths, 4, "{:?}", told);
+        prop_assert!(matches!(told.last(), Some(Event::Done(_))));
+        prop_assert!(told.len() == 5 && counts.values().all(|count| *count <= u32::from(queries.max(2))), "{:?}", counts);
+        prop_assert!(counts.keys().all(|(_, ttl)| *ttl <= 20));
+    }
+}

@@ -1,0 +1,229 @@
+//! Paths through the network, as they were traced.
+//!
+//! What a router told is kept as it told it: addresses, codes and quoted fields; what it means (a loop, a translated address, a
+//! tunnel) is for whoever compares paths.
+
+use core::fmt;
+use core::net::IpAddr;
+use core::str::FromStr;
+
+use serde::{Deserialize, Serialize};
+
+/// The largest TTL that is asked for.
+pub const MAX_TTL: u8 = 64;
+/// Most probes for each hop.
+pub const MAX_QUERIES: u8 = 16;
+/// Most labels of a stack that are kept; deeper ones are not seen in practice.
+pub const MPLS_MAX: usize = 8;
+
+/// What a traced packet is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Method {
+    /// Echo requests: what most hosts answer.
+    #[default]
+    Icmp,
+    /// Datagrams to a port where nobody listens.
+    Udp,
+    /// SYNs: what passes where a service is let through.
+    Tcp,
+}
+
+impl Method {
+    /// Its name.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Method::Icmp => "icmp",
+            Method::Udp => "udp",
+            Method::Tcp => "tcp",
+        }
+    }
+
+    /// The destination port that it asks where none is named: the first of the Unix traceroute's for datagrams, HTTP for TCP. For ICMP it
+    /// means nothing.
+    pub const fn port(self) -> u16 {
+        match self {
+            Method::Icmp => 0,
+            Method::Udp => 33_434,
+            Method::Tcp => 80,
+        }
+    }
+}
+
+impl fmt::Display for Method {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.as_str())
+    }
+}
+
+/// A word that is no method.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct UnknownMethod(String);
+
+impl fmt::Display for UnknownMethod {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "`{}` is not a way to trace: use icmp, udp or tcp", self.0)
+    }
+}
+
+impl core::error::Error for UnknownMethod {}
+
+impl FromStr for Method {
+    type Err = UnknownMethod;
+
+    fn from_str(text: &str) -> Result<Self, UnknownMethod> {
+        [Method::Icmp, Method::Udp, Method::Tcp]
+            .into_iter()
+            .find(|method| method.as_str() == text)
+            .ok_or_else(|| UnknownMethod(text.to_owned()))
+    }
+}
+
+/// How a path ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum PathEnd {
+    /// The destination answered.
+    Reached,
+    /// Somebody said that it cannot be reached; the last hop has the code.
+    Unreachable,
+    /// An address came again behind another one.
+    Loop,
+    /// As many hops in a row as were to be tried said nothing.
+    Silent,
+    /// The last TTL that was to be tried was answered by a router.
+    TooFar,
+    /// Policy forbids the address: nothing was sent.
+    Refused,
+    /// There is no route, or no neighbour that leads there.
+    NoRoute,
+    /// It was ended from outside.
+    Stopped,
+}
+
+impl PathEnd {
+    /// A few words for people and tools.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            PathEnd::Reached => "reached",
+            PathEnd::Unreachable => "unreachable",
+            PathEnd::Loop => "loop",
+            PathEnd::Silent => "silent",
+            PathEnd::TooFar => "too-far",
+            PathEnd::Refused => "refused",
+            PathEnd::NoRoute => "no-route",
+            PathEnd::Stopped => "stopped",
+        }
+    }
+}
+
+/// A path from the probe to a destination.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Path {
+    /// The destination.
+    pub dst: IpAddr,
+    /// How it ended.
+    pub end: PathEnd,
+    /// The hops, by TTL without a gap; silent ones at the end are left out.
+    pub hops: Vec<Hop>,
+    /// Packets that were sent for it.
+    pub sent: u32,
+}
+
+/// All that is known of one hop.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct Hop {
+    /// The TTL (IPv6: hop limit) that ends there.
+    pub ttl: u8,
+    /// Packets that were sent with it.
+    pub sent: u8,
+    /// What came back, in the order of the packets.
+    pub replies: Vec<Reply>,
+}
+
+/// What kind of answer a hop gave.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum ReplyKind {
+    /// The TTL ended there.
+    TimeExceeded,
+    /// The destination answered as it does: an echo reply, a datagram, a port that is open or closed.
+    Answer,
+    /// An ICMP error that ends the path.
+    Unreachable {
+        /// ICMP type, in its family.
+        icmp_type: u8,
+        /// ICMP code.
+        icmp_code: u8,
+    },
+}
+
+/// One answer.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Reply {
+    /// Who answered.
+    pub from: IpAddr,
+    /// Round trip, in microseconds.
+    pub rtt_us: u32,
+    /// TTL of the answer as it arrived: how long the way back may be.
+    pub ttl: u8,
+    /// What was said.
+    pub kind: ReplyKind,
+    /// What the packet looked like where it ended, as far as the answer quotes it.
+    pub quoted: Option<Quoted>,
+    /// The label stack that the packet came with (RFC 4950), at most [`MPLS_MAX`], top first.
+    pub mpls: Vec<MplsLabel>,
+    /// Interfaces that the router named (RFC 5837).
+    pub interfaces: Vec<InterfaceInfo>,
+}
+
+/// Fields of a packet as a router quoted it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub struct Quoted {
+    /// Its TTL: 1 (or 0) where the router counts as all do; more where the packet was in a tunnel.
+    pub ttl: u8,
+    /// Its type of service or traffic class: other than what was sent where somebody marks.
+    pub tos: u8,
+}
+
+/// An entry of an MPLS label stack (RFC 3032, section 2.1).
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub struct MplsLabel {
+    /// Label, 20 bits.
+    pub label: u32,
+    /// Traffic class (RFC 5462), 3 bits.
+    pub tc: u8,
+    /// Whether it is the last of the stack.
+    pub bottom: bool,
+    /// Its TTL.
+    pub ttl: u8,
+}
+
+/// What an interface is to the packet that is answered (RFC 5837, section 4.1).
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum InterfaceRole {
+    /// It came in there.
+    Incoming,
+    /// Part of where it came in.
+    SubIncoming,
+    /// It would have left there.
+    Outgoing,
+    /// The address of the next hop.
+    NextHop,
+}
+
+/// An interface as a router names it (RFC 5837).
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct InterfaceInfo {
+    /// What it is to the packet.
+    pub role: InterfaceRole,
+    /// Its index.
+    pub index: Option<u32>,
+    /// Its address.
+    pub addr: Option<IpAddr>,
+    /// Its name.
+    pub name: Option<String>,
+    /// Its MTU.
+    pub mtu: Option<u32>,
+}
