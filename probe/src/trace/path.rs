@@ -260,17 +260,13 @@ impl Tracing {
         }
     }
 
-    /// The packet that an answer without a number most likely answers: of those of which nothing is known the first beyond the farthest router.
-    fn guess(&self) -> Option<u16> {
-        let routers =
-            self.hops.iter().enumerate().filter(|(_, hop)| hop.replies.iter().any(|(_, reply)| reply.kind == ReplyKind::TimeExceeded));
-        let beyond = routers.map(|(at, _)| at + 1).max().unwrap_or(0);
-        let first = self.hops.len().checked_sub(1).map(|_| beyond)?;
-        let open = self.packets.iter().enumerate().filter(|(_, packet)| matches!(packet.state, PacketState::Sent(_)));
-        let ttl_of_first = |packet: &Packet| usize::from(packet.ttl).saturating_sub(usize::from(self.packets.first().map_or(1, |p| p.ttl)));
-        open.filter(|(_, packet)| ttl_of_first(packet) >= first)
-            .min_by_key(|(at, packet)| (packet.ttl, *at))
-            .and_then(|(at, _)| u16::try_from(at).ok())
+    /// The packet that an answer without a number most likely answers: the first one without an answer beyond the farthest router.
+    fn guess(&self, plan: &TracePlan) -> Option<u16> {
+        let is_router = |hop: &HopState| hop.replies.iter().any(|(_, reply)| reply.kind == ReplyKind::TimeExceeded);
+        let nearest = Self::ttl_of(plan, self.hops.iter().rposition(is_router).map_or(0, |at| at + 1));
+        let left = |packet: &Packet| matches!(packet.state, PacketState::Sent(_));
+        let beyond = self.packets.iter().enumerate().filter(|(_, packet)| packet.ttl >= nearest && left(packet));
+        beyond.min_by_key(|(at, packet)| (packet.ttl, *at)).and_then(|(at, _)| u16::try_from(at).ok())
     }
 
     /// An answer to packet `number`; `reply` makes it of the round trip. Returns the hop and what it said, where that is new.
@@ -281,7 +277,7 @@ impl Tracing {
         number: Option<u16>,
         reply: impl FnOnce(core::time::Duration) -> Reply,
     ) -> Option<(u8, Reply)> {
-        let number = number.or_else(|| self.guess())?;
+        let number = number.or_else(|| self.guess(plan))?;
         let packet = self.packets.get_mut(usize::from(number))?;
         let at = match packet.state {
             PacketState::Sent(at) => at,

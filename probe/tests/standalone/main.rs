@@ -14,6 +14,7 @@ mod namespaces;
 mod resume;
 mod terminal;
 mod texts;
+mod trace;
 
 use std::process::{Child, Command};
 

@@ -19,6 +19,7 @@ pub const TARGETS: &[Target] = &[
     ("packet", targets::packet::packet),
     ("answer", targets::packet::answer),
     ("scan", targets::scan::replies),
+    ("trace", targets::trace::replies),
     ("dialogue", targets::service::dialogue),
     ("banner", targets::service::banner),
     ("fingerprints", targets::service::fingerprints),

@@ -1,6 +1,6 @@
 //! Every packet parser.
 
-use picket_probe::packet::{arp, checksum, eth, guard, icmp, ip, ndp, payload, provoked, sctp, tcp, udp};
+use picket_probe::packet::{arp, checksum, eth, extension, guard, icmp, ip, ndp, payload, provoked, sctp, tcp, udp};
 
 /// A frame as it comes from a link.
 pub(crate) fn frame(bytes: &[u8]) {
@@ -24,7 +24,7 @@ pub(crate) fn packet(bytes: &[u8]) {
         sctp::Start::parse(bytes),
     );
     for packet in [ip::Packet::parse(bytes), ip::Packet::parse_quote(bytes)].into_iter().flatten() {
-        let _ = icmp::Message::parse(&packet);
+        let _ = (icmp::Message::parse(&packet), extension::Extensions::parse(&packet));
         let _ = (tcp::Segment::parse(packet.payload()), tcp::Start::parse(packet.payload()));
         assert!(packet.payload().len() <= bytes.len());
     }

@@ -1,17 +1,12 @@
-//! Scan engines under hostile answers: packets made up from nothing, and honest answers bent by the input.
-//!
-//! The input is a list of instructions, so that the fuzzer can reach behind the cookie: it may turn a packet that the engine
-//! sent into its echo, with bytes of its own choice written over it.
+//! Scan engines under hostile answers, see [`super::engine`].
 
 use core::net::{Ipv4Addr, Ipv6Addr};
-use core::time::Duration;
 use std::sync::Arc;
 
-use picket_probe::net::engine::{Engine, NotSent, Source, Transmit};
+use picket_probe::net::engine::{Engine, Source};
 use picket_probe::net::onlink::LocalLink;
 use picket_probe::net::ports::{RawIdentity, SourcePorts};
 use picket_probe::net::route::{Interface, InterfaceAddress, InterfaceKind, Route, RouteAction, RouteTable};
-use picket_probe::net::time::Instant;
 use picket_probe::packet::eth::Mac;
 use picket_probe::scan::engine::ScanEngine;
 use picket_probe::scan::report::Event;
@@ -19,6 +14,8 @@ use picket_probe::scan::spec::{Cut, ScanPlan};
 use picket_wire::addr::parse_set;
 use picket_wire::job::{ScanOptions, Technique};
 use picket_wire::space::{TargetSpace, TargetSpec};
+
+use super::engine::{DIRECT, Reader, instruct};
 
 const TECHNIQUES: &[Technique] = &[
     Technique::Syn,
@@ -30,8 +27,6 @@ const TECHNIQUES: &[Technique] = &[
     Technique::Neighbour,
     Technique::Discover,
 ];
-/// Longest packet that an instruction makes up.
-const MADE_UP_MAX: usize = 255;
 
 fn space(technique: Technique) -> Arc<TargetSpace> {
     let include = parse_set("198.18.0.0/29,2001:db8::/126").expect("these are networks");
@@ -73,88 +68,13 @@ fn link() -> Option<LocalLink> {
     RouteTable::new(interface, routes, &[]).local_link()
 }
 
-/// Reads instructions off the input; nothing is left at its end.
-struct Reader<'a>(&'a [u8]);
-
-impl<'a> Reader<'a> {
-    fn byte(&mut self) -> Option<u8> {
-        let (first, rest) = self.0.split_first()?;
-        self.0 = rest;
-        Some(*first)
-    }
-
-    fn take(&mut self, len: usize) -> &'a [u8] {
-        let (taken, rest) = self.0.split_at(len.min(self.0.len()));
-        self.0 = rest;
-        taken
-    }
-}
-
-/// Swaps source and destination, so that a packet sent looks like one that came back.
-fn reflect(packet: &mut [u8]) {
-    let (from, len) = match packet.first().map(|first| first >> 4) {
-        Some(4) => (12, 4),
-        Some(6) => (8, 16),
-        _ => return,
-    };
-    if let Some(both) = packet.get_mut(from..from + 2 * len) {
-        let (source, destination) = both.split_at_mut(len);
-        source.swap_with_slice(destination);
-    }
-}
-
 /// Drives one engine through the instructions; its reports must cover its range without a gap and add up.
 pub(crate) fn replies(bytes: &[u8]) {
-    let mut input = Reader(bytes);
+    let mut input = Reader::new(bytes);
     let technique = TECHNIQUES[usize::from(input.byte().unwrap_or(0)) % TECHNIQUES.len()];
     let mut engine = engine(technique);
-    let mut now = Instant::from_nanos(1_000_000_000);
-    let mut sent: Vec<(Transmit, Vec<u8>)> = Vec::new();
-    let mut buf = [0; 1500];
     let (mut end, mut covered) = (space(technique).len(), 0);
-    while let Some(instruction) = input.byte() {
-        match instruction % 6 {
-            0 | 1 => {
-                if let Some(transmit) = engine.poll_transmit(now, &mut buf) {
-                    let packet = buf.get(..transmit.len).expect("no longer than the buffer").to_vec();
-                    sent.push((transmit, packet));
-                }
-            }
-            2 => {
-                let wait = Duration::from_millis(u64::from(input.byte().unwrap_or(0)) * 10);
-                now += wait;
-                if engine.poll_timeout().is_some_and(|(at, _)| at <= now) {
-                    engine.on_timeout(now);
-                }
-            }
-            3 => {
-                let len = usize::from(input.byte().unwrap_or(0)).min(MADE_UP_MAX);
-                engine.on_packet(now, input.take(len));
-            }
-            4 => {
-                let which = usize::from(input.byte().unwrap_or(0));
-                let at = usize::from(input.byte().unwrap_or(0));
-                let over = usize::from(input.byte().unwrap_or(0) % 24);
-                if let Some((_, packet)) = sent.get(which % sent.len().max(1)) {
-                    let mut packet = packet.clone();
-                    reflect(&mut packet);
-                    for (byte, new) in packet.iter_mut().skip(at).zip(input.take(over)) {
-                        *byte = *new;
-                    }
-                    engine.on_packet(now, &packet);
-                }
-            }
-            _ => {
-                let why = [NotSent::NeighbourPending, NotSent::NoNeighbour, NotSent::Refused, NotSent::LinkError];
-                let why = why[usize::from(input.byte().unwrap_or(0)) % why.len()];
-                // Only the packet just handed out may be told, and before any answer.
-                if let Some(transmit) = engine.poll_transmit(now, &mut buf) {
-                    engine.on_not_sent(now, transmit.token, why);
-                }
-            }
-        }
-        take_events(&mut engine, &mut covered, &mut end);
-    }
+    instruct(&mut engine, input, DIRECT, |engine| take_events(engine, &mut covered, &mut end));
     engine.stop();
     take_events(&mut engine, &mut covered, &mut end);
     assert_eq!(covered, end, "reports cover what was begun");
