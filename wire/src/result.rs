@@ -9,6 +9,8 @@
 use core::net::IpAddr;
 use core::time::Duration;
 
+use std::collections::BTreeMap;
+
 use serde::{Deserialize, Serialize};
 
 use crate::host::HostBatch;
@@ -302,20 +304,19 @@ const PACKETS_MAX: u64 = 1 << 40;
 
 impl ResultBatch {
     /// Packs a batch. `answers` in any order; `refused` and each list of `not_reached` as runs.
-    pub fn new(head: BatchHead, mut answers: Vec<Answer>, refused: Runs, not_reached: Vec<(NotReached, Runs)>) -> Self {
-        answers.sort_unstable_by_key(|answer| (answer.state, answer.offset));
-        let mut groups: Vec<Group> = Vec::new();
-        let mut last = 0;
-        for Answer { offset, state, rtt, ttl } in answers {
-            if groups.last().is_none_or(|group| group.state != state) {
-                groups.push(Group { state, answers: Vec::new() });
-                last = 0;
-            }
-            if let Some(group) = groups.last_mut() {
-                group.answers.push((offset - last, RttCode::encode(rtt), ttl));
-                last = offset;
-            }
+    pub fn new(head: BatchHead, answers: Vec<Answer>, refused: Runs, not_reached: Vec<(NotReached, Runs)>) -> Self {
+        // Many answers have few states, and mostly come in order.
+        let mut by_state: BTreeMap<State, Vec<Answer>> = BTreeMap::new();
+        for answer in answers {
+            by_state.entry(answer.state).or_default().push(answer);
         }
+        let group = |(state, mut answers): (State, Vec<Answer>)| {
+            answers.sort_unstable_by_key(|answer| answer.offset);
+            let mut last = 0;
+            let delta = |Answer { offset, rtt, ttl, .. }| (offset - core::mem::replace(&mut last, offset), RttCode::encode(rtt), ttl);
+            Group { state, answers: answers.into_iter().map(delta).collect() }
+        };
+        let groups = by_state.into_iter().map(group).collect();
         let BatchHead { lease, from, to, started, took, packets, duplicates } = head;
         let not_reached = not_reached.into_iter().filter(|(_, runs)| runs.count() > 0).collect();
         Self { lease, from, to, started, took, packets, duplicates, groups, refused, not_reached }

@@ -318,6 +318,12 @@ impl Pacer {
         Some(Duration::from_nanos(u64::try_from(least / PICOS_PER_NANO).unwrap_or(u64::MAX)))
     }
 
+    /// Whether the sender is so far behind what it may send that lateness of wake-ups is not the reason.
+    pub fn is_behind(&self, now: Instant) -> bool {
+        let (now, far) = (picos(now), (u128::from(NANOS_PER_MILLI) * PICOS_PER_NANO).min(self.burst / 2));
+        [&self.packets, &self.bits].into_iter().flatten().all(|bucket| bucket.schedule + far <= now)
+    }
+
     /// Whether a frame may leave at `now`.
     pub fn is_ready(&self, now: Instant) -> bool {
         self.ready_at() <= now

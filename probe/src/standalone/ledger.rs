@@ -176,7 +176,9 @@ impl Ledger {
 
     fn count(&mut self, pass: usize, batch: &ResultBatch, late: u64) -> Result<(), StandaloneError> {
         let Some(state) = self.passes.get_mut(pass) else { return Ok(()) };
-        let mut rows = state.take(batch, late)?;
+        // Most answers of a port scan are of closed ports, which a table does not show: no row is made for them.
+        let (outputs, discovery) = (&self.outputs, state.head.discovery);
+        let mut rows = state.take(batch, late, |state| discovery || state == State::Open || outputs.wants(state))?;
         for row in &mut rows {
             row.seen = self.seen.get(&row.addr).copied();
         }

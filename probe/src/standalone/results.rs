@@ -151,13 +151,14 @@ impl PassState {
         Self { head, tally: Tally::default(), next: 0 }
     }
 
-    /// Counts a batch; its answers as rows, in natural order.
-    pub(super) fn take(&mut self, batch: &ResultBatch, late: u64) -> Result<Vec<Row>, BatchError> {
+    /// Counts a batch; those of its answers whose state is `wanted` as rows, in natural order.
+    pub(super) fn take(&mut self, batch: &ResultBatch, late: u64, wanted: impl Fn(State) -> bool) -> Result<Vec<Row>, BatchError> {
         self.tally.add(batch)?;
         self.tally.late += late;
         self.next = batch.to;
         let at = SystemTime::UNIX_EPOCH + Duration::from_millis(batch.started.0) + batch.took;
-        let mut rows: Vec<Row> = batch.answers().filter_map(|answer| self.row(batch.from, &answer, at)).collect();
+        let answers = batch.answers().filter(|answer| wanted(answer.state));
+        let mut rows: Vec<Row> = answers.filter_map(|answer| self.row(batch.from, &answer, at)).collect();
         rows.sort_unstable_by_key(|row| (row.addr, row.port));
         Ok(rows)
     }

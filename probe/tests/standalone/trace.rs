@@ -56,7 +56,9 @@ impl Chain {
                  ip -n {a} route add default via 198.18.{far}.2; ip -n {a} route add default via 2001:db8:{far}::2"
             ));
             for back in 1..far {
-                sh(&format!("ip -n {b} route add 198.18.{back}.0/24 via 198.18.{far}.1; ip -n {b} route add 2001:db8:{back}::/64 via 2001:db8:{far}::1"));
+                sh(&format!(
+                    "ip -n {b} route add 198.18.{back}.0/24 via 198.18.{far}.1; ip -n {b} route add 2001:db8:{back}::/64 via 2001:db8:{far}::1"
+                ));
             }
         }
         let [fork, join] = [&chain.names[FORK], &chain.names[FORK + 1]];

@@ -506,6 +506,25 @@ proptest! {
 }
 
 #[test]
+fn batches_are_short_on_schedule_and_long_behind_it() {
+    let targets: Vec<IpAddr> = (0..5_000_u32).map(|n| v4(198, 18, (n >> 8) as u8, n as u8)).collect();
+    let mut drive = drive(world(), pps(100_000));
+    drive.add(at(0), TaskId(1), task(&targets, Limits::UNLIMITED, Weight::Bulk));
+    // The gateway is asked for, what was late by then caught up; then all is on schedule.
+    let settled = sim::run(&mut drive, at(0), at(15), |_, _| false);
+    let (mut before, mut longest) = (drive.link().wire.len(), 0);
+    let now = sim::run(&mut drive, settled, at(25), |_, drive| {
+        let sent = drive.link().wire.len();
+        longest = longest.max(sent - core::mem::replace(&mut before, sent));
+        false
+    });
+    assert!((1..=4).contains(&longest), "{longest} frames in one turn on schedule");
+    drive.turn(now + Duration::from_millis(4));
+    let behind = drive.link().wire.len() - before;
+    assert!((20..=BATCH).contains(&behind), "{behind} frames in one turn behind it");
+}
+
+#[test]
 fn a_slow_task_keeps_nobody_awake_whatever_the_interface_may_send() {
     let targets: Vec<IpAddr> = (0..100).map(|n: u8| v4(198, 18, 0, n)).collect();
     let mut drive = drive(world(), pps(100_000));

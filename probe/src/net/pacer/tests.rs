@@ -97,6 +97,18 @@ fn what_a_late_sender_may_cost_is_known() {
 }
 
 #[test]
+fn a_sender_that_lags_behind_knows_it() {
+    let mut pacer = Pacer::new(Limits { bits: Some(bps(100_000_000)), ..Limits::packets(pps(100_000)) });
+    let at = Instant::from_nanos;
+    pacer.idle(at(0));
+    assert!(!pacer.is_behind(at(MS - 1)) && pacer.is_behind(at(MS)));
+    // Long frames use up the bits: that limit holds, and it is on schedule although the other one is not.
+    (0..8).for_each(|_| pacer.charge(at(MS), 1, 1_500));
+    assert!(!pacer.is_behind(at(MS)) && pacer.is_behind(at(2 * MS)));
+    assert!(Pacer::new(Limits::UNLIMITED).is_behind(at(0)), "no limit holds it");
+}
+
+#[test]
 fn a_pause_within_the_burst_is_caught_up_and_no_more() {
     for (pause, due) in [(8 * MS, 10_000), (110 * MS, 9_000)] {
         let mut paused = false;

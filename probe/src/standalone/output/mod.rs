@@ -10,6 +10,7 @@ use std::io::{self, BufWriter, Stdout, Write};
 use std::path::{Path, PathBuf};
 
 use clap::ValueEnum;
+use picket_wire::result::State;
 use serde::{Deserialize, Serialize};
 
 use super::results::{News, RunHead, Summary};
@@ -53,7 +54,12 @@ trait Format {
         Ok(())
     }
 
-    /// Something was found.
+    /// Whether it has a use for answers of this state.
+    fn wants(&self, _state: State) -> bool {
+        true
+    }
+
+    /// Something was found; of answers at least those that are wanted.
     fn news(&mut self, news: &News<'_>, out: &mut dyn Write) -> io::Result<()>;
 
     /// The run has ended, interrupted or not.
@@ -167,6 +173,11 @@ impl Outputs {
             told.map_err(|source| OutputError { to: to.name(), source })?;
         }
         Ok(())
+    }
+
+    /// Whether any format has a use for answers of this state.
+    pub(super) fn wants(&self, state: State) -> bool {
+        self.channels.iter().any(|channel| channel.format.wants(state))
     }
 
     /// Tells all formats.

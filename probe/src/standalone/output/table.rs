@@ -97,6 +97,10 @@ fn identified(service: &Service) -> String {
 }
 
 impl Format for Table {
+    fn wants(&self, state: State) -> bool {
+        self.all || matters(state)
+    }
+
     fn news(&mut self, news: &News<'_>, out: &mut dyn Write) -> io::Result<()> {
         match news {
             News::Chunk { pass, rows, .. } | News::Late { pass, rows } => self.rows(rows, pass.discovery, out),
