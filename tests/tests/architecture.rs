@@ -109,6 +109,25 @@ fn probe_modules_keep_their_distance() {
     );
     assert_no_arrow(
         "probe",
+        &["trace::engine", "trace::packet", "trace::path", "trace::report", "trace::spec"],
+        &[
+            "scan",
+            "discover",
+            "service",
+            "agent",
+            "transport",
+            "spool",
+            "standalone",
+            "identity",
+            "config",
+            "net::link",
+            "net::clock",
+            "net::drive",
+        ],
+    );
+    assert_no_arrow("probe", &["scan", "discover", "service", "net", "packet"], &["trace"]);
+    assert_no_arrow(
+        "probe",
         &["service"],
         &["scan", "agent", "transport", "spool", "standalone", "identity", "config", "net::link", "net::afpacket", "net::route"],
     );

@@ -42,7 +42,8 @@ impl Chain {
                 "ip netns add {name}; ip -n {name} link set lo up
                  ip netns exec {name} sysctl -qw net.ipv4.ip_forward=1 net.ipv6.conf.all.forwarding=1 net.ipv6.conf.default.accept_dad=0 \
                    net.ipv4.icmp_ratelimit=0 net.ipv4.icmp_msgs_per_sec=1000000 net.ipv6.icmp.ratelimit=0 \
-                   net.ipv4.conf.all.rp_filter=0 net.ipv4.conf.default.rp_filter=0 net.ipv4.fib_multipath_hash_policy=1"
+                   net.ipv4.conf.all.rp_filter=0 net.ipv4.conf.default.rp_filter=0 net.ipv4.fib_multipath_hash_policy=1 \
+                   net.ipv4.icmp_errors_use_inbound_ifaddr=1"
             ));
         }
         for near in 0..=ROUTERS {
@@ -148,14 +149,19 @@ fn the_way_is_found_by_every_method_in_both_families() {
 #[test]
 fn many_destinations_errors_and_what_was_typed_wrong() {
     let Some(chain) = Chain::new() else { return };
-    // A network that the last router does not know, and one that it refuses.
+    // A network that the last router refuses, and one that it drops in silence.
     let last = &chain.names[ROUTERS];
-    sh(&format!("ip -n {last} route add prohibit 198.19.7.0/24; ip -n {last} route add blackhole 198.19.8.0/24"));
+    sh(&format!(
+        "ip -n {last} route add blackhole 198.19.8.0/24
+         ip netns exec {last} nft 'add table inet t; add chain inet t f {{ type filter hook forward priority 0; }};
+           add rule inet t f ip daddr 198.19.7.0/24 reject with icmp admin-prohibited'"
+    ));
     let refused = &chain.paths("-q 1 198.19.7.0/27")[..];
     assert_eq!(refused.len(), 32);
     for path in refused {
-        assert_eq!((&path["end"], path["hops"].as_array().unwrap().len()), (&"unreachable".into(), ROUTERS), "{path}");
-        assert_eq!(path["hops"][ROUTERS - 1]["replies"][0]["icmp_code"], 13, "{path}");
+        assert_eq!((&path["end"], path["hops"].as_array().unwrap().len()), (&"unreachable".into(), ROUTERS + 1), "{path}");
+        let [ended, refused] = [ROUTERS - 1, ROUTERS].map(|hop| &path["hops"][hop]["replies"][0]);
+        assert_eq!((&ended["from"], &refused["icmp_code"]), (&refused["from"], &13.into()), "{path}");
     }
     let silent = chain.paths("-q 1 198.19.8.1");
     assert_eq!((&silent[0]["end"], silent[0]["hops"].as_array().unwrap().len()), (&"silent".into(), ROUTERS - 1), "{silent:?}");
