@@ -1,7 +1,6 @@
 //! What is wanted, checked: from the command line, or from a resume file.
 
 use std::collections::BTreeMap;
-use std::net::IpAddr;
 
 use picket_wire::addr::AddrSet;
 use picket_wire::job::{HostProbe, NetworkLimit, ServiceOptions, Technique, Transport};
@@ -12,7 +11,7 @@ use serde::{Deserialize, Serialize};
 use super::args::{CommonArgs, DiscoverArgs, OutputArg, OutputFile, PortArgs, TechniqueArg};
 use super::error::StandaloneError;
 use super::rates;
-use super::targets::{self, Texts};
+use super::targets::{self, Names, Texts};
 use crate::net::pacer::{DEFAULT_BURST, Limits};
 use crate::net::target_pacer::TargetLimits;
 use crate::scan::spec::SpecError;
@@ -30,7 +29,7 @@ pub(super) struct Request {
     pub(super) include: AddrSet,
     pub(super) exclude: AddrSet,
     /// Names that targets were given by, with their addresses as they were at the start.
-    pub(super) names: Vec<(String, Vec<IpAddr>)>,
+    pub(super) names: Names,
     pub(super) passes: Vec<PassPlan>,
     /// Whether hosts are looked for first.
     pub(super) discovery: bool,

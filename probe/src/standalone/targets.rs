@@ -59,11 +59,14 @@ impl core::fmt::Display for Place {
     }
 }
 
+/// Names, each with all of its addresses.
+pub(super) type Names = Vec<(String, Vec<IpAddr>)>;
+
 /// Addresses, and which of them came from names.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub(super) struct Targets {
     pub(super) set: AddrSet,
-    pub(super) names: Vec<(String, Vec<IpAddr>)>,
+    pub(super) names: Names,
 }
 
 /// What was typed, with the places.
@@ -100,7 +103,7 @@ impl Texts {
 
     /// Reads all items; `resolve` is asked for names.
     pub(super) fn parse(self, resolve: impl Fn(&str) -> io::Result<Vec<IpAddr>>) -> Result<Targets, TargetError> {
-        let mut names: Vec<(String, Vec<IpAddr>)> = Vec::new();
+        let mut names = Names::new();
         let mut pairs = Vec::new();
         for (place, item) in self.items {
             let mut look_up = |name: HostName| match names.iter().find(|(known, _)| known == name.as_str()) {

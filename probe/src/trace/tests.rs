@@ -278,7 +278,7 @@ proptest! {
                     sent.push(packet);
                 }
             }
-            now = now + Duration::from_millis(later);
+            now += Duration::from_millis(later);
             if let Some(packet) = sent.get(usize::from(which) % sent.len().max(1)) {
                 match what {
                     0 | 1 => engine.on_packet(now, &exceeded(packet)),

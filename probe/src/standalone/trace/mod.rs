@@ -5,7 +5,6 @@
 mod output;
 
 use std::io::{self, Write};
-use std::net::IpAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
 
@@ -24,7 +23,7 @@ use super::prepare::{self, Work};
 use super::progress::{ProgressLine, Standing};
 use super::rates::{self, RateArg};
 use super::signals::Signals;
-use super::targets::{self, Texts};
+use super::targets::{self, Names, Texts};
 use crate::logging;
 use crate::net::clock;
 use crate::net::drive::{DriveEvent, DriveGone, TaskSpec, Weight};
@@ -130,7 +129,7 @@ pub struct TraceArgs {
 
 impl TraceArgs {
     /// The destinations, and which of them came from names.
-    fn destinations(&self) -> Result<(TargetSpec, Vec<(String, Vec<IpAddr>)>), StandaloneError> {
+    fn destinations(&self) -> Result<(TargetSpec, Names), StandaloneError> {
         let (mut named, mut excluded) = (Texts::default(), Texts::default());
         named.arguments(&self.targets)?;
         self.input_file.iter().try_for_each(|path| named.file(path))?;

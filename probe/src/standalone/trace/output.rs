@@ -10,6 +10,7 @@ use serde_json::{Value, json};
 use super::PathOutput;
 use crate::packet::icmp;
 use crate::standalone::Outcome;
+use crate::standalone::targets::Names;
 use crate::trace::report::Summary;
 use crate::trace::spec::TracePlan;
 
@@ -19,11 +20,11 @@ pub(super) struct Printer<W> {
     format: PathOutput,
     plan: TracePlan,
     /// Names that destinations were given by.
-    names: Vec<(String, Vec<IpAddr>)>,
+    names: Names,
 }
 
 impl Printer<io::Stdout> {
-    pub(super) fn new(format: PathOutput, plan: TracePlan, names: Vec<(String, Vec<IpAddr>)>) -> Self {
+    pub(super) fn new(format: PathOutput, plan: TracePlan, names: Names) -> Self {
         Self { out: io::stdout(), format, plan, names }
     }
 }
@@ -65,10 +66,10 @@ impl<W: Write> Printer<W> {
         }
         let mut silent = usize::from(hop.sent).saturating_sub(hop.replies.len());
         for addr in from {
-            let replies = hop.replies.iter().filter(|reply| reply.from == addr);
+            let mut replies = hop.replies.iter().filter(|reply| reply.from == addr);
             let times: Vec<String> = replies.clone().map(|reply| format!("{:.2}", f64::from(reply.rtt_us) / 1e3)).collect();
             let stars = " *".repeat(core::mem::take(&mut silent));
-            let said: String = replies.last().map(|reply| remarks(reply, path.dst, self.plan.tos)).unwrap_or_default();
+            let said: String = replies.next_back().map(|reply| remarks(reply, path.dst, self.plan.tos)).unwrap_or_default();
             writeln!(self.out, "{number} {addr}  {} ms{stars}{said}", times.join(" "))?;
             number = "   ".to_owned();
         }
