@@ -38,8 +38,9 @@ struct HopState {
     sent: u8,
     /// Packets of which nothing is known yet.
     open: u8,
-    /// Packets that are to leave as soon as they may: nothing is waited for before.
-    unsent: u8,
+    /// Packets that were held back, and those that are to be planned besides: nothing is waited for before they have left.
+    held: u8,
+    queued: u8,
     /// When the last one left.
     last: Option<Instant>,
     /// Nobody waits any more.
@@ -50,12 +51,12 @@ struct HopState {
 
 impl HopState {
     fn is_settled(&self) -> bool {
-        self.planned > 0 && self.unsent == 0 && (self.open == 0 || self.given_up)
+        self.planned > 0 && self.held + self.queued == 0 && (self.open == 0 || self.given_up)
     }
 
     /// Whether time must pass for it.
     fn is_waited_for(&self) -> bool {
-        self.open > 0 && self.unsent == 0 && !self.given_up
+        self.open > 0 && self.held + self.queued == 0 && !self.given_up
     }
 }
 
@@ -125,7 +126,9 @@ impl Tracing {
         let last = self.last(plan);
         while let Some(number) = self.held.pop_front() {
             let Some(packet) = self.packets.get(usize::from(number)).copied() else { continue };
-            self.leaves_the_queue(plan, packet.ttl);
+            if let Some(hop) = self.hop(plan, packet.ttl) {
+                hop.held = hop.held.saturating_sub(1);
+            }
             if packet.ttl <= last {
                 self.leaves(plan, number, now);
                 return Some((number, packet.ttl));
@@ -133,7 +136,9 @@ impl Tracing {
             self.lose(plan, number);
         }
         while let Some(ttl) = self.again.pop_front() {
-            self.leaves_the_queue(plan, ttl);
+            if let Some(hop) = self.hop(plan, ttl) {
+                hop.queued = hop.queued.saturating_sub(1);
+            }
             if ttl <= last {
                 return self.plan_packet(plan, ttl, now);
             }
@@ -150,14 +155,8 @@ impl Tracing {
     /// As many more packets for a hop.
     fn ask_again(&mut self, plan: &TracePlan, ttl: u8, more: u8) {
         if let Some(hop) = self.hop(plan, ttl) {
-            hop.unsent += more;
+            hop.queued += more;
             self.again.extend(core::iter::repeat_n(ttl, usize::from(more)));
-        }
-    }
-
-    fn leaves_the_queue(&mut self, plan: &TracePlan, ttl: u8) {
-        if let Some(hop) = self.hop(plan, ttl) {
-            hop.unsent = hop.unsent.saturating_sub(1);
         }
     }
 
@@ -227,8 +226,8 @@ impl Tracing {
             self.replace(plan, number);
         }
         if let Some(why) = final_end {
-            // None of the others will leave either, and nothing was sent that could be answered.
-            self.end_at(plan.first_ttl - 1, why);
+            // None of the others will leave either; what was answered before stays.
+            self.end_at(self.farthest, why);
         }
     }
 
@@ -237,14 +236,14 @@ impl Tracing {
         if let Some(ttl) = self.packets.get(usize::from(number)).map(|packet| packet.ttl)
             && let Some(hop) = self.hop(plan, ttl)
         {
-            hop.unsent += 1;
+            hop.held += 1;
         }
     }
 
     /// A packet that will never leave has another one in its place, as long as the hop may have one.
     fn replace(&mut self, plan: &TracePlan, number: u16) {
         let Some(ttl) = self.packets.get(usize::from(number)).map(|packet| packet.ttl) else { return };
-        if self.hop(plan, ttl).is_some_and(|hop| hop.planned + hop.unsent < plan.attempts()) {
+        if self.hop(plan, ttl).is_some_and(|hop| hop.planned + hop.queued < plan.attempts()) {
             self.ask_again(plan, ttl, 1);
         }
         self.look_for_silence(plan);
@@ -300,7 +299,7 @@ impl Tracing {
         let queries = plan.queries;
         let hop = self.hop(plan, ttl)?;
         hop.open = hop.open.saturating_sub(1);
-        let more = if hop.replies.is_empty() { queries.saturating_sub(hop.planned) } else { 0 };
+        let more = if hop.replies.is_empty() { queries.saturating_sub(hop.planned + hop.queued) } else { 0 };
         hop.replies.push((number, reply.clone()));
         self.ask_again(plan, ttl, more);
         match reply.kind {

@@ -214,6 +214,29 @@ fn what_was_held_back_is_offered_again() {
 }
 
 #[test]
+fn an_answer_before_the_repetition_has_left_adds_none_to_it() {
+    let mut engine = engine(TracePlan { max_ttl: 1, ..plan("198.18.0.1", Method::Udp) });
+    let first = drain(&mut engine, at(0));
+    let (due, _) = engine.poll_timeout().unwrap();
+    engine.on_timeout(due);
+    engine.on_packet(due, &exceeded(&first[0].1));
+    assert_eq!((first.len(), drain(&mut engine, due).len()), (1, 2), "three in all");
+}
+
+#[test]
+fn who_loses_the_way_keeps_what_was_found() {
+    let mut engine = engine(TracePlan { queries: 1, window: 2, ..plan("198.18.0.1", Method::Icmp) });
+    let first = drain(&mut engine, at(0));
+    engine.on_packet(at(1), &exceeded(&first[0].1));
+    engine.on_packet(at(1), &exceeded(&first[1].1));
+    while let Some(transmit) = engine.poll_transmit(at(2), &mut [0; 1500]) {
+        engine.on_not_sent(at(2), transmit.token, NotSent::NoNeighbour);
+    }
+    let (path, _) = only_path(events(&mut engine));
+    assert_eq!((path.end, path.hops.len()), (PathEnd::NoRoute, 2), "{path:?}");
+}
+
+#[test]
 fn datagrams_that_answer_count_for_the_first_hop_beyond_the_routers() {
     let mut engine = engine(TracePlan { queries: 1, port: 53, ..plan("198.18.0.1", Method::Udp) });
     let first = drain(&mut engine, at(0));
