@@ -490,8 +490,10 @@ impl<L: Link, E, S: EventSink<E>> Drive<L, E, S> {
         for task in &mut self.tasks {
             task.plan = Some(task.pacer.plan(now));
         }
-        let share = if self.is_behind(now) { BUSY_BATCH_SHARE } else { BATCH_SHARE };
-        let most = self.tolerance().map_or(BATCH, |spare| (spare.as_micros() / share.as_micros()).clamp(1, BATCH as u128) as usize);
+        let most = self.tolerance().map_or(BATCH, |spare| {
+            let share = if self.is_behind(now) { BUSY_BATCH_SHARE } else { BATCH_SHARE };
+            (spare.as_micros() / share.as_micros()).clamp(1, BATCH as u128) as usize
+        });
         let mut misses = 0;
         while self.batch.len() < most && plan.admits() && misses < MISSES_PER_TURN {
             let len = if let Some(question) = self.neighbours.next_question(now) {

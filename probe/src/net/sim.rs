@@ -523,3 +523,33 @@ pub fn run<E, S: EventSink<E>>(
     }
     now
 }
+
+/// Tests of scenario files in a folder of this package: one for each, which is read as `$file` and checked under its name, and one that finds files
+/// without a test.
+#[cfg(test)]
+macro_rules! every_file {
+    ($file:ident in $dir:literal: $($name:ident)*) => {
+        const NAMES: &[&str] = &[$(stringify!($name)),*];
+        $(
+            #[test]
+            fn $name() {
+                let text = include_str!(concat!(env!("CARGO_MANIFEST_DIR"), "/", $dir, "/", stringify!($name), ".toml"));
+                let file: $file = toml::from_str(text).unwrap_or_else(|error| panic!("{error}"));
+                file.check(stringify!($name));
+            }
+        )*
+
+        #[test]
+        fn no_file_is_forgotten() {
+            let dir = concat!(env!("CARGO_MANIFEST_DIR"), "/", $dir);
+            let mut files: Vec<String> = std::fs::read_dir(dir)
+                .unwrap()
+                .filter_map(|entry| Some(entry.unwrap().file_name().to_str()?.strip_suffix(".toml")?.to_owned()))
+                .collect();
+            files.sort();
+            assert_eq!(files, NAMES);
+        }
+    };
+}
+#[cfg(test)]
+pub(crate) use every_file;

@@ -11,7 +11,7 @@ use serde::{Deserialize, Serialize};
 use super::args::{CommonArgs, DiscoverArgs, OutputArg, OutputFile, PortArgs, TechniqueArg};
 use super::error::StandaloneError;
 use super::rates;
-use super::targets::{self, Names, Texts};
+use super::targets::{self, Names};
 use crate::net::pacer::{DEFAULT_BURST, Limits};
 use crate::net::target_pacer::TargetLimits;
 use crate::scan::spec::SpecError;
@@ -109,17 +109,12 @@ impl Request {
     }
 
     fn common(args: &CommonArgs, passes: Vec<PassPlan>) -> Result<Self, StandaloneError> {
-        let mut named = Texts::default();
-        named.arguments(&args.targets)?;
-        args.input_file.iter().try_for_each(|path| named.file(path))?;
-        let named = named.parse(targets::system_resolver)?;
-        let mut excluded = Texts::default();
-        excluded.arguments(&args.exclude)?;
-        args.exclude_file.iter().try_for_each(|path| excluded.file(path))?;
+        let named = targets::targets(&args.targets, &args.input_file)?;
+        let excluded = targets::targets(&args.exclude, &args.exclude_file)?;
         let Limits { packets, bits, .. } = rates::limits(&args.rate);
         Ok(Self {
             include: named.set,
-            exclude: excluded.parse(targets::system_resolver)?.set,
+            exclude: excluded.set,
             names: named.names,
             passes,
             discovery: false,

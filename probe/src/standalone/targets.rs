@@ -128,6 +128,14 @@ impl Texts {
     }
 }
 
+/// Targets from the command line and from files, names by the system's resolver.
+pub(super) fn targets(arguments: &[String], files: &[PathBuf]) -> Result<Targets, TargetError> {
+    let mut texts = Texts::default();
+    texts.arguments(arguments)?;
+    files.iter().try_for_each(|path| texts.file(path))?;
+    texts.parse(system_resolver)
+}
+
 fn read(path: &Path) -> io::Result<String> {
     let mut text = String::new();
     let taken = match path == Path::new("-") {

@@ -69,11 +69,6 @@ impl TraceEngine {
         })
     }
 
-    /// Sums so far.
-    pub fn summary(&self) -> Summary {
-        self.summary
-    }
-
     /// Begins the next path, where there is one and there is room for it.
     fn begin(&mut self) -> bool {
         if self.open.len() >= self.plan.paths || self.next >= self.plan.to {

@@ -129,7 +129,12 @@ impl Probes {
     /// Length of a packet to `dst`.
     pub(super) fn len(&self, dst: IpAddr) -> usize {
         let ip = if dst.is_ipv4() { V4_HEADER_LEN } else { V6_HEADER_LEN };
-        ip + match self.method {
+        ip + self.transport_len()
+    }
+
+    /// Of that, what follows the IP header.
+    fn transport_len(&self) -> usize {
+        match self.method {
             Method::Icmp => ECHO_HEADER_LEN + self.payload,
             Method::Udp => udp::HEADER_LEN + self.payload,
             Method::Tcp => tcp::HEADER_LEN,
@@ -139,13 +144,13 @@ impl Probes {
     /// Writes probe `number` to `dst` and gives its length; `None` where the family has no source address or `buf` is too short.
     pub(super) fn write(&self, dst: IpAddr, flow: u16, number: u16, ttl: u8, buf: &mut [u8]) -> Option<usize> {
         let v4 = dst.is_ipv4();
-        let (protocol, header, payload) = match self.method {
-            Method::Icmp if v4 => (PROTOCOL_ICMP, ECHO_HEADER_LEN, self.payload),
-            Method::Icmp => (PROTOCOL_ICMPV6, ECHO_HEADER_LEN, self.payload),
-            Method::Udp => (PROTOCOL_UDP, udp::HEADER_LEN, self.payload),
-            Method::Tcp => (PROTOCOL_TCP, tcp::HEADER_LEN, 0),
+        let protocol = match self.method {
+            Method::Icmp if v4 => PROTOCOL_ICMP,
+            Method::Icmp => PROTOCOL_ICMPV6,
+            Method::Udp => PROTOCOL_UDP,
+            Method::Tcp => PROTOCOL_TCP,
         };
-        let len = u16::try_from(header + payload).ok()?;
+        let len = u16::try_from(self.transport_len()).ok()?;
         let mut sum = Checksum::new();
         let at = match dst {
             IpAddr::V4(dst) => {

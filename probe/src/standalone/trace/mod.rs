@@ -23,7 +23,7 @@ use super::prepare::{self, Work};
 use super::progress::{ProgressLine, Standing};
 use super::rates::{self, RateArg};
 use super::signals::Signals;
-use super::targets::{self, Names, Texts};
+use super::targets::{self, Names};
 use crate::logging;
 use crate::net::clock;
 use crate::net::drive::{DriveEvent, DriveGone, TaskSpec, Weight};
@@ -130,15 +130,11 @@ pub struct TraceArgs {
 impl TraceArgs {
     /// The destinations, and which of them came from names.
     fn destinations(&self) -> Result<(TargetSpec, Names), StandaloneError> {
-        let (mut named, mut excluded) = (Texts::default(), Texts::default());
-        named.arguments(&self.targets)?;
-        self.input_file.iter().try_for_each(|path| named.file(path))?;
-        excluded.arguments(&self.exclude)?;
-        let named = named.parse(targets::system_resolver)?;
+        let named = targets::targets(&self.targets, &self.input_file)?;
         if named.set.is_empty() {
             return Err(StandaloneError::NoDestination);
         }
-        let exclude = excluded.parse(targets::system_resolver)?.set;
+        let exclude = targets::targets(&self.exclude, &[])?.set;
         let seed = u64::from_le_bytes(random()?);
         Ok((TargetSpec { include: named.set, exclude, ports: None, seed }, named.names))
     }

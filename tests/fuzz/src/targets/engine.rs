@@ -3,10 +3,12 @@
 //! The input is a list of instructions, so that the fuzzer can reach behind the cookie: it may turn a packet that the engine
 //! sent into its echo, or into the quote of an ICMP error, with bytes of its own choice written over it.
 
+use core::net::Ipv6Addr;
 use core::time::Duration;
 
 use picket_probe::net::engine::{Engine, NotSent, Transmit};
 use picket_probe::net::time::Instant;
+use picket_probe::packet::ip::{PROTOCOL_ICMP, PROTOCOL_ICMPV6, v4_header, v6_header};
 
 /// Longest packet that an instruction makes up.
 const MADE_UP_MAX: usize = 255;
@@ -60,21 +62,14 @@ fn error(packet: &[u8], kind: u8, code: u8, stated: u8, appended: &[u8]) -> Vec<
     message.resize(8 + quote, 0);
     message.extend(appended);
     let len = message.len() as u16;
-    let header = match v4 {
-        true => {
-            let mut header = vec![0x45, 0, 0, 0, 0, 0, 0, 0, 250, 1, 0, 0, 192, 0, 2, 99, 192, 0, 2, 1];
-            header[2..4].copy_from_slice(&(len + 20).to_be_bytes());
-            header
-        }
+    match v4 {
+        true => [&v4_header([192, 0, 2, 99].into(), [192, 0, 2, 1].into(), PROTOCOL_ICMP, 250, len)[..], &message].concat(),
         false => {
-            let mut header = vec![0x60, 0, 0, 0, 0, 0, 58, 250];
-            header[4..6].copy_from_slice(&len.to_be_bytes());
-            header.extend([0x20, 1, 0x0d, 0xb8, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0x99]);
-            header.extend([0x20, 1, 0x0d, 0xb8, 0, 0xff, 0, 0, 0, 0, 0, 0, 0, 0, 0, 1]);
-            header
+            let from = Ipv6Addr::new(0x2001, 0xdb8, 0, 0, 0, 0, 0, 0x99);
+            let to = Ipv6Addr::new(0x2001, 0xdb8, 0xff, 0, 0, 0, 0, 1);
+            [&v6_header(from, to, PROTOCOL_ICMPV6, 250, len)[..], &message].concat()
         }
-    };
-    [header, message].concat()
+    }
 }
 
 /// Drives an engine through the instructions, of which there are `kinds`; `events` is called after each.
