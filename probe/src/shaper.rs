@@ -7,8 +7,7 @@
 //! long packets is therefore held to at least half of what the two limits together would allow, never to more.
 //!
 //! What has no room waits in a short queue, and beyond it the sender is told (`ENOBUFS`), so nothing is lost silently. AF_PACKET
-//! passes the discipline as long as it is not told to bypass it (`net::afpacket` is not); AF_XDP bypasses it by design and is not
-//! used where the site demands the shaper.
+//! passes the discipline; AF_XDP bypasses it by design and is not used where the site demands the shaper.
 //!
 //! Another program as a second sender is held to the same sum when its packets carry the mark: by `SO_MARK`, or by a rule of the
 //! firewall, such as `nft add rule inet lab out meta skuid scanner meta mark set 0x7069`.

@@ -12,8 +12,10 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use picket_probe::net::afpacket::{AfPacket, LinkConfig};
+use picket_probe::net::clock;
 use picket_probe::net::drive::{self, DriveEvent, DriveHandle, TaskSpec, Weight};
 use picket_probe::net::engine::{Engine, NotSent, Source, Transmit};
+use picket_probe::net::link::Link;
 use picket_probe::net::netlink::{self, Watcher};
 use picket_probe::net::pacer::{DEFAULT_BURST, Limits, Pacer};
 use picket_probe::net::time::Instant;
@@ -337,6 +339,78 @@ fn loopback_works_without_hardware_addresses() {
     let mut told = rig.take(4);
     told.dedup();
     assert_eq!(told, echo_and_reset(&six));
+}
+
+/// Datagram number `n`, of a length and with bytes that depend on it.
+fn datagram(n: u32) -> Vec<u8> {
+    let len = 4 + if n.is_multiple_of(3) { (n as usize * 37) % 1468 } else { n as usize % 60 };
+    let mut bytes = n.to_be_bytes().to_vec();
+    bytes.extend((4..len).map(|at| (at as u32).wrapping_mul(n.wrapping_add(7)) as u8));
+    bytes
+}
+
+#[test]
+fn what_arrives_is_whole_in_order_and_timed_and_what_finds_no_room_is_counted() {
+    const FEW: u32 = 500;
+    const MANY: u32 = 10_000;
+    /// The smallest ring that there is.
+    const PLACES: usize = 128;
+    let Some(lab) = Lab::new() else { return };
+    let mut link = inside(&lab.0.probe, || {
+        let table = Arc::new(netlink::snapshot_blocking().unwrap()).table("eth0").unwrap();
+        AfPacket::open(table.interface(), &LinkConfig { receive_ring: 1, ..LinkConfig::for_ports(PORT, PORT) }).unwrap()
+    });
+    let sender = inside(&lab.0.target, || {
+        let socket = std::net::UdpSocket::bind((Ipv4Addr::new(198, 18, 1, 2), 0)).unwrap();
+        socket.connect((Ipv4Addr::new(198, 18, 1, 1), PORT)).unwrap();
+        socket
+    });
+    // Where nobody listens, the refusal comes back with the next call.
+    let sent_at = std::cell::RefCell::new(Vec::new());
+    let send = |n: u32| {
+        sent_at.borrow_mut().push(clock::now());
+        while sender.send(&datagram(n)).is_err() {}
+    };
+    let mut arrived = Vec::new();
+    let take = |link: &mut AfPacket, arrived: &mut Vec<u32>| {
+        link.receive(&mut |packet| {
+            let number = u32::from_be_bytes(packet.payload[28..32].try_into().unwrap());
+            assert_eq!((packet.ethertype, packet.src.is_some()), (0x0800, true));
+            assert_eq!(packet.payload[28..], datagram(number), "datagram {number}");
+            let at = packet.at.expect("the kernel gives times");
+            let sent_at = sent_at.borrow()[number as usize];
+            assert!((sent_at..=clock::now()).contains(&at), "datagram {number}: {at:?}, sent {sent_at:?}");
+            arrived.push(number);
+        })
+    };
+    let give_up = clock::now() + Duration::from_secs(20);
+    // One at a time: none is lost, several times around the ring.
+    for n in 0..FEW {
+        send(n);
+        while arrived.last() != Some(&n) {
+            assert!(clock::now() < give_up, "datagram {n} does not arrive");
+            link.wait(give_up);
+            take(&mut link, &mut arrived);
+        }
+    }
+    assert_eq!((arrived.len(), link.counters().receive_drops), (FEW as usize, 0));
+    // Nobody looks for a while.
+    (FEW..MANY).for_each(send);
+    let mut drops = 0;
+    while arrived.len() as u64 + drops < u64::from(MANY) {
+        assert!(clock::now() < give_up, "{} and {drops} of {MANY}", arrived.len());
+        take(&mut link, &mut arrived);
+        drops = link.counters().receive_drops;
+    }
+    assert!(arrived.len() >= FEW as usize + PLACES && drops > u64::from(MANY) / 2, "{} and {drops}", arrived.len());
+    assert!(arrived.is_sorted_by(|a, b| a < b));
+    // And then it goes on.
+    send(MANY);
+    while arrived.last() != Some(&MANY) {
+        assert!(clock::now() < give_up, "nothing arrives after the ring was full");
+        link.wait(give_up);
+        take(&mut link, &mut arrived);
+    }
 }
 
 #[test]

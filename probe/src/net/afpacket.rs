@@ -3,20 +3,21 @@
 //! Sending and receiving have sockets of their own: the sending one is bound to no protocol, so the kernel copies nothing
 //! into it. On Ethernet frames leave by `sendmmsg` on AF_PACKET. On links without hardware addresses (loopback, tun, ppp)
 //! IP packets leave by raw sockets bound to the interface, since the kernel accepts nothing else there; receiving is the
-//! same everywhere, without link-layer headers (`SOCK_DGRAM`), behind the filter of `net::filter`.
+//! same everywhere, without link-layer headers ([`super::receiver`]).
 //!
 //! Needs CAP_NET_RAW. It must not know engines or limits.
 //!
-//! Invariant: the only unsafe code of the program is in this file and in `net::afxdp`: system calls whose arguments the safe
-//! wrappers do not offer. Every pointer given to the kernel points into memory that outlives the call.
-#![allow(unsafe_code, reason = "sendmmsg, recvmmsg and packet socket options have no safe wrapper that fits")]
+//! Invariant: the only unsafe code of the program is here, in `net::receiver`, `net::mapping` and `net::afxdp`: system calls whose
+//! arguments the safe wrappers do not offer, and memory shared with the kernel. Every pointer given to the kernel points into memory
+//! that outlives the call.
+#![allow(unsafe_code, reason = "sendmmsg and packet socket options have no safe wrapper that fits")]
 
 use std::io;
 use std::mem::{size_of, zeroed};
 use std::net::IpAddr;
 use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd, RawFd};
 use std::sync::Arc;
-use std::time::{Duration, SystemTime};
+use std::time::Duration;
 
 use nix::poll::{PollFd, PollFlags, ppoll};
 use nix::sys::eventfd::{EfdFlags, EventFd};
@@ -25,44 +26,31 @@ use nix::sys::time::TimeSpec;
 use super::clock;
 use super::filter::Filter;
 use super::link::{BATCH, Batch, Framing, Link, LinkCounters, Received, Sent, Stop, Waker};
+use super::receiver::Receiver;
 use super::route::{Interface, InterfaceKind};
 use super::time::Instant;
 use crate::packet::eth::Mac;
 use crate::packet::guard;
-
-/// Bytes kept of a received packet; answers and ICMP errors are shorter.
-const SNAP: usize = 2_048;
-/// A packet that seems to have waited longer: somebody has set the clock.
-const AGE_MAX: Duration = Duration::from_secs(1);
-
-/// Bytes for what comes beside a packet: one time, with room to spare.
-const CONTROL: usize = 64;
-
-/// Aligned as the kernel wants it.
-#[derive(Debug, Clone, Copy)]
-#[repr(C, align(8))]
-struct Control([u8; CONTROL]);
 
 /// How to open an interface.
 #[derive(Debug, Clone)]
 pub struct LinkConfig {
     /// What may pass the receive filter.
     pub filter: Filter,
-    /// Receive buffer in the kernel, in bytes: default 8 MiB, a quarter of a second of answers at 20k per second.
-    pub receive_buffer: usize,
+    /// Memory for packets that have arrived and were not looked at, in bytes, 512 for each: default 4 MiB, which is 8,192 packets, four
+    /// tenths of a second at 20,000 per second.
+    pub receive_ring: usize,
     /// Send buffer in the kernel, in bytes: default 1 MiB.
     pub send_buffer: usize,
     /// Firewall mark of what is sent, by which the kernel's shaper knows it. Needs CAP_NET_ADMIN or a kernel since 5.17.
     pub mark: Option<u32>,
-    /// Send past the queueing discipline. Cheaper, but no shaper sees it and a full ring loses without a word.
-    pub bypass_qdisc: bool,
 }
 
 impl LinkConfig {
     /// Defaults, for answers to TCP, UDP and SCTP source ports `lowest..=highest`.
     pub fn for_ports(lowest: u16, highest: u16) -> Self {
         let filter = Filter { ports: (lowest, highest), protocols: vec![6, 17, 132] };
-        Self { filter, receive_buffer: 8 << 20, send_buffer: 1 << 20, mark: None, bypass_qdisc: false }
+        Self { filter, receive_ring: 4 << 20, send_buffer: 1 << 20, mark: None }
     }
 }
 
@@ -117,14 +105,8 @@ pub struct AfPacket {
     name: String,
     index: u32,
     sender: Sender,
-    receiver: OwnedFd,
-    buffers: Box<[u8]>,
-    /// What the kernel says beside each packet.
-    controls: Box<[Control; BATCH]>,
+    receiver: Receiver,
     wake: Arc<EventFd>,
-    counters: LinkCounters,
-    /// Whether a packet may be waiting: false right after a wait that found none, which saves a system call per wake-up.
-    readable: bool,
 }
 
 impl AfPacket {
@@ -162,24 +144,10 @@ impl AfPacket {
         for socket in sender.sockets() {
             set_send_options(socket, config).map_err(failed("set up the sending socket"))?;
         }
-        if let (Sender::Frames { socket, .. }, true) = (&sender, config.bypass_qdisc) {
-            set_int(socket, libc::SOL_PACKET, libc::PACKET_QDISC_BYPASS, 1).map_err(failed("bypass the queueing discipline"))?;
-        }
-        let receiver = receiving_socket(interface.index, config).map_err(failed("open the receiving socket"))?;
+        let receiver = Receiver::open(interface.index, config).map_err(failed("open the receiving socket"))?;
         let flags = EfdFlags::EFD_NONBLOCK | EfdFlags::EFD_CLOEXEC;
         let wake = EventFd::from_flags(flags).map_err(io::Error::from).map_err(failed("make a wake-up"))?;
-        let buffers = vec![0; BATCH * SNAP].into_boxed_slice();
-        Ok(Self {
-            name,
-            index: interface.index,
-            sender,
-            receiver,
-            buffers,
-            controls: Box::new([Control([0; CONTROL]); BATCH]),
-            wake: Arc::new(wake),
-            counters: LinkCounters::default(),
-            readable: true,
-        })
+        Ok(Self { name, index: interface.index, sender, receiver, wake: Arc::new(wake) })
     }
 
     /// Calls `sendmmsg` for frames that all go by `socket`, `addresses` by their place in the batch.
@@ -259,47 +227,7 @@ impl Link for AfPacket {
     }
 
     fn receive(&mut self, each: &mut dyn FnMut(Received<'_>)) -> usize {
-        if !core::mem::replace(&mut self.readable, true) {
-            return 0;
-        }
-        // SAFETY: a plain C structure for which all-zero bytes are a valid value.
-        let mut vectors: [libc::iovec; BATCH] = unsafe { zeroed() };
-        // SAFETY: as above.
-        let mut messages: [libc::mmsghdr; BATCH] = unsafe { zeroed() };
-        // SAFETY: as above.
-        let mut addresses: [libc::sockaddr_ll; BATCH] = unsafe { zeroed() };
-        for ((at, buffer), control) in self.buffers.chunks_exact_mut(SNAP).enumerate().zip(self.controls.iter_mut()) {
-            vectors[at] = libc::iovec { iov_base: buffer.as_mut_ptr().cast(), iov_len: SNAP };
-            let header = &mut messages[at].msg_hdr;
-            header.msg_iov = &raw mut vectors[at];
-            header.msg_iovlen = 1;
-            header.msg_name = (&raw mut addresses[at]).cast();
-            header.msg_namelen = size_of::<libc::sockaddr_ll>() as libc::socklen_t;
-            header.msg_control = control.0.as_mut_ptr().cast();
-            header.msg_controllen = CONTROL as _;
-        }
-        // SAFETY: every message points to a vector, which points to a buffer of SNAP bytes that nothing else uses meanwhile,
-        // and to an address and control bytes of the sizes it states. All of them live until the call returns.
-        let count = unsafe {
-            let wait_for = std::ptr::null_mut();
-            libc::recvmmsg(self.receiver.as_raw_fd(), messages.as_mut_ptr(), BATCH as libc::c_uint, libc::MSG_DONTWAIT, wait_for)
-        };
-        let count = usize::try_from(count).unwrap_or(0);
-        let (wall, now) = if count > 0 { (clock::wall(), clock::now()) } else { (SystemTime::UNIX_EPOCH, Instant::ZERO) };
-        for (at, buffer) in self.buffers.chunks_exact(SNAP).enumerate().take(count) {
-            let address = &addresses[at];
-            let src = (address.sll_halen == 6).then(|| {
-                let [a, b, c, d, e, f, ..] = address.sll_addr;
-                Mac([a, b, c, d, e, f])
-            });
-            let len = (messages[at].msg_len as usize).min(SNAP);
-            if address.sll_pkttype != libc::PACKET_OUTGOING {
-                let age = stamp_of(&messages[at].msg_hdr).and_then(|stamp| wall.duration_since(stamp).ok());
-                let at = age.filter(|age| *age < AGE_MAX).map(|age| now - age);
-                each(Received { ethertype: u16::from_be(address.sll_protocol), src, payload: &buffer[..len], at });
-            }
-        }
-        count
+        self.receiver.receive(each)
     }
 
     fn wait(&mut self, until: Instant) -> Instant {
@@ -308,9 +236,7 @@ impl Link for AfPacket {
         let mut fds = [PollFd::new(self.receiver.as_fd(), PollFlags::POLLIN), PollFd::new(self.wake.as_fd(), PollFlags::POLLIN)];
         // An interrupted wait is a short wait: the loop looks and waits again.
         let _ = ppoll(&mut fds, Some(timeout), None);
-        let [packets, woken] = fds.map(|fd| fd.any() != Some(false));
-        self.readable = packets;
-        if woken {
+        if fds[1].any() != Some(false) {
             let _ = self.wake.read();
         }
         clock::now()
@@ -325,29 +251,11 @@ impl Link for AfPacket {
     }
 
     fn counters(&mut self) -> LinkCounters {
-        // SAFETY: a plain C structure for which all-zero bytes are a valid value.
-        let mut stats: libc::tpacket_stats = unsafe { zeroed() };
-        let mut len = size_of::<libc::tpacket_stats>() as libc::socklen_t;
-        // SAFETY: the kernel writes at most `len` bytes, the size of `stats`, and the socket is open.
-        let result = unsafe {
-            let out = (&raw mut stats).cast();
-            libc::getsockopt(self.receiver.as_raw_fd(), libc::SOL_PACKET, libc::PACKET_STATISTICS, out, &raw mut len)
-        };
-        if result == 0 {
-            // Reading sets the kernel's counters back to zero.
-            self.counters.receive_drops += u64::from(stats.tp_drops);
-        }
-        self.counters
+        LinkCounters { receive_drops: self.receiver.drops() }
     }
 
     fn all_multicast(&mut self, wanted: bool) {
-        let name = if wanted { libc::PACKET_ADD_MEMBERSHIP } else { libc::PACKET_DROP_MEMBERSHIP };
-        // SAFETY: a plain C structure for which all-zero bytes are a valid value.
-        let mut membership: libc::packet_mreq = unsafe { zeroed() };
-        membership.mr_ifindex = self.index.cast_signed();
-        membership.mr_type = libc::PACKET_MR_ALLMULTI as libc::c_ushort;
-        // The kernel ends a membership that is left over when the socket is closed.
-        if let Err(error) = set_option(&self.receiver, libc::SOL_PACKET, name, &[membership]) {
+        if let Err(error) = self.receiver.all_multicast(self.index, wanted) {
             log::warn!("receiving of all multicast groups on `{}` cannot be changed ({error}); hosts may stay unseen", self.name);
         }
     }
@@ -392,25 +300,7 @@ fn write_address(address: &mut libc::sockaddr_in6, dst: Option<IpAddr>) -> libc:
     }
 }
 
-/// When the kernel got a packet that was just received, by the wall clock.
-#[allow(clippy::unnecessary_cast, reason = "the types of the lengths differ between C libraries")]
-fn stamp_of(header: &libc::msghdr) -> Option<SystemTime> {
-    // SAFETY: the kernel has filled in the control bytes that the header points to, and how many; they are still there. What is
-    // read is found to lie within them first, by its own length.
-    let stamp: libc::timespec = unsafe {
-        let first = libc::CMSG_FIRSTHDR(header).as_ref()?;
-        let wanted = libc::CMSG_LEN(size_of::<libc::timespec>() as libc::c_uint) as usize;
-        let is_time = first.cmsg_level == libc::SOL_SOCKET && first.cmsg_type == libc::SCM_TIMESTAMPNS;
-        if !is_time || (first.cmsg_len as usize) < wanted || (header.msg_controllen as usize) < wanted {
-            return None;
-        }
-        std::ptr::read_unaligned(libc::CMSG_DATA(first).cast())
-    };
-    let since = Duration::new(u64::try_from(stamp.tv_sec).ok()?, u32::try_from(stamp.tv_nsec).ok().filter(|nanos| *nanos < 1_000_000_000)?);
-    SystemTime::UNIX_EPOCH.checked_add(since)
-}
-
-fn socket(family: i32, kind: i32, protocol: i32) -> io::Result<OwnedFd> {
+pub(super) fn socket(family: i32, kind: i32, protocol: i32) -> io::Result<OwnedFd> {
     // SAFETY: no pointers; the returned descriptor is new and ours alone.
     unsafe {
         let fd = libc::socket(family, kind | libc::SOCK_CLOEXEC | libc::SOCK_NONBLOCK, protocol);
@@ -418,7 +308,7 @@ fn socket(family: i32, kind: i32, protocol: i32) -> io::Result<OwnedFd> {
     }
 }
 
-fn bind(socket: &OwnedFd, interface: u32, protocol: u16) -> io::Result<()> {
+pub(super) fn bind(socket: &OwnedFd, interface: u32, protocol: u16) -> io::Result<()> {
     // SAFETY: a plain C structure for which all-zero bytes are a valid value.
     let mut address: libc::sockaddr_ll = unsafe { zeroed() };
     address.sll_family = libc::AF_PACKET as u16;
@@ -439,7 +329,7 @@ pub(super) fn set_option<T>(socket: &OwnedFd, level: i32, name: i32, values: &[T
     if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
 }
 
-fn set_int(socket: &OwnedFd, level: i32, name: i32, value: i32) -> io::Result<()> {
+pub(super) fn set_int(socket: &OwnedFd, level: i32, name: i32, value: i32) -> io::Result<()> {
     set_option(socket, level, name, &[value])
 }
 
@@ -448,7 +338,7 @@ fn set_bytes(socket: &OwnedFd, level: i32, name: i32, value: &[u8]) -> io::Resul
 }
 
 /// A buffer size: beyond the system's maximum where we may, else up to it.
-fn set_buffer(socket: &OwnedFd, forced: i32, plain: i32, bytes: usize) -> io::Result<()> {
+pub(super) fn set_buffer(socket: &OwnedFd, forced: i32, plain: i32, bytes: usize) -> io::Result<()> {
     let bytes = i32::try_from(bytes).unwrap_or(i32::MAX);
     set_int(socket, libc::SOL_SOCKET, forced, bytes).or_else(|_| set_int(socket, libc::SOL_SOCKET, plain, bytes))
 }
@@ -461,21 +351,4 @@ fn set_send_options(socket: &OwnedFd, config: &LinkConfig) -> io::Result<()> {
         log::warn!("cannot mark packets for the kernel's shaper ({error}); the pacer alone limits them");
     }
     Ok(())
-}
-
-fn receiving_socket(interface: u32, config: &LinkConfig) -> io::Result<OwnedFd> {
-    // No protocol until the filter is attached: nothing may slip in before.
-    let socket = socket(libc::AF_PACKET, libc::SOCK_DGRAM, 0)?;
-    let mut program: Vec<libc::sock_filter> =
-        config.filter.program().iter().map(|i| libc::sock_filter { code: i.code, jt: i.jt, jf: i.jf, k: i.k }).collect();
-    let len = u16::try_from(program.len()).map_err(io::Error::other)?;
-    let program = libc::sock_fprog { len, filter: program.as_mut_ptr() };
-    set_option(&socket, libc::SOL_SOCKET, libc::SO_ATTACH_FILTER, &[program])?;
-    set_buffer(&socket, libc::SO_RCVBUFFORCE, libc::SO_RCVBUF, config.receive_buffer)?;
-    // Only makes round trips more exact.
-    let _ = set_int(&socket, libc::SOL_SOCKET, libc::SO_TIMESTAMPNS, 1);
-    // Old kernels lack it; the filter drops our own packets too, only later.
-    let _ = set_int(&socket, libc::SOL_PACKET, libc::PACKET_IGNORE_OUTGOING, 1);
-    bind(&socket, interface, libc::ETH_P_ALL as u16)?;
-    Ok(socket)
 }

@@ -12,20 +12,20 @@
 //! **Invariant:** no index that the kernel writes is used before it is masked and found to lie within what is outstanding; a
 //! chunk of memory belongs to the kernel from when its frame is taken until its completion is read.
 //!
-//! Invariant: all unsafe code here is system calls and the memory shared with the kernel, behind `Mapping`, whose methods
-//! check every offset.
+//! Invariant: all unsafe code here is system calls and the memory shared with the kernel, behind [`Mapping`].
 #![allow(unsafe_code, reason = "AF_XDP has no safe wrapper: its rings are memory shared with the kernel")]
 
 use std::io;
 use std::mem::{size_of, zeroed};
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 use std::ptr::NonNull;
-use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use super::afpacket::{AfPacket, LinkConfig, LinkError, set_option, stop_of};
 use super::clock;
 use super::link::{Batch, Framing, Link, LinkCounters, Received, Sent, Stop, Waker};
+use super::mapping::Mapping;
 use super::route::{Interface, InterfaceKind};
 use super::time::Instant;
 
@@ -132,68 +132,6 @@ impl Link for AfXdp {
 
     fn waker(&self) -> Waker {
         self.base.waker()
-    }
-}
-
-/// Memory shared with the kernel.
-#[derive(Debug)]
-struct Mapping {
-    start: NonNull<u8>,
-    len: usize,
-}
-
-// SAFETY: the mapping belongs to this value alone and is not tied to a thread; the kernel's accesses go on whichever thread
-// holds it.
-unsafe impl Send for Mapping {}
-
-impl Mapping {
-    /// Maps `len` bytes: of `file` from `offset` on, or fresh ones.
-    fn new(len: usize, file: Option<(&OwnedFd, u64)>) -> io::Result<Self> {
-        let (flags, fd, offset) = match file {
-            Some((fd, offset)) => (libc::MAP_SHARED | libc::MAP_POPULATE, fd.as_raw_fd(), offset),
-            None => (libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_POPULATE, -1, 0),
-        };
-        let offset = libc::off64_t::try_from(offset).map_err(io::Error::other)?;
-        // SAFETY: a new mapping at a place of the kernel's choice touches no memory that is in use.
-        let start = unsafe { libc::mmap64(std::ptr::null_mut(), len, libc::PROT_READ | libc::PROT_WRITE, flags, fd, offset) };
-        if start == libc::MAP_FAILED {
-            return Err(io::Error::last_os_error());
-        }
-        let start = NonNull::new(start.cast()).ok_or_else(|| io::Error::other("memory mapped at address zero"))?;
-        Ok(Self { start, len })
-    }
-
-    /// The address of a `T` at `offset`; `None` where it would not lie in the mapping, aligned.
-    fn at<T>(&self, offset: usize) -> Option<NonNull<T>> {
-        let end = offset.checked_add(size_of::<T>())?;
-        // SAFETY: `offset` is within the mapping, which is one allocation.
-        let place = (end <= self.len).then(|| unsafe { self.start.add(offset) })?.cast::<T>();
-        place.is_aligned().then_some(place)
-    }
-
-    /// The index word at `offset`.
-    fn word(&self, offset: usize) -> Option<&AtomicU32> {
-        // SAFETY: `at` found it inside the mapping and aligned; the mapping lives as long as the reference; both sides access
-        // it atomically.
-        self.at(offset).map(|place| unsafe { AtomicU32::from_ptr(place.as_ptr()) })
-    }
-
-    /// Copies `bytes` to `offset`; whether they fit.
-    fn write(&mut self, offset: usize, bytes: &[u8]) -> bool {
-        let fits = offset.checked_add(bytes.len()).is_some_and(|end| end <= self.len);
-        if fits {
-            // SAFETY: the destination lies in the mapping (just checked), which `&mut self` gives to us alone but for the
-            // kernel, which reads no chunk that we write; `bytes` is other memory.
-            unsafe { std::ptr::copy_nonoverlapping(bytes.as_ptr(), self.start.add(offset).as_ptr(), bytes.len()) };
-        }
-        fits
-    }
-}
-
-impl Drop for Mapping {
-    fn drop(&mut self) {
-        // SAFETY: exactly what `mmap64` returned; nothing refers to it after this value.
-        unsafe { libc::munmap(self.start.as_ptr().cast(), self.len) };
     }
 }
 
@@ -430,8 +368,8 @@ fn socket() -> io::Result<OwnedFd> {
 fn register(socket: &OwnedFd, memory: &Mapping) -> io::Result<()> {
     // SAFETY: a plain C structure for which all-zero bytes are a valid value.
     let mut region: libc::xdp_umem_reg = unsafe { zeroed() };
-    region.addr = memory.start.as_ptr() as u64;
-    region.len = memory.len as u64;
+    region.addr = memory.start() as u64;
+    region.len = memory.len() as u64;
     region.chunk_size = CHUNK as u32;
     // The kernel pins the pages; it may read them until the socket is closed, and the mapping may go before that.
     set_option(socket, libc::SOL_XDP, libc::XDP_UMEM_REG, &[region])
@@ -526,7 +464,7 @@ mod tests {
             while self.at != sender.tx.load(sender.tx.producer) {
                 // SAFETY: the ring's memory is ours, and any bytes are a description.
                 let description = unsafe { sender.tx.entry::<libc::xdp_desc>(self.at).unwrap().read_volatile() };
-                if description.len == 0 || description.addr >= sender.memory.len as u64 {
+                if description.len == 0 || description.addr >= sender.memory.len() as u64 {
                     self.at = self.at.wrapping_add(1);
                     break;
                 }
