@@ -19,7 +19,7 @@ use picket_probe::net::pacer::Limits;
 use picket_probe::net::ports::{RawIdentity, SourcePorts};
 use picket_probe::scan::engine::ScanEngine;
 use picket_probe::scan::spec::ScanPlan;
-use picket_probe::trace::engine::TraceEngine;
+use picket_probe::trace::engine::trace;
 use picket_probe::trace::report::Event;
 use picket_probe::trace::spec::TracePlan;
 use picket_wire::addr::{AddrSet, parse_set};
@@ -100,9 +100,9 @@ impl Bench {
         for _ in 0..count {
             std::thread::park_timeout(PAUSE);
             let plan = TracePlan { queries: 1, ..TracePlan::new(Arc::clone(&space), 0, 1, Method::Icmp)? };
-            let engine = TraceEngine::new(plan, self.identity())?;
+            let engine = trace(plan, self.identity())?;
             let began = clock::now();
-            let id = self.add("trace", Box::new(engine), Weight::Interactive)?;
+            let id = self.add("trace", engine, Weight::Interactive)?;
             let (_, path) = self.paths.recv_timeout(Duration::from_secs(10))?;
             times.paths.push(clock::now().saturating_since(began).as_secs_f64() * 1e3);
             self.handle.cancel(id)?;

@@ -141,6 +141,58 @@ pub struct Hop {
     pub replies: Vec<Reply>,
 }
 
+/// All ways to a destination that were found, as a graph.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Graph {
+    /// The destination.
+    pub dst: IpAddr,
+    /// How the first way ended.
+    pub end: PathEnd,
+    /// How sure it is, in percent, that no further successor of a node exists, if the node spreads flows evenly.
+    pub confidence: u8,
+    /// The hops, by TTL without a gap; silent ones at the end are left out.
+    pub hops: Vec<GraphHop>,
+    /// Which node follows which, in order.
+    pub links: Vec<Link>,
+    /// Packets that were sent for it.
+    pub sent: u32,
+}
+
+/// Who answers at one distance.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct GraphHop {
+    /// The TTL (IPv6: hop limit) that ends there.
+    pub ttl: u8,
+    /// Whether one flow was answered by several nodes: then load is spread by packet, there or nearer, and no links are told.
+    pub by_packet: bool,
+    /// Flows that got no answer.
+    pub silent: u16,
+    /// The nodes, by address.
+    pub nodes: Vec<Node>,
+}
+
+/// A node of a graph: an address at a distance.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Node {
+    /// Flows that lead there, of those that were tried.
+    pub flows: u16,
+    /// The shortest of the round trips, in microseconds.
+    pub least_rtt_us: u32,
+    /// Its first answer.
+    pub reply: Reply,
+}
+
+/// A link of a graph: one hop, and two nodes by their place in it and in the next one.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+pub struct Link {
+    /// The TTL of the nearer node.
+    pub ttl: u8,
+    /// The nearer node.
+    pub from: u16,
+    /// The farther node.
+    pub to: u16,
+}
+
 /// What kind of answer a hop gave.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]

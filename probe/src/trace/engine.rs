@@ -1,10 +1,12 @@
-//! Paths as an [`Engine`]: as many at a time as the plan says, packet by packet in turn.
+//! Paths, or graphs of all ways, as an [`Engine`]: as many destinations at a time as the plan says, packet by packet in turn.
 
 use std::collections::{BTreeSet, HashMap, VecDeque};
 use std::net::IpAddr;
 
 use picket_wire::trace::{PathEnd, Reply};
 
+use super::course::{Ask, Course, Flows};
+use super::multipath::Multipath;
 use super::packet::{Probes, Seen};
 use super::path::Tracing;
 use super::report::{Event, Summary};
@@ -13,27 +15,37 @@ use crate::net::engine::{Engine, NotSent, Transmit};
 use crate::net::ports::RawIdentity;
 use crate::net::time::Instant;
 
-/// A token is the path's number above the packet's.
+/// A token is the course's number above the packet's.
 const NUMBER_BITS: u32 = 16;
 
-struct Slot {
-    tracing: Tracing,
+/// The engine for a plan.
+///
+/// # Errors
+/// If what was changed in the plan is not possible, or there is no source address at all.
+pub fn trace(plan: TracePlan, identity: RawIdentity) -> Result<Box<dyn Engine<Event = Event> + Send>, SpecError> {
+    Ok(match plan.multipath {
+        None => Box::new(TraceEngine::<Tracing>::new(plan, identity)?),
+        Some(_) => Box::new(TraceEngine::<Multipath>::new(plan, identity)?),
+    })
+}
+
+struct Slot<C> {
+    course: C,
     /// Whether it stands in the row of those that may have something to send.
     ready: bool,
     due: Option<Instant>,
 }
 
 /// Traces to the destinations of a range.
-pub struct TraceEngine {
+pub(super) struct TraceEngine<C> {
     plan: TracePlan,
     probes: Probes,
-    /// Source port or echo identifier.
-    flow: u16,
-    /// The next position, and the number of the next path.
+    flows: Flows,
+    /// The next position, and the number of the next course.
     next: u64,
     started: u64,
-    open: HashMap<u64, Slot>,
-    /// Open paths by destination: a destination is in a space once.
+    open: HashMap<u64, Slot<C>>,
+    /// Open courses by destination: a destination is in a space once.
     by_dst: HashMap<IpAddr, u64>,
     ready: VecDeque<u64>,
     due: BTreeSet<(Instant, u64)>,
@@ -42,20 +54,16 @@ pub struct TraceEngine {
     done: bool,
 }
 
-impl TraceEngine {
-    /// Makes the engine for a plan.
-    ///
-    /// # Errors
-    /// If what was changed in the plan is not possible, or there is no source address at all.
-    pub fn new(plan: TracePlan, identity: RawIdentity) -> Result<Self, SpecError> {
+impl<C: Course> TraceEngine<C> {
+    pub(super) fn new(plan: TracePlan, identity: RawIdentity) -> Result<Self, SpecError> {
         if identity.source.v4.is_none() && identity.source.v6.is_none() {
             return Err(SpecError::NoSource);
         }
-        let plan = plan.checked()?;
+        let plan = plan.checked()?.with_ports(identity.ports.count().into());
         Ok(Self {
             probes: Probes::new(&plan, &identity),
             // Engines that run at the same time start at ports of their own.
-            flow: identity.ports.flow(identity.base_port.wrapping_sub(identity.ports.first()).wrapping_add(plan.flow)),
+            flows: Flows::new(identity.ports, identity.base_port, plan.flow),
             next: plan.from,
             plan,
             started: 0,
@@ -79,9 +87,9 @@ impl TraceEngine {
         if let Some(target) = self.plan.space.target(position) {
             let id = self.started;
             self.started += 1;
-            let tracing = Tracing::new(&self.plan, position, target.addr, self.flow);
+            let course = C::new(&self.plan, position, target.addr);
             self.by_dst.insert(target.addr, id);
-            self.open.insert(id, Slot { tracing, ready: true, due: None });
+            self.open.insert(id, Slot { course, ready: true, due: None });
             self.ready.push_back(id);
         }
         true
@@ -90,14 +98,14 @@ impl TraceEngine {
     /// Looks anew at a path to which something has happened.
     fn look_at(&mut self, id: u64, hungry: bool) {
         let Some(slot) = self.open.get_mut(&id) else { return };
-        if slot.tracing.is_over(&self.plan) {
+        if slot.course.is_over(&self.plan) {
             return self.finish(id, false);
         }
         if hungry && !slot.ready {
             slot.ready = true;
             self.ready.push_back(id);
         }
-        let due = slot.tracing.due(&self.plan);
+        let due = slot.course.due(&self.plan);
         if due != slot.due {
             if let Some(at) = slot.due {
                 self.due.remove(&(at, id));
@@ -110,16 +118,16 @@ impl TraceEngine {
     }
 
     fn finish(&mut self, id: u64, stopped: bool) {
-        let Some(Slot { tracing, due, .. }) = self.open.remove(&id) else { return };
+        let Some(Slot { course, due, .. }) = self.open.remove(&id) else { return };
         if let Some(at) = due {
             self.due.remove(&(at, id));
         }
-        self.by_dst.remove(&tracing.dst);
-        self.summary.duplicates += tracing.duplicates;
-        let (position, path) = (tracing.position, Box::new(tracing.path(&self.plan, stopped)));
+        self.by_dst.remove(&course.dst());
+        self.summary.duplicates += course.duplicates();
+        let (end, event) = course.finish(&self.plan, stopped);
         self.summary.paths += 1;
-        self.summary.reached += u64::from(path.end == PathEnd::Reached);
-        self.events.push_back(Event::Path { position, path });
+        self.summary.reached += u64::from(end == PathEnd::Reached);
+        self.events.push_back(event);
         self.look_for_end();
     }
 
@@ -132,7 +140,7 @@ impl TraceEngine {
 
     fn take(&mut self, now: Instant, seen: Seen) {
         let Some(id) = self.by_dst.get(&seen.name.dst).copied() else { return };
-        let Some(slot) = self.open.get_mut(&id).filter(|slot| slot.tracing.flow == seen.name.flow) else { return };
+        let (Some(slot), Some(flow)) = (self.open.get_mut(&id), self.flows.index(seen.name.flow)) else { return };
         let Seen { name, from, ttl, kind, quoted, extensions } = seen;
         let reply = |rtt: core::time::Duration| Reply {
             from,
@@ -143,17 +151,17 @@ impl TraceEngine {
             mpls: extensions.mpls,
             interfaces: extensions.interfaces,
         };
-        if let Some((ttl, reply)) = slot.tracing.answer(&self.plan, now, name.number, reply) {
+        if let Some((ttl, reply)) = slot.course.answer(&self.plan, now, flow, name.number, reply) {
             self.summary.answers += 1;
             if self.plan.live {
-                self.events.push_back(Event::Hop { position: slot.tracing.position, ttl, reply: Box::new(reply) });
+                self.events.push_back(Event::Hop { position: slot.course.position(), ttl, reply: Box::new(reply) });
             }
             self.look_at(id, true);
         }
     }
 }
 
-impl Engine for TraceEngine {
+impl<C: Course> Engine for TraceEngine<C> {
     type Event = Event;
 
     fn poll_transmit(&mut self, now: Instant, buf: &mut [u8]) -> Option<Transmit> {
@@ -166,23 +174,23 @@ impl Engine for TraceEngine {
                 return None;
             };
             let Some(slot) = self.open.get_mut(&id) else { continue };
-            let Some((number, ttl)) = slot.tracing.next(&self.plan, now) else {
+            let Some(Ask { token, flow, number, ttl }) = slot.course.next(&self.plan, now) else {
                 slot.ready = false;
                 self.look_at(id, false);
                 continue;
             };
             self.ready.push_back(id);
-            let (dst, flow) = (slot.tracing.dst, slot.tracing.flow);
-            match self.probes.write(dst, flow, number, ttl, buf) {
+            let dst = slot.course.dst();
+            match self.probes.write(dst, self.flows.port(flow), number, ttl, buf) {
                 Some(len) => {
                     self.summary.sent_packets += 1;
                     self.summary.sent_bytes += len as u64;
                     self.look_at(id, true);
-                    return Some(Transmit { dst, token: id << NUMBER_BITS | u64::from(number), len });
+                    return Some(Transmit { dst, token: id << NUMBER_BITS | u64::from(token), len });
                 }
                 // There is no address to send from in its family.
                 None => {
-                    slot.tracing.not_sent(&self.plan, number, NotSent::NoRoute);
+                    slot.course.not_sent(&self.plan, token, NotSent::NoRoute);
                     self.look_at(id, true);
                 }
             }
@@ -190,11 +198,11 @@ impl Engine for TraceEngine {
     }
 
     fn on_not_sent(&mut self, _now: Instant, token: u64, why: NotSent) {
-        let (id, number) = (token >> NUMBER_BITS, token as u16);
+        let (id, token) = (token >> NUMBER_BITS, token as u16);
         let Some(slot) = self.open.get_mut(&id) else { return };
         self.summary.sent_packets = self.summary.sent_packets.saturating_sub(1);
-        self.summary.sent_bytes = self.summary.sent_bytes.saturating_sub(self.probes.len(slot.tracing.dst) as u64);
-        slot.tracing.not_sent(&self.plan, number, why);
+        self.summary.sent_bytes = self.summary.sent_bytes.saturating_sub(self.probes.len(slot.course.dst()) as u64);
+        slot.course.not_sent(&self.plan, token, why);
         self.look_at(id, true);
     }
 
@@ -215,7 +223,7 @@ impl Engine for TraceEngine {
             self.due.pop_first();
             let Some(slot) = self.open.get_mut(&id) else { continue };
             slot.due = None;
-            let hungry = slot.tracing.on_timeout(&self.plan, now);
+            let hungry = slot.course.on_timeout(&self.plan, now);
             self.look_at(id, hungry);
         }
     }
@@ -230,7 +238,7 @@ impl Engine for TraceEngine {
         }
         self.summary.left = self.plan.to.saturating_sub(self.next);
         self.next = self.plan.to;
-        let mut open: Vec<(u64, u64)> = self.open.iter().map(|(id, slot)| (slot.tracing.position, *id)).collect();
+        let mut open: Vec<(u64, u64)> = self.open.iter().map(|(id, slot)| (slot.course.position(), *id)).collect();
         open.sort_unstable();
         open.into_iter().for_each(|(_, id)| self.finish(id, true));
         self.look_for_end();

@@ -2,8 +2,10 @@
 //!
 //! ```text
 //!  spec      what is wanted, checked                  packet   what one probe looks like, and which probe an answer names
-//!  path      one path under way: which hop is asked,  engine   paths + packets = net::engine::Engine
+//!  path      one path under way: which hop is asked,  engine   courses + packets = net::engine::Engine
 //!            what was answered, when it is over       report   what is told
+//!  multipath all ways at once: which flow is sent how far
+//!  course    what a path and all ways are to the engine
 //! ```
 //!
 //! **One flow.** All probes of a path look alike to a router that spreads load by flow (Augustin et al., "Avoiding traceroute anomalies
@@ -33,6 +35,8 @@ pub mod engine;
 pub mod report;
 pub mod spec;
 
+mod course;
+mod multipath;
 mod packet;
 mod path;
 

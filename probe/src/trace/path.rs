@@ -3,10 +3,13 @@
 //! **Invariant:** no hop gets more packets than the plan's attempts, and none beyond the end of the path once that is known.
 
 use core::net::IpAddr;
+use core::time::Duration;
 use std::collections::VecDeque;
 
 use picket_wire::trace::{Hop, Path, PathEnd, Reply, ReplyKind};
 
+use super::course::{Ask, Course};
+use super::report::Event;
 use super::spec::TracePlan;
 use crate::net::engine::NotSent;
 use crate::net::time::Instant;
@@ -63,10 +66,8 @@ impl HopState {
 /// A path under way.
 #[derive(Debug)]
 pub(super) struct Tracing {
-    pub(super) position: u64,
-    pub(super) dst: IpAddr,
-    /// Source port or echo identifier.
-    pub(super) flow: u16,
+    position: u64,
+    dst: IpAddr,
     packets: Vec<Packet>,
     /// By TTL, from the first one.
     hops: Vec<HopState>,
@@ -76,34 +77,16 @@ pub(super) struct Tracing {
     again: VecDeque<u8>,
     /// Nothing is sent before.
     not_before: Option<Instant>,
-    slowest: Option<core::time::Duration>,
+    slowest: Option<Duration>,
     /// The farthest TTL that was answered.
     farthest: u8,
     /// The last TTL that matters, and why.
     end: Option<(u8, PathEnd)>,
-    pub(super) duplicates: u64,
-    pub(super) sent: u32,
+    duplicates: u64,
+    sent: u32,
 }
 
 impl Tracing {
-    pub(super) fn new(plan: &TracePlan, position: u64, dst: IpAddr, flow: u16) -> Self {
-        Self {
-            position,
-            dst,
-            flow,
-            packets: Vec::new(),
-            hops: Vec::new(),
-            held: VecDeque::new(),
-            again: VecDeque::new(),
-            not_before: None,
-            slowest: None,
-            farthest: plan.first_ttl - 1,
-            end: None,
-            duplicates: 0,
-            sent: 0,
-        }
-    }
-
     /// The last TTL that matters as far as is known.
     fn last(&self, plan: &TracePlan) -> u8 {
         self.end.map_or(plan.max_ttl, |(ttl, _)| ttl)
@@ -117,41 +100,6 @@ impl Tracing {
         self.hops.get_mut(usize::from(ttl.checked_sub(plan.first_ttl)?))
     }
 
-    /// The next packet that is to leave: its number and TTL.
-    pub(super) fn next(&mut self, plan: &TracePlan, now: Instant) -> Option<(u16, u8)> {
-        if self.not_before.is_some_and(|until| now < until) {
-            return None;
-        }
-        self.not_before = None;
-        let last = self.last(plan);
-        while let Some(number) = self.held.pop_front() {
-            let Some(packet) = self.packets.get(usize::from(number)).copied() else { continue };
-            if let Some(hop) = self.hop(plan, packet.ttl) {
-                hop.held = hop.held.saturating_sub(1);
-            }
-            if packet.ttl <= last {
-                self.leaves(plan, number, now);
-                return Some((number, packet.ttl));
-            }
-            self.lose(plan, number);
-        }
-        while let Some(ttl) = self.again.pop_front() {
-            if let Some(hop) = self.hop(plan, ttl) {
-                hop.queued = hop.queued.saturating_sub(1);
-            }
-            if ttl <= last {
-                return self.plan_packet(plan, ttl, now);
-            }
-        }
-        let next = Self::ttl_of(plan, self.hops.len());
-        let ahead = (plan.first_ttl - 1).saturating_add(plan.window).max(self.farthest.saturating_add(plan.gap));
-        if next > last || next > ahead || self.hops.len() > usize::from(plan.max_ttl - plan.first_ttl) {
-            return None;
-        }
-        self.hops.push(HopState::default());
-        self.plan_packet(plan, next, now)
-    }
-
     /// As many more packets for a hop.
     fn ask_again(&mut self, plan: &TracePlan, ttl: u8, more: u8) {
         if let Some(hop) = self.hop(plan, ttl) {
@@ -160,14 +108,14 @@ impl Tracing {
         }
     }
 
-    fn plan_packet(&mut self, plan: &TracePlan, ttl: u8, now: Instant) -> Option<(u16, u8)> {
+    fn plan_packet(&mut self, plan: &TracePlan, ttl: u8, now: Instant) -> Option<Ask> {
         let number = u16::try_from(self.packets.len()).ok()?;
         self.packets.push(Packet { ttl, state: PacketState::Held });
         let hop = self.hop(plan, ttl)?;
         hop.planned += 1;
         hop.open += 1;
         self.leaves(plan, number, now);
-        Some((number, ttl))
+        Some(Self::ask(number, ttl))
     }
 
     fn leaves(&mut self, plan: &TracePlan, number: u16, now: Instant) {
@@ -201,33 +149,6 @@ impl Tracing {
         let ttl = packet.ttl;
         if let Some(hop) = self.hop(plan, ttl) {
             hop.open = hop.open.saturating_sub(1);
-        }
-    }
-
-    /// A packet did not leave.
-    pub(super) fn not_sent(&mut self, plan: &TracePlan, number: u16, why: NotSent) {
-        let final_end = match why {
-            NotSent::Refused => Some(PathEnd::Refused),
-            NotSent::NoRoute | NotSent::NoNeighbour => Some(PathEnd::NoRoute),
-            NotSent::NeighbourPending | NotSent::TooSoon { .. } | NotSent::LinkError => None,
-        };
-        let state = if why == NotSent::LinkError || final_end.is_some() { PacketState::Lost } else { PacketState::Held };
-        if !self.unsent(plan, number, state) {
-            return;
-        }
-        if let NotSent::TooSoon { until, .. } = why {
-            self.not_before = Some(until);
-        }
-        match state {
-            PacketState::Held => self.hold(plan, number),
-            _ => self.lose(plan, number),
-        }
-        if why == NotSent::LinkError {
-            self.replace(plan, number);
-        }
-        if let Some(why) = final_end {
-            // None of the others will leave either; what was answered before stays.
-            self.end_at(self.farthest, why);
         }
     }
 
@@ -268,14 +189,158 @@ impl Tracing {
         beyond.min_by_key(|(at, packet)| (packet.ttl, *at)).and_then(|(at, _)| u16::try_from(at).ok())
     }
 
-    /// An answer to packet `number`; `reply` makes it of the round trip. Returns the hop and what it said, where that is new.
-    pub(super) fn answer(
+    /// Whether `from` has answered nearer by, with somebody else in between. (A router that forwards what it should have ended makes the
+    /// next one appear twice in a row, which is no loop.)
+    fn is_loop(&self, plan: &TracePlan, ttl: u8, from: IpAddr) -> bool {
+        let others = |hop: &HopState| hop.replies.iter().any(|(_, reply)| reply.from != from);
+        let same = |hop: &HopState| hop.replies.iter().any(|(_, reply)| reply.from == from);
+        let nearer = self.hops.get(..usize::from(ttl - plan.first_ttl)).unwrap_or_default();
+        nearer.iter().rposition(same).is_some_and(|at| nearer.get(at + 1..).unwrap_or_default().iter().any(|hop| others(hop) && !same(hop)))
+    }
+
+    fn hop_due(&self, plan: &TracePlan, ttl: u8, hop: &HopState) -> Option<Instant> {
+        let (again, over) = plan.timing.waits(self.slowest, ttl < self.farthest || !hop.replies.is_empty());
+        Some(hop.last? + if Self::is_asked_again(plan, hop) { again } else { over })
+    }
+
+    fn is_asked_again(plan: &TracePlan, hop: &HopState) -> bool {
+        hop.replies.is_empty() && hop.planned < plan.attempts()
+    }
+
+    /// As many silent hops in a row as the plan allows, beyond whoever answered last, end the path.
+    fn look_for_silence(&mut self, plan: &TracePlan) {
+        let beyond = usize::from((self.farthest + 1).saturating_sub(plan.first_ttl));
+        let silent = self.hops.iter().skip(beyond).take_while(|hop| hop.is_settled()).count();
+        if silent >= usize::from(plan.gap) {
+            self.end_at(self.farthest.saturating_add(plan.gap), PathEnd::Silent);
+        }
+    }
+
+    /// A packet of the only flow: its number is the token.
+    const fn ask(number: u16, ttl: u8) -> Ask {
+        Ask { token: number, flow: 0, number, ttl }
+    }
+
+    /// How many packets were decided on: numbers up to there are taken.
+    pub(super) fn planned(&self) -> u16 {
+        self.packets.len() as u16
+    }
+
+    /// What is told of it.
+    pub(super) fn path(self, plan: &TracePlan, stopped: bool) -> Path {
+        let end = match self.end {
+            _ if stopped => PathEnd::Stopped,
+            Some((_, end)) => end,
+            None if self.farthest == plan.max_ttl => PathEnd::TooFar,
+            None => PathEnd::Silent,
+        };
+        let last = self.last(plan).min(self.farthest);
+        let known = usize::from((last + 1).saturating_sub(plan.first_ttl));
+        let hops = self.hops.into_iter().enumerate().take(known).map(|(at, mut hop)| {
+            hop.replies.sort_by_key(|(number, _)| *number);
+            Hop { ttl: Self::ttl_of(plan, at), sent: hop.sent, replies: hop.replies.into_iter().map(|(_, reply)| reply).collect() }
+        });
+        Path { dst: self.dst, end, hops: hops.collect(), sent: self.sent }
+    }
+}
+
+impl Course for Tracing {
+    fn new(plan: &TracePlan, position: u64, dst: IpAddr) -> Self {
+        Self {
+            position,
+            dst,
+            packets: Vec::new(),
+            hops: Vec::new(),
+            held: VecDeque::new(),
+            again: VecDeque::new(),
+            not_before: None,
+            slowest: None,
+            farthest: plan.first_ttl - 1,
+            end: None,
+            duplicates: 0,
+            sent: 0,
+        }
+    }
+
+    fn position(&self) -> u64 {
+        self.position
+    }
+
+    fn dst(&self) -> IpAddr {
+        self.dst
+    }
+
+    fn next(&mut self, plan: &TracePlan, now: Instant) -> Option<Ask> {
+        if self.not_before.is_some_and(|until| now < until) {
+            return None;
+        }
+        self.not_before = None;
+        let last = self.last(plan);
+        while let Some(number) = self.held.pop_front() {
+            let Some(packet) = self.packets.get(usize::from(number)).copied() else { continue };
+            if let Some(hop) = self.hop(plan, packet.ttl) {
+                hop.held = hop.held.saturating_sub(1);
+            }
+            if packet.ttl <= last {
+                self.leaves(plan, number, now);
+                return Some(Self::ask(number, packet.ttl));
+            }
+            self.lose(plan, number);
+        }
+        while let Some(ttl) = self.again.pop_front() {
+            if let Some(hop) = self.hop(plan, ttl) {
+                hop.queued = hop.queued.saturating_sub(1);
+            }
+            if ttl <= last {
+                return self.plan_packet(plan, ttl, now);
+            }
+        }
+        let next = Self::ttl_of(plan, self.hops.len());
+        let ahead = (plan.first_ttl - 1).saturating_add(plan.window).max(self.farthest.saturating_add(plan.gap));
+        if next > last || next > ahead || self.hops.len() > usize::from(plan.max_ttl - plan.first_ttl) {
+            return None;
+        }
+        self.hops.push(HopState::default());
+        self.plan_packet(plan, next, now)
+    }
+
+    fn not_sent(&mut self, plan: &TracePlan, token: u16, why: NotSent) {
+        let final_end = match why {
+            NotSent::Refused => Some(PathEnd::Refused),
+            NotSent::NoRoute | NotSent::NoNeighbour => Some(PathEnd::NoRoute),
+            NotSent::NeighbourPending | NotSent::TooSoon { .. } | NotSent::LinkError => None,
+        };
+        let state = if why == NotSent::LinkError || final_end.is_some() { PacketState::Lost } else { PacketState::Held };
+        if !self.unsent(plan, token, state) {
+            return;
+        }
+        if let NotSent::TooSoon { until, .. } = why {
+            self.not_before = Some(until);
+        }
+        match state {
+            PacketState::Held => self.hold(plan, token),
+            _ => self.lose(plan, token),
+        }
+        if why == NotSent::LinkError {
+            self.replace(plan, token);
+        }
+        if let Some(why) = final_end {
+            // None of the others will leave either; what was answered before stays.
+            self.end_at(self.farthest, why);
+        }
+    }
+
+    fn answer(
         &mut self,
         plan: &TracePlan,
         now: Instant,
+        flow: u16,
         number: Option<u16>,
-        reply: impl FnOnce(core::time::Duration) -> Reply,
+        reply: impl FnOnce(Duration) -> Reply,
     ) -> Option<(u8, Reply)> {
+        if flow != 0 {
+            return None;
+        }
         let number = number.or_else(|| self.guess(plan))?;
         let packet = self.packets.get_mut(usize::from(number))?;
         let at = match packet.state {
@@ -315,33 +380,13 @@ impl Tracing {
         Some((ttl, reply))
     }
 
-    /// Whether `from` has answered nearer by, with somebody else in between. (A router that forwards what it should have ended makes the
-    /// next one appear twice in a row, which is no loop.)
-    fn is_loop(&self, plan: &TracePlan, ttl: u8, from: IpAddr) -> bool {
-        let others = |hop: &HopState| hop.replies.iter().any(|(_, reply)| reply.from != from);
-        let same = |hop: &HopState| hop.replies.iter().any(|(_, reply)| reply.from == from);
-        let nearer = self.hops.get(..usize::from(ttl - plan.first_ttl)).unwrap_or_default();
-        nearer.iter().rposition(same).is_some_and(|at| nearer.get(at + 1..).unwrap_or_default().iter().any(|hop| others(hop) && !same(hop)))
-    }
-
-    /// When time must pass for the path; never, where nothing is waited for.
-    pub(super) fn due(&self, plan: &TracePlan) -> Option<Instant> {
+    fn due(&self, plan: &TracePlan) -> Option<Instant> {
         let last = self.last(plan);
         let hops = self.hops.iter().enumerate().filter(|(at, hop)| Self::ttl_of(plan, *at) <= last && hop.is_waited_for());
         hops.filter_map(|(at, hop)| self.hop_due(plan, Self::ttl_of(plan, at), hop)).chain(self.not_before).min()
     }
 
-    fn hop_due(&self, plan: &TracePlan, ttl: u8, hop: &HopState) -> Option<Instant> {
-        let (again, over) = plan.timing.waits(self.slowest, ttl < self.farthest || !hop.replies.is_empty());
-        Some(hop.last? + if Self::is_asked_again(plan, hop) { again } else { over })
-    }
-
-    fn is_asked_again(plan: &TracePlan, hop: &HopState) -> bool {
-        hop.replies.is_empty() && hop.planned < plan.attempts()
-    }
-
-    /// Time has passed. Whether there may be something to send.
-    pub(super) fn on_timeout(&mut self, plan: &TracePlan, now: Instant) -> bool {
+    fn on_timeout(&mut self, plan: &TracePlan, now: Instant) -> bool {
         let last = self.last(plan);
         let mut hungry = self.not_before.take_if(|until| *until <= now).is_some();
         for at in 0..self.hops.len() {
@@ -362,36 +407,19 @@ impl Tracing {
         hungry
     }
 
-    /// As many silent hops in a row as the plan allows, beyond whoever answered last, end the path.
-    fn look_for_silence(&mut self, plan: &TracePlan) {
-        let beyond = usize::from((self.farthest + 1).saturating_sub(plan.first_ttl));
-        let silent = self.hops.iter().skip(beyond).take_while(|hop| hop.is_settled()).count();
-        if silent >= usize::from(plan.gap) {
-            self.end_at(self.farthest.saturating_add(plan.gap), PathEnd::Silent);
-        }
-    }
-
-    /// Whether nothing more is asked or waited for.
-    pub(super) fn is_over(&self, plan: &TracePlan) -> bool {
+    fn is_over(&self, plan: &TracePlan) -> bool {
         let last = self.last(plan);
         let needed = usize::from((last + 1).saturating_sub(plan.first_ttl));
         self.hops.len() >= needed && self.hops.iter().take(needed).all(HopState::is_settled)
     }
 
-    /// What is told of it.
-    pub(super) fn path(self, plan: &TracePlan, stopped: bool) -> Path {
-        let end = match self.end {
-            _ if stopped => PathEnd::Stopped,
-            Some((_, end)) => end,
-            None if self.farthest == plan.max_ttl => PathEnd::TooFar,
-            None => PathEnd::Silent,
-        };
-        let last = self.last(plan).min(self.farthest);
-        let known = usize::from((last + 1).saturating_sub(plan.first_ttl));
-        let hops = self.hops.into_iter().enumerate().take(known).map(|(at, mut hop)| {
-            hop.replies.sort_by_key(|(number, _)| *number);
-            Hop { ttl: Self::ttl_of(plan, at), sent: hop.sent, replies: hop.replies.into_iter().map(|(_, reply)| reply).collect() }
-        });
-        Path { dst: self.dst, end, hops: hops.collect(), sent: self.sent }
+    fn duplicates(&self) -> u64 {
+        self.duplicates
+    }
+
+    fn finish(self, plan: &TracePlan, stopped: bool) -> (PathEnd, Event) {
+        let position = self.position;
+        let path = Box::new(self.path(plan, stopped));
+        (path.end, Event::Path { position, path })
     }
 }

@@ -1,6 +1,6 @@
 //! What a trace tells.
 
-use picket_wire::trace::{Path, Reply};
+use picket_wire::trace::{Graph, Path, Reply};
 
 /// What happens, in order.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -21,6 +21,13 @@ pub enum Event {
         /// The path.
         path: Box<Path>,
     },
+    /// All ways to a destination were looked for.
+    Graph {
+        /// Position of the destination.
+        position: u64,
+        /// The ways.
+        graph: Box<Graph>,
+    },
     /// Nothing more follows.
     Done(Summary),
 }
@@ -28,7 +35,7 @@ pub enum Event {
 /// Sums over a run.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct Summary {
-    /// Paths that were told.
+    /// Paths and graphs that were told.
     pub paths: u64,
     /// Of these, whose destination answered.
     pub reached: u64,

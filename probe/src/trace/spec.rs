@@ -55,9 +55,84 @@ pub enum SpecError {
     /// The packet is longer than a frame.
     #[error("{0} bytes of payload make a packet longer than {LENGTH_MAX} bytes")]
     Payload(usize),
+    /// Too little certainty, or too much.
+    #[error("a confidence of {0} %: 50 to 99 are possible")]
+    Confidence(u8),
     /// Neither address family has a source address.
     #[error("the interface has no address to send from")]
     NoSource,
+}
+
+/// Flows to one destination, at most.
+const FLOWS_MAX: u16 = 512;
+/// Nodes at one distance for which it is known how many flows they ask for.
+const NODES_MAX: usize = 64;
+/// How sure a graph is where nobody says how much, in percent.
+pub const DEFAULT_CONFIDENCE: u8 = 95;
+
+/// How all ways to a destination are looked for.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Ways {
+    /// Whether the light form will do where nothing speaks against it.
+    pub lite: bool,
+    confidence: u8,
+    /// For each number of successors, from one on, how many flows.
+    flows: Arc<[u16]>,
+    most_flows: u16,
+}
+
+impl Ways {
+    /// As sure as `confidence` percent that each node's successors are found, 50 to 99.
+    ///
+    /// # Errors
+    /// If the confidence is less, or certainty.
+    pub fn new(lite: bool, confidence: u8) -> Result<Self, SpecError> {
+        if !(50..=99).contains(&confidence) {
+            return Err(SpecError::Confidence(confidence));
+        }
+        let failure = 1.0 - f64::from(confidence) / 100.0;
+        let flows = (1..=NODES_MAX).map(|seen| flows_for(seen, failure)).collect();
+        Ok(Self { lite, confidence, flows, most_flows: FLOWS_MAX })
+    }
+
+    /// How sure it is, in percent.
+    pub fn confidence(&self) -> u8 {
+        self.confidence
+    }
+
+    /// How many flows through a node it takes, where `successors` were seen, to know of another one: with one more, all as likely,
+    /// the probability that one was missed is below what the confidence leaves (Augustin et al. 2007, section 3).
+    pub(super) fn flows(&self, successors: usize) -> usize {
+        self.flows.get(successors.max(1) - 1).or(self.flows.last()).map_or(0, |flows| usize::from(*flows))
+    }
+
+    /// The most flows to one destination.
+    pub fn most_flows(&self) -> u16 {
+        self.most_flows
+    }
+
+    /// No more flows than there are ports.
+    pub(super) fn clipped(self, ports: usize) -> Self {
+        Self { most_flows: self.most_flows.min(u16::try_from(ports).unwrap_or(u16::MAX)), ..self }
+    }
+}
+
+/// The fewest draws of `seen + 1` things, all as likely, after which one is missing with a probability of at most `failure`.
+fn flows_for(seen: usize, failure: f64) -> u16 {
+    let all = seen + 1;
+    // The probabilities that so many were drawn.
+    let mut drawn = vec![0.0; all + 1];
+    drawn[0] = 1.0;
+    for draws in 0..FLOWS_MAX {
+        if 1.0 - drawn[all] <= failure {
+            return draws;
+        }
+        for known in (0..=all).rev() {
+            let new = if known == 0 { 0.0 } else { drawn[known - 1] * (all + 1 - known) as f64 / all as f64 };
+            drawn[known] = drawn[known] * known as f64 / all as f64 + new;
+        }
+    }
+    FLOWS_MAX
 }
 
 /// Bounds of the wait for an answer.
@@ -136,6 +211,8 @@ pub struct TracePlan {
     pub timing: Timing,
     /// Whether each answer is told when it comes.
     pub live: bool,
+    /// Whether all ways are looked for, and not one only.
+    pub multipath: Option<Ways>,
 }
 
 impl TracePlan {
@@ -167,6 +244,7 @@ impl TracePlan {
             flow: 0,
             timing: Timing::default(),
             live: false,
+            multipath: None,
         })
     }
 
@@ -191,8 +269,30 @@ impl TracePlan {
         Ok(self)
     }
 
+    /// The plan, with no more flows than there are ports.
+    pub(super) fn with_ports(self, ports: usize) -> Self {
+        Self { multipath: self.multipath.map(|ways| ways.clipped(ports)), ..self }
+    }
+
     /// Probes that a silent hop gets.
     pub(super) fn attempts(&self) -> u8 {
         self.queries.max(2)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn so_many_flows_are_needed_as_the_authors_say() {
+        let flows = |confidence| (1..=9).map(|seen| Ways::new(true, confidence).unwrap().flows(seen)).collect::<Vec<_>>();
+        // Augustin et al. 2007, and `mda.c` of others who follow them.
+        assert_eq!(flows(95), [6, 11, 16, 21, 27, 33, 38, 44, 51]);
+        assert_eq!(flows(99), [8, 15, 21, 28, 36, 43, 51, 58, 66]);
+        assert_eq!(Ways::new(true, 49), Err(SpecError::Confidence(49)));
+        assert_eq!(Ways::new(true, 100), Err(SpecError::Confidence(100)));
+        let ways = Ways::new(true, 95).unwrap();
+        assert_eq!((ways.flows(0), ways.flows(1_000)), (6, 462));
     }
 }

@@ -2,19 +2,20 @@
 
 use core::net::IpAddr;
 use core::time::Duration;
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet, VecDeque};
 use std::sync::Arc;
 
 use picket_wire::addr::{AddrSet, parse_set};
 use picket_wire::space::{TargetSpace, TargetSpec};
-use picket_wire::trace::{Method, Path, PathEnd};
+use picket_wire::trace::{Graph, Method, Path, PathEnd};
 use proptest::prelude::*;
 
-use super::engine::TraceEngine;
+use super::engine::trace;
 use super::report::{Event, Summary};
-use super::spec::{SpecError, TracePlan};
+use super::spec::{self, SpecError, TracePlan};
 use crate::net::engine::{Engine, NotSent, Source, Transmit};
 use crate::net::ports::{RawIdentity, SourcePorts};
+use crate::net::sim;
 use crate::net::time::Instant;
 use crate::packet::ip::{Packet, v4_header};
 
@@ -36,8 +37,10 @@ fn identity() -> RawIdentity {
     RawIdentity { source, base_port: ports.base(3), ports, key: *b"sixteen random b" }
 }
 
-fn engine(plan: TracePlan) -> TraceEngine {
-    TraceEngine::new(plan, identity()).unwrap()
+type TraceEngine = dyn Engine<Event = Event>;
+
+fn engine(plan: TracePlan) -> Box<TraceEngine> {
+    trace(plan, identity()).unwrap()
 }
 
 fn at(ms: u64) -> Instant {
@@ -99,7 +102,7 @@ fn plans_are_checked() {
     let wrong = |change: fn(&mut TracePlan)| {
         let mut plan = plan("198.18.0.1", Method::Icmp);
         change(&mut plan);
-        TraceEngine::new(plan, identity()).map(drop).unwrap_err().to_string()
+        trace(plan, identity()).map(drop).unwrap_err().to_string()
     };
     assert_eq!(wrong(|plan| plan.first_ttl = 0), "hops 0 to 30: from 1 up to 64 are possible");
     assert_eq!(wrong(|plan| plan.max_ttl = 65), "hops 1 to 65: from 1 up to 64 are possible");
@@ -108,30 +111,30 @@ fn plans_are_checked() {
     assert_eq!(wrong(|plan| plan.window = 0), "a window of 0: at least 1 is needed");
     assert_eq!(wrong(|plan| plan.payload = 1_460), "1460 bytes of payload make a packet longer than 1500 bytes");
     let nobody = RawIdentity { source: Source { v4: None, v6: None }, ..identity() };
-    assert_eq!(TraceEngine::new(plan("198.18.0.1", Method::Icmp), nobody).map(drop), Err(SpecError::NoSource));
+    assert_eq!(trace(plan("198.18.0.1", Method::Icmp), nobody).map(drop), Err(SpecError::NoSource));
 }
 
 #[test]
 fn hops_are_asked_side_by_side_and_more_often_once_they_have_answered() {
     let mut engine = engine(plan("198.18.0.1", Method::Udp));
-    let first = drain(&mut engine, at(0));
+    let first = drain(&mut *engine, at(0));
     assert_eq!(first.iter().map(|(_, packet)| ttl(packet)).collect::<Vec<_>>(), (1..=16).collect::<Vec<_>>());
     engine.on_packet(at(10), &exceeded(&first[2].1));
     // Two more for the hop that answered.
-    let more: Vec<u8> = drain(&mut engine, at(10)).iter().map(|(_, packet)| ttl(packet)).collect();
+    let more: Vec<u8> = drain(&mut *engine, at(10)).iter().map(|(_, packet)| ttl(packet)).collect();
     assert_eq!(more, [3, 3]);
     engine.on_packet(at(11), &exceeded(&first[2].1));
-    assert_eq!(drain(&mut engine, at(11)).len(), 0, "a repetition is no answer");
+    assert_eq!(drain(&mut *engine, at(11)).len(), 0, "a repetition is no answer");
     // The destination is hop 2: all that lies beyond is forgotten.
     engine.on_packet(at(12), &error([198, 18, 0, 1], (3, 3), &first[1].1));
     engine.on_packet(at(12), &exceeded(&first[0].1));
-    let rest = drain(&mut engine, at(12));
+    let rest = drain(&mut *engine, at(12));
     assert_eq!(rest.iter().map(|(_, packet)| ttl(packet)).collect::<Vec<_>>(), [2, 2, 1, 1]);
     for (_, packet) in &rest {
         let answer = if ttl(packet) == 2 { error([198, 18, 0, 1], (3, 3), packet) } else { exceeded(packet) };
         engine.on_packet(at(14), &answer);
     }
-    let (path, summary) = only_path(events(&mut engine));
+    let (path, summary) = only_path(events(&mut *engine));
     assert_eq!((path.end, path.hops.len(), path.sent), (PathEnd::Reached, 2, 16 + 2 + 4));
     assert!(path.hops.iter().all(|hop| hop.replies.len() == 3 && hop.sent == 3), "{path:?}");
     assert_eq!(path.hops[1].replies[0].rtt_us, 12_000);
@@ -141,25 +144,25 @@ fn hops_are_asked_side_by_side_and_more_often_once_they_have_answered() {
 #[test]
 fn an_answer_after_the_wait_counts_while_the_path_is_open() {
     let mut engine = engine(TracePlan { queries: 1, ..plan("198.18.0.1", Method::Tcp) });
-    let first = drain(&mut engine, at(0));
+    let first = drain(&mut *engine, at(0));
     engine.on_packet(at(1), &exceeded(&first[1].1));
     engine.on_packet(at(1), &exceeded(&first[0].1));
     // Hop 3 is asked again and given up before hop 4, which is far, has answered.
     engine.on_packet(at(600), &exceeded(&first[3].1));
-    drain(&mut engine, at(600));
+    drain(&mut *engine, at(600));
     while let Some((due, _)) = engine.poll_timeout().filter(|(due, _)| *due < at(3_000)) {
         engine.on_timeout(due);
-        let sent = drain(&mut engine, due);
+        let sent = drain(&mut *engine, due);
         for (_, packet) in sent.iter().filter(|(_, packet)| ttl(packet) == 5) {
             engine.on_packet(due, &error([198, 18, 0, 1], (3, 13), packet));
         }
-        if events(&mut engine).iter().any(|event| matches!(event, Event::Done(_))) {
+        if events(&mut *engine).iter().any(|event| matches!(event, Event::Done(_))) {
             break;
         }
         engine.on_packet(due, &exceeded(&first[2].1));
     }
     engine.stop();
-    let path = events(&mut engine).into_iter().find_map(|event| match event {
+    let path = events(&mut *engine).into_iter().find_map(|event| match event {
         Event::Path { path, .. } => Some(path),
         _ => None,
     });
@@ -177,23 +180,23 @@ fn what_does_not_leave_is_not_silent() {
         while let Some(transmit) = engine.poll_transmit(at(0), &mut [0; 1500]) {
             engine.on_not_sent(at(0), transmit.token, why);
         }
-        let (path, summary) = only_path(events(&mut engine));
+        let (path, summary) = only_path(events(&mut *engine));
         assert_eq!((path.end, path.hops.len(), path.sent, summary.sent_packets), (end, 0, 0, 0));
     }
     // A family without a source address is not sent either.
     let mut engine = engine(plan("2001:db8::1", Method::Icmp));
-    assert_eq!(drain(&mut engine, at(0)).len(), 0);
-    assert_eq!(only_path(events(&mut engine)).0.end, PathEnd::NoRoute);
+    assert_eq!(drain(&mut *engine, at(0)).len(), 0);
+    assert_eq!(only_path(events(&mut *engine)).0.end, PathEnd::NoRoute);
 }
 
 #[test]
 fn what_was_held_back_is_offered_again() {
     let mut engine = engine(TracePlan { queries: 1, max_ttl: 2, ..plan("198.18.0.1", Method::Icmp) });
-    let first = drain(&mut engine, at(0));
+    let first = drain(&mut *engine, at(0));
     for (transmit, _) in &first {
         engine.on_not_sent(at(0), transmit.token, NotSent::NeighbourPending);
     }
-    let again = drain(&mut engine, at(1));
+    let again = drain(&mut *engine, at(1));
     assert_eq!(
         again.iter().map(|(transmit, _)| transmit.token).collect::<Vec<_>>(),
         first.iter().map(|(t, _)| t.token).collect::<Vec<_>>()
@@ -202,13 +205,13 @@ fn what_was_held_back_is_offered_again() {
     for (transmit, _) in &again {
         engine.on_not_sent(at(1), transmit.token, NotSent::TooSoon { until, lane: 0 });
     }
-    assert_eq!(drain(&mut engine, at(2)).len(), 0);
+    assert_eq!(drain(&mut *engine, at(2)).len(), 0);
     assert_eq!(engine.poll_timeout().map(|(due, _)| due), Some(until));
     engine.on_timeout(until);
-    let sent = drain(&mut engine, until);
+    let sent = drain(&mut *engine, until);
     assert_eq!(sent.len(), 2);
     sent.iter().for_each(|(_, packet)| engine.on_packet(at(510), &exceeded(packet)));
-    let (path, _) = only_path(events(&mut engine));
+    let (path, _) = only_path(events(&mut *engine));
     // The round trip counts from when it left.
     assert_eq!((path.end, path.sent, path.hops[1].replies[0].rtt_us), (PathEnd::TooFar, 2, 10_000));
 }
@@ -216,30 +219,30 @@ fn what_was_held_back_is_offered_again() {
 #[test]
 fn an_answer_before_the_repetition_has_left_adds_none_to_it() {
     let mut engine = engine(TracePlan { max_ttl: 1, ..plan("198.18.0.1", Method::Udp) });
-    let first = drain(&mut engine, at(0));
+    let first = drain(&mut *engine, at(0));
     let (due, _) = engine.poll_timeout().unwrap();
     engine.on_timeout(due);
     engine.on_packet(due, &exceeded(&first[0].1));
-    assert_eq!((first.len(), drain(&mut engine, due).len()), (1, 2), "three in all");
+    assert_eq!((first.len(), drain(&mut *engine, due).len()), (1, 2), "three in all");
 }
 
 #[test]
 fn who_loses_the_way_keeps_what_was_found() {
     let mut engine = engine(TracePlan { queries: 1, window: 2, ..plan("198.18.0.1", Method::Icmp) });
-    let first = drain(&mut engine, at(0));
+    let first = drain(&mut *engine, at(0));
     engine.on_packet(at(1), &exceeded(&first[0].1));
     engine.on_packet(at(1), &exceeded(&first[1].1));
     while let Some(transmit) = engine.poll_transmit(at(2), &mut [0; 1500]) {
         engine.on_not_sent(at(2), transmit.token, NotSent::NoNeighbour);
     }
-    let (path, _) = only_path(events(&mut engine));
+    let (path, _) = only_path(events(&mut *engine));
     assert_eq!((path.end, path.hops.len()), (PathEnd::NoRoute, 2), "{path:?}");
 }
 
 #[test]
 fn datagrams_that_answer_count_for_the_first_hop_beyond_the_routers() {
     let mut engine = engine(TracePlan { queries: 1, port: 53, ..plan("198.18.0.1", Method::Udp) });
-    let first = drain(&mut engine, at(0));
+    let first = drain(&mut *engine, at(0));
     first.iter().take(2).for_each(|(_, packet)| engine.on_packet(at(5), &exceeded(packet)));
     let asked = Packet::parse(&first[2].1).unwrap();
     let flow = &asked.payload()[..2];
@@ -247,23 +250,23 @@ fn datagrams_that_answer_count_for_the_first_hop_beyond_the_routers() {
     let answer = [&v4_header([198, 18, 0, 1].into(), [192, 0, 2, 2].into(), 17, 60, 10)[..], &datagram].concat();
     // The answers to the third one and to all beyond it look alike.
     (0..3).for_each(|_| engine.on_packet(at(9), &answer));
-    let (path, _) = only_path(events(&mut engine));
+    let (path, _) = only_path(events(&mut *engine));
     assert_eq!((path.end, path.hops.len(), path.hops[2].replies.len()), (PathEnd::Reached, 3, 1), "{path:?}");
 }
 
 #[test]
 fn stopping_tells_what_is_known() {
     let mut engine = engine(TracePlan { paths: 2, ..plan("198.18.0.0/29", Method::Icmp) });
-    let first = drain(&mut engine, at(0));
+    let first = drain(&mut *engine, at(0));
     engine.on_packet(at(1), &exceeded(&first[0].1));
     engine.stop();
     engine.stop();
-    let told = events(&mut engine);
+    let told = events(&mut *engine);
     let paths: Vec<&Path> =
         told.iter().filter_map(|event| if let Event::Path { path, .. } = event { Some(&**path) } else { None }).collect();
     assert_eq!(paths.iter().map(|path| (path.end, path.hops.len())).collect::<Vec<_>>(), [(PathEnd::Stopped, 1), (PathEnd::Stopped, 0)]);
     assert!(matches!(told.last(), Some(Event::Done(Summary { paths: 2, left: 6, .. }))), "{told:?}");
-    assert_eq!((drain(&mut engine, at(2)).len(), engine.poll_timeout()), (0, None));
+    assert_eq!((drain(&mut *engine, at(2)).len(), engine.poll_timeout()), (0, None));
 }
 
 #[test]
@@ -271,13 +274,13 @@ fn no_more_paths_are_open_than_the_plan_says() {
     let mut engine = engine(TracePlan { paths: 10, ..plan("198.18.0.0/24", Method::Icmp) });
     let destinations =
         |sent: &[(Transmit, Vec<u8>)]| sent.iter().map(|(transmit, _)| transmit.dst).collect::<std::collections::HashSet<IpAddr>>().len();
-    assert_eq!(destinations(&drain(&mut engine, at(0))), 10);
+    assert_eq!(destinations(&drain(&mut *engine, at(0))), 10);
     let mut counts: HashMap<(IpAddr, u8), u32> = HashMap::new();
-    run_out(&mut engine, |packet| {
+    run_out(&mut *engine, |packet| {
         let packet = Packet::parse(packet).unwrap();
         *counts.entry((packet.dst(), packet.ttl())).or_default() += 1;
     });
-    let told = events(&mut engine);
+    let told = events(&mut *engine);
     assert!(matches!(told.last(), Some(Event::Done(Summary { paths: 256, reached: 0, left: 0, .. }))));
     assert!(counts.values().all(|count| *count <= 2) && counts.keys().all(|(_, ttl)| *ttl <= 5), "five silent hops, asked twice");
 }
@@ -293,7 +296,7 @@ proptest! {
         let (mut now, mut sent, mut told) = (at(0), Vec::new(), Vec::new());
         let mut counts: HashMap<(IpAddr, u8), u32> = HashMap::new();
         for (which, what, later) in steps {
-            for (transmit, packet) in drain(&mut engine, now) {
+            for (transmit, packet) in drain(&mut *engine, now) {
                 if what == 5 && which % 7 == 0 {
                     engine.on_not_sent(now, transmit.token, NotSent::LinkError);
                 } else {
@@ -310,17 +313,160 @@ proptest! {
                     _ => engine.on_timeout(now),
                 }
             }
-            told.extend(events(&mut engine));
+            told.extend(events(&mut *engine));
         }
-        run_out(&mut engine, |packet| *counts.entry((Packet::parse(packet).unwrap().dst(), ttl(packet))).or_default() += 1);
+        run_out(&mut *engine, |packet| *counts.entry((Packet::parse(packet).unwrap().dst(), ttl(packet))).or_default() += 1);
         // Time that ran out began at zero again: the engine only ever looks whether a moment has come.
         engine.on_timeout(now + Duration::from_secs(100));
-        run_out(&mut engine, |_| {});
-        told.extend(events(&mut engine));
+        run_out(&mut *engine, |_| {});
+        told.extend(events(&mut *engine));
         let paths = told.iter().filter(|event| matches!(event, Event::Path { .. })).count();
         prop_assert_eq!(paths, 4, "{:?}", told);
         prop_assert!(matches!(told.last(), Some(Event::Done(_))));
         prop_assert!(told.len() == 5 && counts.values().all(|count| *count <= u32::from(queries.max(2))), "{:?}", counts);
         prop_assert!(counts.keys().all(|(_, ttl)| *ttl <= 20));
+    }
+}
+
+/// A network of routers that choose by the source port: how they answer is the closure's.
+struct Ways {
+    seed: u64,
+    /// Nodes at each distance.
+    widths: Vec<u64>,
+    /// Of a thousand answers, so many are lost.
+    loss: u64,
+    /// Some flows have one more hop.
+    uneven: bool,
+}
+
+impl Ways {
+    fn hash(&self, what: [u64; 3]) -> u64 {
+        what.iter().fold(self.seed, |hash, value| sim::mix(hash ^ value))
+    }
+
+    fn length(&self, port: u16) -> usize {
+        self.widths.len() + usize::from(self.uneven && self.hash([1, port.into(), 0]).is_multiple_of(2))
+    }
+
+    /// Who ends a packet of that port; `None` for the destination.
+    fn node(&self, port: u16, ttl: u8) -> Option<[u8; 4]> {
+        let at = usize::from(ttl - 1);
+        (at < self.length(port)).then(|| {
+            let width = self.widths.get(at).copied().unwrap_or(1);
+            [198, 19, ttl, (self.hash([2, ttl.into(), port.into()]) % width) as u8]
+        })
+    }
+
+    /// All links that there are, over all ports.
+    fn links(&self) -> HashSet<(u8, [u8; 4], [u8; 4])> {
+        let (ports, dst) = (SourcePorts::default(), [198, 18, 0, 1]);
+        let of = |port: u16| {
+            (1..=self.length(port) as u8).map(move |ttl| (ttl, self.node(port, ttl).unwrap(), self.node(port, ttl + 1).unwrap_or(dst)))
+        };
+        (ports.first()..=ports.last()).flat_map(of).collect()
+    }
+
+    /// Explores them.
+    fn graph(&self, plan: TracePlan) -> Graph {
+        let mut engine = engine(plan);
+        let (mut now, mut count, mut answers) = (at(0), 0, VecDeque::new());
+        for _ in 0..10_000 {
+            for (_, packet) in drain(&mut *engine, now) {
+                count += 1;
+                let port = u16::from_be_bytes([packet[20], packet[21]]);
+                let answer = match self.node(port, ttl(&packet)) {
+                    Some(from) => error(from, (11, 0), &packet),
+                    None => error([198, 18, 0, 1], (3, 3), &packet),
+                };
+                if self.hash([3, count, 0]) % 1_000 >= self.loss {
+                    answers.push_back((now + Duration::from_millis(10), answer));
+                }
+            }
+            match (answers.front().map(|(due, _)| *due), engine.poll_timeout()) {
+                (Some(arrives), due) if due.is_none_or(|(due, _)| arrives <= due) => {
+                    now = now.max(arrives);
+                    engine.on_packet(now, &answers.pop_front().unwrap().1);
+                }
+                (_, Some((due, _))) => {
+                    now = now.max(due);
+                    engine.on_timeout(now);
+                }
+                (_, None) => break,
+            }
+        }
+        match <[Event; 2]>::try_from(events(&mut *engine)) {
+            Ok([Event::Graph { graph, .. }, Event::Done(summary)]) => {
+                assert_eq!(u64::from(graph.sent), summary.sent_packets);
+                assert_eq!(summary.sent_packets, count);
+                *graph
+            }
+            other => panic!("{other:?}"),
+        }
+    }
+}
+
+fn links(graph: &Graph) -> HashSet<(u8, [u8; 4], [u8; 4])> {
+    let node = |ttl: u8, place: u16| match graph.hops[usize::from(ttl - 1)].nodes[usize::from(place)].reply.from {
+        IpAddr::V4(addr) => addr.octets(),
+        IpAddr::V6(_) => panic!("all of them are IPv4"),
+    };
+    graph.links.iter().map(|link| (link.ttl, node(link.ttl, link.from), node(link.ttl + 1, link.to))).collect()
+}
+
+fn all_ways(lite: bool, confidence: u8) -> TracePlan {
+    TracePlan { multipath: Some(spec::Ways::new(lite, confidence).unwrap()), ..plan("198.18.0.1", Method::Udp) }
+}
+
+#[test]
+fn ways_of_different_lengths_are_followed_to_their_ends() {
+    let ways = Ways { seed: 5, widths: vec![1, 2, 1], loss: 0, uneven: true };
+    let graph = ways.graph(all_ways(true, 99));
+    assert_eq!((links(&graph), graph.end), (ways.links(), PathEnd::Reached));
+    assert!(graph.hops.len() == 5 && graph.hops[3].nodes.len() == 2 && graph.hops[4].nodes.len() == 1, "{graph:?}");
+}
+
+#[test]
+fn a_graph_that_may_not_be_sent_or_is_stopped_is_told_all_the_same() {
+    for why in [NotSent::Refused, NotSent::NoRoute] {
+        let mut engine = engine(all_ways(true, 95));
+        // Refused at once, or when the first path is known.
+        while let Some(transmit) = engine.poll_transmit(at(0), &mut [0; 1500]) {
+            engine.on_not_sent(at(0), transmit.token, why);
+        }
+        let end = if why == NotSent::Refused { PathEnd::Refused } else { PathEnd::NoRoute };
+        assert!(matches!(&events(&mut *engine)[..], [Event::Graph { graph, .. }, Event::Done(_)] if graph.end == end && graph.sent == 0));
+    }
+    let mut engine = engine(TracePlan { max_ttl: 1, ..all_ways(true, 95) });
+    let first = drain(&mut *engine, at(0));
+    engine.on_packet(at(1), &exceeded(&first[0].1));
+    let more = drain(&mut *engine, at(1));
+    assert_eq!(more.len(), 5, "six flows at the only hop");
+    // One is held back and offered again, one is refused by the link, and the third ends it.
+    engine.on_not_sent(at(1), more[4].0.token, NotSent::NeighbourPending);
+    assert_eq!(drain(&mut *engine, at(2)).iter().map(|(transmit, _)| transmit.token).collect::<Vec<_>>(), [more[4].0.token]);
+    engine.on_not_sent(at(2), more[4].0.token, NotSent::LinkError);
+    engine.on_packet(at(3), &exceeded(&more[0].1));
+    engine.stop();
+    match &events(&mut *engine)[..] {
+        [Event::Graph { graph, .. }, Event::Done(_)] => {
+            assert_eq!((graph.end, graph.hops.len(), graph.hops[0].nodes[0].flows, graph.sent), (PathEnd::Stopped, 1, 2, 5));
+        }
+        other => panic!("{other:?}"),
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(64))]
+
+    /// Whatever the network is like: it ends, and tells nothing that is not there.
+    #[test]
+    fn graphs_have_no_link_that_the_network_lacks(
+        seed: u64, widths in proptest::collection::vec(1..9_u64, 1..7), loss in prop_oneof![Just(0), 0..400_u64], uneven: bool, lite: bool,
+    ) {
+        let ways = Ways { seed, widths, loss, uneven };
+        let graph = ways.graph(all_ways(lite, 90));
+        let (found, there) = (links(&graph), ways.links());
+        prop_assert!(found.is_subset(&there), "{:?}", found.difference(&there));
+        prop_assert_eq!(graph.hops.iter().any(|hop| hop.by_packet), false);
     }
 }

@@ -29,12 +29,14 @@ use crate::net::clock;
 use crate::net::drive::{DriveEvent, DriveGone, TaskSpec, Weight};
 use crate::net::ports::{RawIdentity, SourcePorts};
 use crate::station::Station;
-use crate::trace::engine::TraceEngine;
+use crate::trace::engine;
 use crate::trace::report::{Event, Summary};
-use crate::trace::spec::{DEFAULT_GAP, DEFAULT_MAX_TTL, TracePlan};
+use crate::trace::spec::{DEFAULT_CONFIDENCE, DEFAULT_GAP, DEFAULT_MAX_TTL, TracePlan, Ways};
 
 /// Events that wait for the terminal before sending pauses.
 const EVENTS: usize = 256;
+/// Graphs at a time where nobody says how many: each may remember thousands of packets.
+const GRAPHS: usize = 64;
 /// How often the line on the progress changes.
 const TICK: core::time::Duration = core::time::Duration::from_millis(250);
 
@@ -43,10 +45,12 @@ Examples:
   picket-probe trace 198.51.100.7
   picket-probe trace www.example.org --method tcp --port 443
   picket-probe trace 10.0.0.0/24 -q 1 -o ndjson
+  picket-probe trace www.example.org --multipath --confidence 99
 
 Each line is a hop: its address, the round trip of each probe, and what it said beside that: MPLS labels, a changed
 TTL or mark, the code of an ICMP error (!N network, !H host, !P protocol, !F too large, !X prohibited, !13 and so on).
-All probes of a path are of one flow, so that routers that spread load show one of their ways; --flow takes another.
+All probes of a path are of one flow, so that routers that spread load show one of their ways; --flow takes another,
+and --multipath looks for all of them: nodes with the flows that lead there, and the nodes that follow.
 
 The site's limits and policy apply, see `picket-probe scan --help`. Addresses are never looked up as names.
 
@@ -59,6 +63,15 @@ pub enum PathOutput {
     Table,
     /// For programs: one JSON object per path, then the sums.
     Ndjson,
+}
+
+/// How all ways are looked for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum Form {
+    /// As many flows as each distance asks for, more where links are meshed or uneven.
+    Lite,
+    /// As many flows as each node asks for.
+    Full,
 }
 
 /// Shows which way packets take.
@@ -95,9 +108,15 @@ pub struct TraceArgs {
     /// How many hops are asked at once at the start [default: 16; 5 for more than 16 destinations]
     #[arg(short, long, value_name = "N")]
     pub window: Option<u8>,
-    /// Paths at a time
-    #[arg(long, value_name = "N", default_value_t = 1_024)]
-    pub paths: usize,
+    /// Paths at a time [default: 1024; 64 with --multipath]
+    #[arg(long, value_name = "N")]
+    pub paths: Option<usize>,
+    /// Look for all ways between which load is spread by flow [default form: lite]
+    #[arg(long, value_name = "FORM", value_enum, num_args = 0..=1, require_equals = true, default_missing_value = "lite", conflicts_with = "queries")]
+    pub multipath: Option<Form>,
+    /// How sure to be that no node has a further successor, in percent
+    #[arg(long, value_name = "PERCENT", default_value_t = DEFAULT_CONFIDENCE, requires = "multipath")]
+    pub confidence: u8,
     /// Another flow: the number is added to the source port
     #[arg(long, value_name = "N", default_value_t = 0)]
     pub flow: u16,
@@ -149,7 +168,8 @@ impl TraceArgs {
             queries: self.queries.unwrap_or(plan.queries),
             gap: self.gap,
             window: self.window.unwrap_or(plan.window),
-            paths: self.paths,
+            paths: self.paths.unwrap_or(if self.multipath.is_some() { GRAPHS } else { plan.paths }),
+            multipath: self.multipath.map(|form| Ways::new(form == Form::Lite, self.confidence)).transpose()?,
             tos: self.tos,
             payload: self.payload.unwrap_or(plan.payload),
             flow: self.flow,
@@ -198,7 +218,7 @@ async fn run(
     let permit = work.permit;
     let task = TaskSpec {
         name: "trace".to_owned(),
-        engine: Box::new(TraceEngine::new(plan, identity)?),
+        engine: engine::trace(plan, identity)?,
         weight: Weight::Interactive,
         rate: work.granted,
         targets: None,
@@ -232,6 +252,11 @@ async fn run(
                 line.clear();
                 printer.path(&path).map_err(system("write results"))?;
             }
+            DriveEvent::Task(_, Event::Graph { graph, .. }) => {
+                done += 1;
+                line.clear();
+                printer.graph(&graph).map_err(system("write results"))?;
+            }
             DriveEvent::Task(_, Event::Done(summary)) => {
                 sums = summary;
                 if outcome == Outcome::Complete {
@@ -251,7 +276,8 @@ async fn run(
 fn dry_run(args: &TraceArgs, plan: &TracePlan, work: &Work, wanted: &AddrSet) -> io::Result<Outcome> {
     let permitted = work.config.policy.permitted(wanted).len().unwrap_or(u128::MAX);
     let hops = u128::from(plan.max_ttl - plan.first_ttl + 1);
-    let most = permitted.saturating_mul(hops).saturating_mul(u128::from(plan.queries.max(2)));
+    let each = plan.multipath.as_ref().map_or(plan.queries.max(2).into(), Ways::most_flows);
+    let most = permitted.saturating_mul(hops).saturating_mul(each.into());
     let interface = work.config.interface.name.as_deref().unwrap_or_default();
     let rate = work.granted.packets.map_or_else(|| "no limit".to_owned(), |rate| rate.to_string());
     let mut out = io::stdout();
@@ -270,11 +296,11 @@ fn dry_run(args: &TraceArgs, plan: &TracePlan, work: &Work, wanted: &AddrSet) ->
         for refusal in prepare::refusals(&work.config.policy, wanted) {
             writeln!(out, "refused       {} addresses: {}", prepare::count(&refusal.set), refusal.verdict)?;
         }
-        writeln!(
-            out,
-            "method        {}, hops {} to {}, {} probes for each hop that answers",
-            plan.method, plan.first_ttl, plan.max_ttl, plan.queries
-        )?;
+        let each = match &plan.multipath {
+            None => format!("{} probes for each hop that answers", plan.queries),
+            Some(ways) => format!("all ways, {} % sure of each node's successors", ways.confidence()),
+        };
+        writeln!(out, "method        {}, hops {} to {}, {each}", plan.method, plan.first_ttl, plan.max_ttl)?;
         writeln!(out, "packets       {most} at most; a path ends where the destination answers, or {} hops in a row are silent", plan.gap)?;
         writeln!(out, "interface     {interface}, at {rate}")?;
         writeln!(out, "nothing was sent")?;

@@ -4,7 +4,7 @@ use core::time::Duration;
 use std::io::{self, Write};
 use std::net::IpAddr;
 
-use picket_wire::trace::{Hop, InterfaceInfo, InterfaceRole, Path, Reply, ReplyKind};
+use picket_wire::trace::{Graph, GraphHop, Hop, InterfaceInfo, InterfaceRole, Link, Path, Reply, ReplyKind};
 use serde_json::{Value, json};
 
 use super::PathOutput;
@@ -38,14 +38,27 @@ impl<W: Write> Printer<W> {
         self.out.flush()
     }
 
+    pub(super) fn graph(&mut self, graph: &Graph) -> io::Result<()> {
+        match self.format {
+            PathOutput::Ndjson => writeln!(self.out, "{}", self.graph_object(graph))?,
+            PathOutput::Table => self.graph_table(graph)?,
+        }
+        self.out.flush()
+    }
+
     fn name(&self, addr: IpAddr) -> Option<&str> {
         self.names.iter().find(|(_, addrs)| addrs.contains(&addr)).map(|(name, _)| name.as_str())
     }
 
-    fn table(&mut self, path: &Path) -> io::Result<()> {
-        let name = self.name(path.dst).map_or_else(String::new, |name| format!(" ({name})"));
+    /// The destination, and how it is asked.
+    fn heading(&self, dst: IpAddr) -> String {
+        let name = self.name(dst).map_or_else(String::new, |name| format!(" ({name})"));
         let port = if self.plan.port == 0 { String::new() } else { format!(", port {}", self.plan.port) };
-        writeln!(self.out, "{}{name} by {}{port}", path.dst, self.plan.method)?;
+        format!("{dst}{name} by {}{port}", self.plan.method)
+    }
+
+    fn table(&mut self, path: &Path) -> io::Result<()> {
+        writeln!(self.out, "{}", self.heading(path.dst))?;
         for hop in &path.hops {
             self.hop(path, hop)?;
         }
@@ -74,6 +87,69 @@ impl<W: Write> Printer<W> {
             number = "   ".to_owned();
         }
         Ok(())
+    }
+
+    /// One line for each node: its shortest round trip, and where there is a choice the flows that lead there and the nodes that follow.
+    fn graph_table(&mut self, graph: &Graph) -> io::Result<()> {
+        writeln!(self.out, "{}, {} % sure of each node's successors", self.heading(graph.dst), graph.confidence)?;
+        for (at, hop) in graph.hops.iter().enumerate() {
+            let mut number = format!("{:>3}", hop.ttl);
+            let next = graph.hops.get(at + 1);
+            let choice = hop.nodes.len() > 1 || next.is_some_and(|next| next.nodes.len() > 1);
+            for (place, node) in hop.nodes.iter().enumerate() {
+                let rtt = f64::from(node.least_rtt_us) / 1e3;
+                let mut line = format!("{number} {}  {rtt:.2} ms{}", node.reply.from, remarks(&node.reply, graph.dst, self.plan.tos));
+                if choice {
+                    line += &format!("  {} flows", node.flows);
+                    let to: Vec<String> = followers(graph, hop, next, place).map(|addr| addr.to_string()).collect();
+                    if !to.is_empty() {
+                        line += &format!("  to {}", to.join(" "));
+                    }
+                }
+                writeln!(self.out, "{line}")?;
+                number = "   ".to_owned();
+            }
+            match (hop.nodes.is_empty(), hop.silent) {
+                (true, _) => writeln!(self.out, "{number} *")?,
+                (false, 0) => {}
+                (false, silent) => writeln!(self.out, "{number} *  {silent} flows")?,
+            }
+            if hop.by_packet {
+                writeln!(self.out, "{number} load is spread by packet, so links are not known")?;
+            }
+        }
+        writeln!(self.out, "    {}, {} packets", graph.end.as_str(), graph.sent)
+    }
+
+    fn graph_object(&self, graph: &Graph) -> Value {
+        let address = |link: &Link, ttl: u8, place: u16| {
+            let hop = graph.hops.iter().find(|hop| hop.ttl == link.ttl + ttl);
+            hop.and_then(|hop| hop.nodes.get(usize::from(place))).map(|node| node.reply.from.to_string())
+        };
+        json!({
+            "type": "graph",
+            "dst": graph.dst.to_string(),
+            "name": self.name(graph.dst),
+            "method": self.plan.method.as_str(),
+            "port": (self.plan.port != 0).then_some(self.plan.port),
+            "confidence": graph.confidence,
+            "end": graph.end.as_str(),
+            "packets": graph.sent,
+            "hops": graph.hops.iter().map(|hop| json!({
+                "ttl": hop.ttl,
+                "by_packet": hop.by_packet,
+                "silent": hop.silent,
+                "nodes": hop.nodes.iter().map(|node| json!({
+                    "addr": node.reply.from.to_string(),
+                    "flows": node.flows,
+                    "least_rtt_ms": f64::from(node.least_rtt_us) / 1e3,
+                    "reply": reply(&node.reply),
+                })).collect::<Vec<_>>(),
+            })).collect::<Vec<_>>(),
+            "links": graph.links.iter().map(|link| json!({
+                "ttl": link.ttl, "from": address(link, 0, link.from), "to": address(link, 1, link.to),
+            })).collect::<Vec<_>>(),
+        })
     }
 
     fn object(&self, path: &Path) -> Value {
@@ -114,6 +190,12 @@ impl<W: Write> Printer<W> {
         }
         self.out.flush()
     }
+}
+
+/// The nodes that follow on one of a hop.
+fn followers<'a>(graph: &'a Graph, hop: &'a GraphHop, next: Option<&'a GraphHop>, place: usize) -> impl Iterator<Item = IpAddr> + 'a {
+    let links = graph.links.iter().filter(move |link| link.ttl == hop.ttl && usize::from(link.from) == place);
+    links.filter_map(move |link| next?.nodes.get(usize::from(link.to)).map(|node| node.reply.from))
 }
 
 fn reply(reply: &Reply) -> Value {
@@ -191,7 +273,7 @@ fn code(v4: bool, icmp_type: u8, icmp_code: u8) -> String {
 
 #[cfg(test)]
 mod tests {
-    use picket_wire::trace::{Method, MplsLabel, PathEnd, Quoted};
+    use picket_wire::trace::{Method, MplsLabel, Node, PathEnd, Quoted};
 
     use super::*;
     use crate::trace::tests::plan;
@@ -225,10 +307,35 @@ mod tests {
         Path { dst: "198.18.0.1".parse().unwrap(), end: PathEnd::Unreachable, hops, sent: 9 }
     }
 
+    fn graph() -> Graph {
+        let node = |addr: &str, flows: u16, rtt_us: u32| Node {
+            flows,
+            least_rtt_us: rtt_us - 20,
+            reply: answer(addr, rtt_us, if addr.starts_with("198") { ReplyKind::Answer } else { ReplyKind::TimeExceeded }),
+        };
+        let hop = |ttl, by_packet, silent, nodes| GraphHop { ttl, by_packet, silent, nodes };
+        let link = |ttl, from, to| Link { ttl, from, to };
+        Graph {
+            dst: "198.18.0.1".parse().unwrap(),
+            end: PathEnd::Reached,
+            confidence: 95,
+            hops: vec![
+                hop(1, false, 0, vec![node("192.0.2.1", 6, 210)]),
+                hop(2, false, 1, vec![node("192.0.2.5", 7, 420), node("192.0.2.9", 4, 390)]),
+                hop(3, false, 6, Vec::new()),
+                hop(4, true, 0, vec![node("192.0.2.13", 4, 990), node("192.0.2.17", 2, 980)]),
+                hop(5, false, 0, vec![node("198.18.0.1", 6, 1_400)]),
+            ],
+            links: vec![link(1, 0, 0), link(1, 0, 1)],
+            sent: 44,
+        }
+    }
+
     fn written(format: PathOutput) -> String {
         let names = vec![("box.example.test".to_owned(), vec!["198.18.0.1".parse().unwrap()])];
         let mut printer = Printer { out: Vec::new(), format, plan: plan("198.18.0.1", Method::Udp), names };
         printer.path(&path()).unwrap();
+        printer.graph(&graph()).unwrap();
         let sums = Summary { paths: 1, reached: 0, left: 2, sent_packets: 9, sent_bytes: 0, answers: 5, duplicates: 0 };
         printer.end(Outcome::Incomplete, &sums, Duration::from_millis(240)).unwrap();
         String::from_utf8(printer.out).unwrap()

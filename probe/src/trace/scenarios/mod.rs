@@ -10,13 +10,13 @@ use std::sync::Arc;
 
 use picket_wire::addr::parse_set;
 use picket_wire::space::{TargetSpace, TargetSpec};
-use picket_wire::trace::{Method, Path, ReplyKind};
+use picket_wire::trace::{Graph, Hop, Method, Path, ReplyKind};
 use picket_wire::units::PacketsPerSecond;
 use serde::Deserialize;
 
-use super::engine::TraceEngine;
+use super::engine;
 use super::report::{Event, Summary};
-use super::spec::TracePlan;
+use super::spec::{DEFAULT_CONFIDENCE, TracePlan, Ways};
 use crate::net::drive::{Drive, DriveEvent, TaskId, TaskSpec, Weight};
 use crate::net::pacer::{DEFAULT_BURST, Limits};
 use crate::net::ports::{RawIdentity, SourcePorts};
@@ -106,6 +106,16 @@ struct Trace {
     first_ttl: Option<u8>,
     rate: Option<u32>,
     tos: Option<u8>,
+    multipath: Option<Form>,
+    confidence: Option<u8>,
+}
+
+/// How all ways are looked for.
+#[derive(Deserialize, Clone, Copy, PartialEq)]
+#[serde(rename_all = "kebab-case")]
+enum Form {
+    Lite,
+    Full,
 }
 
 #[derive(Deserialize)]
@@ -120,6 +130,15 @@ struct Expect {
     /// A line that the listing of all replies must have.
     #[serde(default)]
     replies: Vec<String>,
+    /// Every link of the only graph, as [`links`] writes it.
+    #[serde(default)]
+    links: Vec<String>,
+    /// TTLs of graphs at which load is spread by packet.
+    #[serde(default)]
+    by_packet: Vec<u8>,
+    /// Of a hundred runs with other flows, how many at least must find just these.
+    #[serde(default)]
+    of_hundred: u16,
 }
 
 fn ms(ms: f64) -> Duration {
@@ -192,6 +211,7 @@ impl WayFile {
 
 struct Outcome {
     paths: BTreeMap<IpAddr, Path>,
+    graphs: Vec<Graph>,
     summary: Summary,
     took: Duration,
 }
@@ -199,7 +219,7 @@ struct Outcome {
 type Sim = Drive<SimLink, Event, VecDeque<DriveEvent<Event>>>;
 
 impl File {
-    fn run(&self, method: Method) -> Outcome {
+    fn run(&self, method: Method, flow: u16) -> Outcome {
         let scenario = Scenario {
             hosts: self.hosts.iter().map(Hosts::rule).collect(),
             ways: self.ways.iter().map(WayFile::way).collect(),
@@ -216,35 +236,45 @@ impl File {
             max_ttl: self.trace.max_ttl.unwrap_or(plain.max_ttl),
             first_ttl: self.trace.first_ttl.unwrap_or(plain.first_ttl),
             tos: self.trace.tos.unwrap_or(plain.tos),
+            multipath: self
+                .trace
+                .multipath
+                .map(|form| Ways::new(form == Form::Lite, self.trace.confidence.unwrap_or(DEFAULT_CONFIDENCE)).unwrap()),
+            flow,
             ..plain
         };
         let ports = SourcePorts::default();
         let identity = RawIdentity { source: routes.source(), base_port: ports.base(0), ports, key: *b"a scenario's key" };
-        let engine = Box::new(TraceEngine::new(plan, identity).unwrap());
+        let engine = engine::trace(plan, identity).unwrap();
         let rate = Limits { packets: PacketsPerSecond::new(self.trace.rate.unwrap_or(10_000)), bits: None, burst: DEFAULT_BURST };
         let mut drive: Sim = Drive::new(Instant::ZERO, SimLink::new(scenario), rate, routes, VecDeque::new());
         let task = TaskSpec { name: "scenario".into(), engine, weight: Weight::Interactive, rate, targets: None, gate: Arc::new(|_| true) };
         drive.add(Instant::ZERO, TaskId::for_tests(1), task);
         let over = |_, drive: &mut Sim| drive.sink().iter().any(|event| matches!(event, DriveEvent::Task(_, Event::Done(_))));
         let ended = sim::run(&mut drive, Instant::ZERO, Instant::ZERO + AT_MOST, over);
-        let (mut paths, mut summary) = (BTreeMap::new(), None);
+        let (mut paths, mut graphs, mut summary) = (BTreeMap::new(), Vec::new(), None);
         for event in core::mem::take(drive.sink()) {
             match event {
                 DriveEvent::Task(_, Event::Path { position, path }) => {
                     assert_eq!(space.target(position).unwrap().addr, path.dst);
                     assert!(paths.insert(path.dst, *path).is_none(), "a path is told once");
                 }
+                DriveEvent::Task(_, Event::Graph { position, graph }) => {
+                    assert_eq!(space.target(position).unwrap().addr, graph.dst);
+                    assert!(paths.insert(graph.dst, flat(&graph)).is_none(), "a graph is told once");
+                    graphs.push(*graph);
+                }
                 DriveEvent::Task(_, Event::Done(sums)) => summary = Some(sums),
                 _ => {}
             }
         }
-        Outcome { paths, summary: summary.expect("the trace ends"), took: ended.saturating_since(Instant::ZERO) }
+        Outcome { paths, graphs, summary: summary.expect("the trace ends"), took: ended.saturating_since(Instant::ZERO) }
     }
 
     fn check(&self, name: &str) {
         let all = [Method::Icmp, Method::Udp, Method::Tcp];
         for method in if self.trace.methods.is_empty() { &all[..] } else { &self.trace.methods } {
-            let (outcome, again) = (self.run(*method), self.run(*method));
+            let (outcome, again) = (self.run(*method, 0), self.run(*method, 0));
             assert_eq!(outcome.paths, again.paths, "{name}: two runs differ");
             let listing: String = outcome.paths.values().map(replies).collect();
             let told: BTreeMap<String, String> = outcome.paths.values().map(|path| (path.dst.to_string(), told(path))).collect();
@@ -260,11 +290,47 @@ impl File {
                     dst => assert!(told.get(dst).is_some_and(|told| is_way(told, expected)), "{dst}\n{context}"),
                 }
             }
+            let by_packet = outcome.graphs.iter().flat_map(|graph| &graph.hops).filter(|hop| hop.by_packet).map(|hop| hop.ttl);
+            assert_eq!(by_packet.collect::<Vec<_>>(), self.expect.by_packet, "{context}");
+            let mut complete = 0;
+            for run in 0..if self.expect.of_hundred > 0 { 100 } else { 0 } {
+                let outcome = self.run(*method, run * 37);
+                let [graph] = &outcome.graphs[..] else { panic!("{context}") };
+                let links = links(graph);
+                complete += u16::from(links == self.expect.links);
+                let extra: Vec<&String> = links.iter().filter(|link| !self.expect.links.contains(link)).collect();
+                assert!(extra.is_empty(), "no such links: {extra:?}\n{context}");
+                assert!(u64::from(graph.sent) <= self.expect.packets_at_most, "{} packets in run {run}\n{context}", graph.sent);
+                assert!(outcome.took.as_secs_f64() <= self.expect.seconds_at_most, "{:?} in run {run}\n{context}", outcome.took);
+            }
+            assert!(
+                complete >= self.expect.of_hundred,
+                "complete in {complete} of 100\n{:?}\n{context}",
+                outcome.graphs.iter().map(links).collect::<Vec<_>>()
+            );
             for wanted in &self.expect.replies {
                 assert!(listing.lines().any(|line| line == wanted), "no `{wanted}`\n{context}");
             }
         }
     }
+}
+
+/// A graph as a path that has all addresses.
+fn flat(graph: &Graph) -> Path {
+    let hops =
+        graph.hops.iter().map(|hop| Hop { ttl: hop.ttl, sent: 0, replies: hop.nodes.iter().map(|node| node.reply.clone()).collect() });
+    Path { dst: graph.dst, end: graph.end, hops: hops.collect(), sent: graph.sent }
+}
+
+/// `1 192.0.2.1 > 192.0.2.2`, in order.
+fn links(graph: &Graph) -> Vec<String> {
+    let hop = |ttl: u8| graph.hops.iter().find(|hop| hop.ttl == ttl).unwrap();
+    let text = |link: &picket_wire::trace::Link| {
+        let (near, far) = (hop(link.ttl), hop(link.ttl + 1));
+        let [from, to] = [(near, link.from), (far, link.to)].map(|(hop, at)| hop.nodes[usize::from(at)].reply.from);
+        format!("{} {from} > {to}", link.ttl)
+    };
+    graph.links.iter().map(text).collect()
 }
 
 /// `192.0.2.1 * 198.18.0.1|198.18.0.2 ... reached`: the addresses of each hop, silent ones as stars.
@@ -314,6 +380,13 @@ every_file! {
     balanced_by_packet
     bulk_half_dead
     far_answer_is_waited_for
+    graph_by_packet
+    graph_four_by_two
+    graph_full_form
+    graph_lossy
+    graph_meshed
+    graph_one_way
+    graph_silent
     labels_and_marks
     long_and_v6
     loop_between_two

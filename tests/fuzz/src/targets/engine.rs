@@ -73,7 +73,7 @@ fn error(packet: &[u8], kind: u8, code: u8, stated: u8, appended: &[u8]) -> Vec<
 }
 
 /// Drives an engine through the instructions, of which there are `kinds`; `events` is called after each.
-pub(crate) fn instruct<N: Engine>(engine: &mut N, mut input: Reader<'_>, kinds: u8, mut events: impl FnMut(&mut N)) {
+pub(crate) fn instruct<N: Engine + ?Sized>(engine: &mut N, mut input: Reader<'_>, kinds: u8, mut events: impl FnMut(&mut N)) {
     let mut now = Instant::from_nanos(1_000_000_000);
     let mut sent: Vec<(Transmit, Vec<u8>)> = Vec::new();
     let mut buf = [0; 1500];

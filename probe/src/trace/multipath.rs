@@ -1,0 +1,693 @@
+//! All ways to a destination at once: which flow is sent how far next, and the graph that comes of it. Pure book-keeping; packets are the
+//! engine's.
+//!
+//! A router that spreads load sends each flow one way. So many flows are sent, each one at a time to one distance, until it is unlikely that a node
+//! has a successor that none of them met (the multipath detection algorithm, MDA: Augustin, Friedman, Teixeira, "Multipath tracing with Paris
+//! traceroute", E2EMON 2007). How many that are for so many successors seen is [`Ways::flows`](super::spec::Ways::flows).
+//!
+//! ```text
+//!  scout      the first flow's path, as any trace: how far it is, which hops are silent
+//!  hop rule   at each distance at once: as many flows as its number of nodes asks for
+//!  edges      a node without a known successor, or predecessor: its flows one farther, or one nearer
+//!  balance    a distance with several nodes: one flow again and again; another answer means that load is spread by packet
+//!  node rule  where neighbouring distances are meshed, or their links uneven: so many flows through each node, and on from it
+//! ```
+//!
+//! The first three are the light form (MDA-Lite: Vermeulen et al., "Multilevel MDA-Lite Paris Traceroute", IMC 2018): most diamonds are even and
+//! not meshed, and for these it finds the same with far fewer packets. What it looks for to know is also theirs: between two distances with several nodes a
+//! node on the wide side with two neighbours on the narrow one (meshed), or nodes on the narrow side with different numbers of neighbours (uneven).
+//! The full form applies the node rule everywhere. What looks uneven is often a link that was missed: nodes with fewer neighbours than others then need
+//! twice the flows of the node rule, and those that made it look uneven do not count.
+//!
+//! **Invariant:** no flow is asked twice at a distance but to see whether load is spread by packet.
+//! **Invariant:** packets are bounded: at most the plan's flows at each distance.
+
+use core::net::IpAddr;
+use core::time::Duration;
+use std::collections::{BTreeSet, VecDeque};
+
+use picket_wire::trace::{Graph, GraphHop, Link, Node, PathEnd, Reply, ReplyKind};
+
+use super::course::{Ask, Course};
+use super::path::Tracing;
+use super::report::Event;
+use super::spec::{TracePlan, Ways};
+use crate::net::engine::NotSent;
+use crate::net::time::Instant;
+
+/// Questions to one distance that wait for answers: a router that limits its errors would keep silent about more.
+const PER_HOP: usize = 16;
+/// Flows of a node that are tried for a link beyond those that are needed: a successor may be silent.
+const SPARE: usize = 2;
+/// Packets to one destination.
+const PACKETS_MAX: usize = 50_000;
+
+/// What is known of a flow at a distance.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+enum At {
+    #[default]
+    Unasked,
+    Waiting,
+    Node(u16),
+    Silent,
+    /// It ends nearer by.
+    Beyond,
+}
+
+impl At {
+    fn is_open_or_known(self) -> bool {
+        matches!(self, At::Waiting | At::Node(_))
+    }
+}
+
+#[derive(Debug, Clone, Copy)]
+struct Packet {
+    flow: u16,
+    number: u16,
+    /// The hop, from the first one.
+    hop: usize,
+    /// Whether it only shows how load is spread.
+    check: bool,
+    state: PacketState,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum PacketState {
+    Queued,
+    Sent(Instant),
+    /// Nobody waits any more, but an answer counts.
+    GivenUp(Instant),
+    Answered,
+    Lost,
+}
+
+#[derive(Debug, Default)]
+struct FlowState {
+    /// Its packets by number.
+    tokens: Vec<u16>,
+    /// The hop where it ends, once that is known.
+    end: Option<usize>,
+}
+
+#[derive(Debug)]
+struct NodeState {
+    reply: Reply,
+    least_rtt_us: u32,
+}
+
+impl NodeState {
+    fn is_router(&self) -> bool {
+        self.reply.kind == ReplyKind::TimeExceeded
+    }
+}
+
+#[derive(Debug, Default)]
+struct HopState {
+    by_flow: Vec<At>,
+    nodes: Vec<NodeState>,
+    /// Questions without an answer, those in the queue included.
+    waiting: usize,
+    checked: bool,
+    by_packet: bool,
+    /// Whether the node rule holds for what follows.
+    full: bool,
+    /// For each node, how many flows were known to go on from it when links were found uneven.
+    before: Vec<usize>,
+    /// Something has changed here.
+    dirty: bool,
+}
+
+/// All ways to a destination, under way.
+#[derive(Debug)]
+pub(super) struct Multipath {
+    position: u64,
+    dst: IpAddr,
+    /// The first flow's path, and how it is traced.
+    scout: Option<Box<(Tracing, TracePlan)>>,
+    /// Packets of the scout: what has a higher token, or number in the first flow, is of the graph.
+    scouted: u16,
+    packets: Vec<Packet>,
+    flows: Vec<FlowState>,
+    hops: Vec<HopState>,
+    /// Hops of the first path.
+    length: usize,
+    queue: VecDeque<u16>,
+    /// What has left and is waited for, in order.
+    outstanding: VecDeque<u16>,
+    not_before: Option<Instant>,
+    slowest: Option<Duration>,
+    end: PathEnd,
+    sent: u32,
+    duplicates: u64,
+}
+
+impl Multipath {
+    /// The graph begins where the scout's path is over.
+    fn look_for_scout(&mut self, plan: &TracePlan) {
+        if self.scout.as_ref().is_some_and(|scout| scout.0.is_over(&scout.1)) {
+            self.take_scout(plan);
+        }
+    }
+
+    fn take_scout(&mut self, plan: &TracePlan) {
+        let Some((tracing, own)) = self.scout.take().map(|scout| *scout) else { return };
+        self.scouted = tracing.planned();
+        self.duplicates = tracing.duplicates();
+        let path = tracing.path(&own, false);
+        (self.end, self.sent, self.length) = (path.end, path.sent, path.hops.len());
+        self.flows.push(FlowState::default());
+        self.hops.resize_with(path.hops.len(), HopState::default);
+        for (at, hop) in path.hops.into_iter().enumerate() {
+            let reply = hop.replies.into_iter().next();
+            self.slowest = self.slowest.max(reply.as_ref().map(|reply| Duration::from_micros(reply.rtt_us.into())));
+            self.note(plan, 0, at, reply);
+        }
+        // Where nothing leaves, nothing else will.
+        if matches!(self.end, PathEnd::Refused | PathEnd::NoRoute) {
+            self.hops.iter_mut().for_each(|hop| hop.dirty = false);
+        }
+    }
+
+    /// What a flow met at a hop: a node, or nobody.
+    fn note(&mut self, plan: &TracePlan, flow: u16, at: usize, reply: Option<Reply>) {
+        let seen = match reply {
+            None => At::Silent,
+            Some(reply) => {
+                let (router, from) = (reply.kind == ReplyKind::TimeExceeded, self.node(at, reply));
+                if !router {
+                    let end = self.flows.get_mut(usize::from(flow)).map(|flow| &mut flow.end);
+                    if let Some(end) = end {
+                        *end = Some(end.map_or(at, |known| known.min(at)));
+                    }
+                    // What it met farther out counts no more.
+                    self.hops.iter_mut().for_each(|hop| hop.dirty = true);
+                } else if at + 1 == self.hops.len() && self.end == PathEnd::Reached && at + 1 < hops_max(plan) {
+                    // This flow has a longer way.
+                    self.hops.push(HopState { dirty: true, ..HopState::default() });
+                }
+                At::Node(from)
+            }
+        };
+        if let Some(hop) = self.hops.get_mut(at) {
+            put(&mut hop.by_flow, flow, seen);
+            hop.dirty = true;
+        }
+    }
+
+    /// The node at a hop that sent a reply.
+    fn node(&mut self, at: usize, reply: Reply) -> u16 {
+        let Some(hop) = self.hops.get_mut(at) else { return 0 };
+        let known = hop.nodes.iter_mut().enumerate().find(|(_, node)| node.reply.from == reply.from);
+        match known {
+            Some((index, node)) => {
+                node.least_rtt_us = node.least_rtt_us.min(reply.rtt_us);
+                index as u16
+            }
+            None => {
+                hop.nodes.push(NodeState { least_rtt_us: reply.rtt_us, reply });
+                (hop.nodes.len() - 1) as u16
+            }
+        }
+    }
+
+    fn state(&self, flow: u16, at: usize) -> At {
+        if self.flows.get(usize::from(flow)).and_then(|flow| flow.end).is_some_and(|end| at > end) {
+            return At::Beyond;
+        }
+        self.hops.get(at).and_then(|hop| hop.by_flow.get(usize::from(flow))).copied().unwrap_or_default()
+    }
+
+    /// The flows that met each node of a hop.
+    fn flows_by_node(&self, at: usize) -> Vec<Vec<u16>> {
+        let Some(hop) = self.hops.get(at) else { return Vec::new() };
+        let mut by_node = vec![Vec::new(); hop.nodes.len()];
+        for flow in 0..hop.by_flow.len() as u16 {
+            if let At::Node(node) = self.state(flow, at)
+                && let Some(flows) = by_node.get_mut(usize::from(node))
+            {
+                flows.push(flow);
+            }
+        }
+        by_node
+    }
+
+    /// Decides on a packet; false where no more can be had.
+    fn ask(&mut self, flow: u16, at: usize, check: bool) -> bool {
+        let token = self.packets.len() + usize::from(self.scouted);
+        let (Ok(token), Some(hop)) = (u16::try_from(token), self.hops.get_mut(at)) else { return false };
+        if self.packets.len() >= PACKETS_MAX || hop.waiting >= PER_HOP {
+            return false;
+        }
+        while self.flows.len() <= usize::from(flow) {
+            self.flows.push(FlowState::default());
+        }
+        let Some(state) = self.flows.get_mut(usize::from(flow)) else { return false };
+        let before = if flow == 0 { self.scouted } else { 0 };
+        let number = before + state.tokens.len() as u16;
+        state.tokens.push(token);
+        hop.waiting += 1;
+        if !check {
+            put(&mut hop.by_flow, flow, At::Waiting);
+        }
+        self.packets.push(Packet { flow, number, hop: at, check, state: PacketState::Queued });
+        self.queue.push_back(token);
+        true
+    }
+
+    /// Decides what is to be asked where something has changed.
+    fn look(&mut self, plan: &TracePlan, ways: &Ways) {
+        for at in 0..self.hops.len() {
+            let Some(hop) = self.hops.get_mut(at).filter(|hop| hop.dirty) else { continue };
+            // Room that comes free at a hop makes it dirty again.
+            hop.dirty = false;
+            self.hop_rule(ways, at);
+            self.balance(ways, at);
+            for near in [at.checked_sub(1), Some(at)].into_iter().flatten() {
+                self.edges(plan, ways, near);
+            }
+        }
+    }
+
+    /// As many flows as the number of nodes asks for.
+    fn hop_rule(&mut self, ways: &Ways, at: usize) {
+        let Some(hop) = self.hops.get(at).filter(|hop| !hop.by_packet) else { return };
+        let (mut nodes, mut open, mut asked) = (BTreeSet::new(), 0, 0);
+        for flow in 0..hop.by_flow.len() as u16 {
+            let state = self.state(flow, at);
+            if let At::Node(node) = state {
+                nodes.insert(node);
+            }
+            open += usize::from(state.is_open_or_known());
+            asked += usize::from(!matches!(state, At::Unasked | At::Beyond));
+        }
+        let need = ways.flows(nodes.len());
+        let most = if nodes.is_empty() { need } else { need * SPARE };
+        let more = need.saturating_sub(open).min(most.saturating_sub(asked));
+        self.ask_others(ways, at, more);
+    }
+
+    /// Asks up to `more` flows that were not asked at a hop.
+    fn ask_others(&mut self, ways: &Ways, at: usize, mut more: usize) {
+        for flow in 0..ways.most_flows() {
+            if more == 0 {
+                return;
+            }
+            // Beyond the first path only those that are known to get there.
+            let leads = at < self.length || matches!(self.state(flow, at - 1), At::Node(node) if self.is_router(at - 1, node));
+            if leads && self.state(flow, at) == At::Unasked {
+                if !self.ask(flow, at, false) {
+                    return;
+                }
+                more -= 1;
+            }
+        }
+    }
+
+    fn is_router(&self, at: usize, node: u16) -> bool {
+        self.hops.get(at).and_then(|hop| hop.nodes.get(usize::from(node))).is_some_and(NodeState::is_router)
+    }
+
+    /// One flow again, where there are several nodes.
+    fn balance(&mut self, ways: &Ways, at: usize) {
+        let Some(flow) = self.flows_by_node(at).iter().filter(|flows| !flows.is_empty()).nth(1).and_then(|flows| flows.first().copied())
+        else {
+            return;
+        };
+        let Some(hop) = self.hops.get_mut(at).filter(|hop| !hop.checked && hop.waiting + ways.flows(1) <= PER_HOP) else { return };
+        hop.checked = true;
+        (1..ways.flows(1)).for_each(|_| {
+            self.ask(flow, at, true);
+        });
+    }
+
+    /// Links between a hop and the next one.
+    fn edges(&mut self, plan: &TracePlan, ways: &Ways, near: usize) {
+        let far = near + 1;
+        let Some([one, other]) = self.hops.get(near..=far) else { return };
+        if one.by_packet || other.by_packet {
+            return;
+        }
+        let (nearer, farther) = (self.flows_by_node(near), self.flows_by_node(far));
+        let count = |by_node: &[Vec<u16>]| by_node.iter().filter(|flows| !flows.is_empty()).count();
+        let (wide, far_wide) = (count(&nearer), count(&farther));
+        let wanted = if wide > 1 && far_wide > 1 { 2 } else { 1 };
+        for (node, flows) in nearer.iter().enumerate() {
+            if self.is_router(near, node as u16) {
+                self.link(flows, far, wanted);
+            }
+        }
+        farther.iter().for_each(|flows| self.link(flows, near, wanted));
+        let Some([one, other]) = self.hops.get_mut(near..=far) else { return };
+        if !one.full && wide > 1 && far_wide > 1 && one.waiting + other.waiting == 0 {
+            let out = self.neighbours(&nearer, far);
+            let back = self.neighbours(&farther, near);
+            let (narrow, broad) = if wide <= far_wide { (&out, &back) } else { (&back, &out) };
+            let meshed = broad.iter().any(|count| *count > 1) || wide == far_wide && narrow.iter().any(|count| *count > 1);
+            let uneven = narrow.iter().min() != narrow.iter().max();
+            let onward = |flows: &Vec<u16>| flows.iter().filter(|flow| matches!(self.state(**flow, far), At::Node(_))).count();
+            let before = if uneven { nearer.iter().map(onward).collect() } else { Vec::new() };
+            if let Some(hop) = self.hops.get_mut(near) {
+                (hop.full, hop.before) = (meshed || uneven, before);
+            }
+        }
+        if self.hops.get(near).is_some_and(|hop| hop.full || !plan.multipath.as_ref().is_some_and(|ways| ways.lite)) && wide > 1 {
+            self.node_rule(ways, near, &nearer);
+        }
+    }
+
+    /// To how many nodes of hop `at` each of the nodes leads, or who leads to it.
+    fn neighbours(&self, by_node: &[Vec<u16>], at: usize) -> Vec<usize> {
+        let met = |flow: &u16| match self.state(*flow, at) {
+            At::Node(node) => Some(node),
+            _ => None,
+        };
+        let count = |flows: &Vec<u16>| flows.iter().filter_map(met).collect::<BTreeSet<_>>().len();
+        by_node.iter().filter(|flows| !flows.is_empty()).map(count).filter(|count| *count > 0).collect()
+    }
+
+    /// Flows of one node are sent to hop `at`, until so many of them are known there.
+    fn link(&mut self, flows: &[u16], at: usize, wanted: usize) {
+        let known = flows.iter().filter(|flow| self.state(**flow, at).is_open_or_known()).count();
+        let silent = flows.iter().filter(|flow| self.state(**flow, at) == At::Silent).count();
+        let more = wanted.saturating_sub(known).min((wanted + SPARE).saturating_sub(known + silent));
+        let unasked: Vec<u16> = flows.iter().copied().filter(|flow| self.state(*flow, at) == At::Unasked).take(more).collect();
+        unasked.into_iter().for_each(|flow| {
+            self.ask(flow, at, false);
+        });
+    }
+
+    /// As many flows through each node, and on from it, as its number of successors asks for.
+    fn node_rule(&mut self, ways: &Ways, near: usize, nearer: &[Vec<u16>]) {
+        let (far, mut missing) = (near + 1, 0);
+        let before = self.hops.get(near).map(|hop| hop.before.clone()).unwrap_or_default();
+        let most = self.neighbours(nearer, far).into_iter().max().unwrap_or_default();
+        for (node, flows) in nearer.iter().enumerate() {
+            if flows.is_empty() || !self.is_router(near, node as u16) {
+                continue;
+            }
+            let (mut successors, mut known, mut silent) = (BTreeSet::new(), 0, 0);
+            for flow in flows {
+                let state = self.state(*flow, far);
+                if let At::Node(node) = state {
+                    successors.insert(node);
+                }
+                known += usize::from(state.is_open_or_known());
+                silent += usize::from(state == At::Silent);
+            }
+            let enough = ways.flows(successors.len());
+            // Who seems to have fewer successors than others must show so twice, with flows that did not raise the suspicion.
+            let doubted = if successors.len() < most { before.get(node).copied() } else { None };
+            let need = doubted.map_or(enough, |before| before + 2 * enough);
+            let more = need.saturating_sub(known).min((need * SPARE).saturating_sub(known + silent));
+            let unasked: Vec<u16> = flows.iter().copied().filter(|flow| self.state(*flow, far) == At::Unasked).take(more).collect();
+            let asked = unasked.into_iter().take_while(|flow| self.ask(*flow, far, false)).count();
+            missing += more - asked;
+        }
+        let settled = self.hops.get(near..=far).is_some_and(|hops| hops.iter().all(|hop| hop.waiting == 0));
+        if missing > 0 && settled {
+            // Where none of its flows is left, others may lead there: first those of which it is known how they go on.
+            let wide = nearer.iter().filter(|flows| !flows.is_empty()).count();
+            let others = (0..self.flows.len() as u16).filter(|flow| self.state(*flow, near) == At::Unasked);
+            let (onward, _): (Vec<u16>, Vec<u16>) = others.partition(|flow| self.state(*flow, far).is_open_or_known());
+            let asked = onward.into_iter().take(missing * wide).take_while(|flow| self.ask(*flow, near, false)).count();
+            self.ask_others(ways, near, (missing * wide).saturating_sub(asked));
+        }
+    }
+
+    fn packet(&mut self, token: u16) -> Option<&mut Packet> {
+        self.packets.get_mut(usize::from(token.checked_sub(self.scouted)?))
+    }
+
+    /// A packet that is not waited for any more.
+    fn settle(&mut self, at: usize) {
+        if let Some(hop) = self.hops.get_mut(at) {
+            hop.waiting = hop.waiting.saturating_sub(1);
+            hop.dirty = true;
+        }
+        // The rules for links look at both hops.
+        if let Some(hop) = at.checked_sub(1).and_then(|at| self.hops.get_mut(at)) {
+            hop.dirty = true;
+        }
+    }
+
+    /// Nobody has answered, or nothing has left.
+    fn give_up(&mut self, token: u16, state: PacketState) {
+        let Some(packet) = self.packet(token) else { return };
+        packet.state = state;
+        let Packet { flow, hop: at, check, .. } = *packet;
+        if let Some(hop) = self.hops.get_mut(at).filter(|_| !check) {
+            put(&mut hop.by_flow, flow, At::Silent);
+        }
+        self.settle(at);
+    }
+
+    /// The packet that an answer without a number most likely answers: the nearest one of its flow that is waited for.
+    fn guess(&self, flow: u16) -> Option<u16> {
+        let tokens = self.flows.get(usize::from(flow))?.tokens.iter().copied();
+        let waiting = tokens.filter_map(|token| {
+            let packet = self.packets.get(usize::from(token.checked_sub(self.scouted)?))?;
+            matches!(packet.state, PacketState::Sent(_)).then_some((packet.hop, token))
+        });
+        waiting.min().map(|(_, token)| token)
+    }
+
+    fn wait(&self, plan: &TracePlan) -> Duration {
+        plan.timing.waits(self.slowest, true).1
+    }
+
+    fn graph(&self, plan: &TracePlan, stopped: bool) -> Graph {
+        let known = self.hops.iter().enumerate().rposition(|(at, _)| self.flows_by_node(at).iter().any(|flows| !flows.is_empty()));
+        let mut hops = Vec::new();
+        // For each hop, which place a node has in what is told.
+        let mut places: Vec<Vec<Option<u16>>> = Vec::new();
+        for (at, hop) in self.hops.iter().enumerate().take(known.map_or(0, |last| last + 1)) {
+            let flows = self.flows_by_node(at);
+            let mut order: Vec<usize> =
+                (0..hop.nodes.len()).filter(|node| flows.get(*node).is_some_and(|flows| !flows.is_empty())).collect();
+            order.sort_by_key(|node| hop.nodes.get(*node).map(|node| node.reply.from));
+            let mut place = vec![None; hop.nodes.len()];
+            let mut nodes = Vec::new();
+            for node in order {
+                if let (Some(place), Some(state), Some(flows)) = (place.get_mut(node), hop.nodes.get(node), flows.get(node)) {
+                    *place = Some(nodes.len() as u16);
+                    nodes.push(Node { flows: flows.len() as u16, least_rtt_us: state.least_rtt_us, reply: state.reply.clone() });
+                }
+            }
+            let silent = (0..hop.by_flow.len() as u16).filter(|flow| self.state(*flow, at) == At::Silent).count() as u16;
+            hops.push(GraphHop { ttl: plan.first_ttl + at as u8, by_packet: hop.by_packet, silent, nodes });
+            places.push(place);
+        }
+        let mut links = BTreeSet::new();
+        for flow in 0..self.flows.len() as u16 {
+            for (at, pair) in places.windows(2).enumerate() {
+                if self.hops.get(at..at + 2).is_none_or(|hops| hops.iter().any(|hop| hop.by_packet)) {
+                    continue;
+                }
+                let met = |at: usize, places: Option<&Vec<Option<u16>>>| match self.state(flow, at) {
+                    At::Node(node) => places?.get(usize::from(node)).copied().flatten(),
+                    _ => None,
+                };
+                if let (Some(from), Some(to)) = (met(at, pair.first()), met(at + 1, pair.last())) {
+                    links.insert(Link { ttl: plan.first_ttl + at as u8, from, to });
+                }
+            }
+        }
+        let confidence = plan.multipath.as_ref().map_or(0, Ways::confidence);
+        let end = if stopped { PathEnd::Stopped } else { self.end };
+        Graph { dst: self.dst, end, confidence, hops, links: links.into_iter().collect(), sent: self.sent }
+    }
+}
+
+impl Course for Multipath {
+    fn new(plan: &TracePlan, position: u64, dst: IpAddr) -> Self {
+        let own = TracePlan { queries: 1, multipath: None, ..plan.clone() };
+        Self {
+            position,
+            dst,
+            scout: Some(Box::new((Tracing::new(&own, position, dst), own))),
+            scouted: 0,
+            packets: Vec::new(),
+            flows: Vec::new(),
+            hops: Vec::new(),
+            length: 0,
+            queue: VecDeque::new(),
+            outstanding: VecDeque::new(),
+            not_before: None,
+            slowest: None,
+            end: PathEnd::Stopped,
+            sent: 0,
+            duplicates: 0,
+        }
+    }
+
+    fn position(&self) -> u64 {
+        self.position
+    }
+
+    fn dst(&self) -> IpAddr {
+        self.dst
+    }
+
+    fn next(&mut self, plan: &TracePlan, now: Instant) -> Option<Ask> {
+        if let Some(scout) = &mut self.scout {
+            let (tracing, own) = &mut **scout;
+            return tracing.next(own, now);
+        }
+        if self.not_before.is_some_and(|until| now < until) {
+            return None;
+        }
+        self.not_before = None;
+        if self.queue.is_empty()
+            && let Some(ways) = &plan.multipath
+        {
+            self.look(plan, ways);
+        }
+        let token = self.queue.pop_front()?;
+        let first = plan.first_ttl;
+        let packet = self.packet(token)?;
+        packet.state = PacketState::Sent(now);
+        let ask = Ask { token, flow: packet.flow, number: packet.number, ttl: first + packet.hop as u8 };
+        self.outstanding.push_back(token);
+        self.sent += 1;
+        Some(ask)
+    }
+
+    fn not_sent(&mut self, plan: &TracePlan, token: u16, why: NotSent) {
+        if let Some(scout) = &mut self.scout {
+            let (tracing, own) = &mut **scout;
+            tracing.not_sent(own, token, why);
+            return self.look_for_scout(plan);
+        }
+        let Some(packet) = self.packet(token).filter(|packet| matches!(packet.state, PacketState::Sent(_))) else { return };
+        packet.state = PacketState::Queued;
+        self.sent -= 1;
+        self.outstanding.retain(|other| *other != token);
+        match why {
+            NotSent::NeighbourPending => self.queue.push_back(token),
+            NotSent::TooSoon { until, .. } => {
+                self.not_before = Some(until);
+                self.queue.push_back(token);
+            }
+            NotSent::LinkError => self.give_up(token, PacketState::Lost),
+            NotSent::Refused | NotSent::NoRoute | NotSent::NoNeighbour => {
+                // None of the others will leave either.
+                self.end = if why == NotSent::Refused { PathEnd::Refused } else { PathEnd::NoRoute };
+                self.give_up(token, PacketState::Lost);
+                let left: Vec<u16> = self.queue.drain(..).chain(self.outstanding.drain(..)).collect();
+                left.into_iter().for_each(|token| self.give_up(token, PacketState::Lost));
+                self.hops.iter_mut().for_each(|hop| hop.dirty = false);
+            }
+        }
+    }
+
+    fn answer(
+        &mut self,
+        plan: &TracePlan,
+        now: Instant,
+        flow: u16,
+        number: Option<u16>,
+        reply: impl FnOnce(Duration) -> Reply,
+    ) -> Option<(u8, Reply)> {
+        if let Some(scout) = &mut self.scout {
+            let (tracing, own) = &mut **scout;
+            let told = tracing.answer(own, now, flow, number, reply);
+            self.look_for_scout(plan);
+            return told;
+        }
+        let token = match number {
+            Some(number) => {
+                let at = number.checked_sub(if flow == 0 { self.scouted } else { 0 })?;
+                self.flows.get(usize::from(flow))?.tokens.get(usize::from(at)).copied()?
+            }
+            None => self.guess(flow)?,
+        };
+        let packet = self.packet(token)?;
+        let (sent, waited) = match packet.state {
+            PacketState::Sent(at) => (at, true),
+            PacketState::GivenUp(at) => (at, false),
+            PacketState::Answered => {
+                self.duplicates += 1;
+                return None;
+            }
+            PacketState::Queued | PacketState::Lost => return None,
+        };
+        packet.state = PacketState::Answered;
+        let Packet { hop: at, check, .. } = *packet;
+        let rtt = now.saturating_since(sent);
+        self.slowest = self.slowest.max(Some(rtt));
+        let reply = reply(rtt);
+        if check {
+            let node = self.node(at, reply.clone());
+            let same = self.state(flow, at) == At::Node(node);
+            if let Some(hop) = self.hops.get_mut(at) {
+                hop.by_packet |= !same;
+            }
+        } else {
+            self.note(plan, flow, at, Some(reply.clone()));
+        }
+        if waited {
+            self.settle(at);
+        }
+        Some((plan.first_ttl + at as u8, reply))
+    }
+
+    fn due(&self, plan: &TracePlan) -> Option<Instant> {
+        if let Some(scout) = &self.scout {
+            return scout.0.due(&scout.1);
+        }
+        let wait = self.wait(plan);
+        let sent = self.outstanding.iter().find_map(|token| match self.packets.get(usize::from(token.checked_sub(self.scouted)?))?.state {
+            PacketState::Sent(at) => Some(at + wait),
+            _ => None,
+        });
+        sent.into_iter().chain(self.not_before).min()
+    }
+
+    fn on_timeout(&mut self, plan: &TracePlan, now: Instant) -> bool {
+        if let Some(scout) = &mut self.scout {
+            let (tracing, own) = &mut **scout;
+            let hungry = tracing.on_timeout(own, now);
+            self.look_for_scout(plan);
+            return hungry || self.scout.is_none();
+        }
+        let wait = self.wait(plan);
+        while let Some(token) = self.outstanding.front().copied() {
+            match self.packet(token).map(|packet| packet.state) {
+                Some(PacketState::Sent(at)) if at + wait > now => break,
+                Some(PacketState::Sent(at)) => self.give_up(token, PacketState::GivenUp(at)),
+                _ => {}
+            }
+            self.outstanding.pop_front();
+        }
+        true
+    }
+
+    fn is_over(&self, _plan: &TracePlan) -> bool {
+        self.scout.is_none() && self.queue.is_empty() && self.hops.iter().all(|hop| hop.waiting == 0 && !hop.dirty)
+    }
+
+    fn duplicates(&self) -> u64 {
+        self.duplicates
+    }
+
+    fn finish(mut self, plan: &TracePlan, stopped: bool) -> (PathEnd, Event) {
+        self.take_scout(plan);
+        let graph = Box::new(self.graph(plan, stopped));
+        (graph.end, Event::Graph { position: self.position, graph })
+    }
+}
+
+/// How many hops there may be.
+fn hops_max(plan: &TracePlan) -> usize {
+    usize::from(plan.max_ttl - plan.first_ttl) + 1
+}
+
+fn put(by_flow: &mut Vec<At>, flow: u16, state: At) {
+    let at = usize::from(flow);
+    if by_flow.len() <= at {
+        by_flow.resize(at + 1, At::Unasked);
+    }
+    if let Some(place) = by_flow.get_mut(at) {
+        *place = state;
+    }
+}
