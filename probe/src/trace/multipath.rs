@@ -307,17 +307,19 @@ impl Multipath {
         self.hops.get(at).and_then(|hop| hop.nodes.get(usize::from(node))).is_some_and(NodeState::is_router)
     }
 
-    /// One flow again, where there are several nodes.
+    /// One flow again, where there are several nodes and their own flows have answered: the more nodes, the fewer questions it takes.
     fn balance(&mut self, ways: &Ways, at: usize) {
-        let Some(flow) = self.flows_by_node(at).iter().filter(|flows| !flows.is_empty()).nth(1).and_then(|flows| flows.first().copied())
-        else {
+        if self.hops.get(at).is_none_or(|hop| hop.checked || hop.waiting > 0) {
             return;
-        };
-        let Some(hop) = self.hops.get_mut(at).filter(|hop| !hop.checked && hop.waiting + ways.flows(1) <= PER_HOP) else { return };
-        hop.checked = true;
-        (1..ways.flows(1)).for_each(|_| {
-            self.ask(flow, at, true);
-        });
+        }
+        let by_node = self.flows_by_node(at);
+        let met: Vec<u16> = by_node.iter().filter_map(|flows| flows.first().copied()).collect();
+        if let ([flow, _, ..], Some(hop)) = (&met[..], self.hops.get_mut(at)) {
+            hop.checked = true;
+            (0..ways.repetitions(met.len())).for_each(|_| {
+                self.ask(*flow, at, true);
+            });
+        }
     }
 
     /// Links between a hop and the next one.
@@ -500,7 +502,8 @@ impl Multipath {
 
 impl Course for Multipath {
     fn new(plan: &TracePlan, position: u64, dst: IpAddr) -> Self {
-        let own = TracePlan { queries: 1, multipath: None, ..plan.clone() };
+        // It looks no farther ahead than it must: the other flows are many more packets, and these go only as far as it is.
+        let own = TracePlan { queries: 1, window: plan.window.min(plan.gap), multipath: None, ..plan.clone() };
         Self {
             position,
             dst,

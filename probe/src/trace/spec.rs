@@ -106,6 +106,13 @@ impl Ways {
         self.flows.get(successors.max(1) - 1).or(self.flows.last()).map_or(0, |flows| usize::from(*flows))
     }
 
+    /// How often one flow is asked again at a distance with so many nodes, to know that it is not sent by chance: all as likely, the
+    /// probability to meet the same one each time is below what the confidence leaves.
+    pub(super) fn repetitions(&self, nodes: usize) -> usize {
+        let failure = 1.0 - f64::from(self.confidence) / 100.0;
+        (failure.ln() / -(nodes.max(2) as f64).ln()).ceil() as usize
+    }
+
     /// The most flows to one destination.
     pub fn most_flows(&self) -> u16 {
         self.most_flows
@@ -294,5 +301,6 @@ mod tests {
         assert_eq!(Ways::new(true, 100), Err(SpecError::Confidence(100)));
         let ways = Ways::new(true, 95).unwrap();
         assert_eq!((ways.flows(0), ways.flows(1_000)), (6, 462));
+        assert_eq!([0, 2, 4, 64].map(|nodes| ways.repetitions(nodes)), [5, 5, 3, 1]);
     }
 }

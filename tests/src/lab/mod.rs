@@ -24,6 +24,7 @@ pub mod site;
 pub mod target;
 pub mod truth;
 pub mod watch;
+pub mod ways;
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;

@@ -11,6 +11,7 @@ pub mod expect;
 pub mod mqtt;
 pub mod records;
 pub mod services;
+pub mod ways;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write as _;

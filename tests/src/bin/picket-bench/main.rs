@@ -1,13 +1,14 @@
 //! The figures of `docs/benchmarks.md`, measured on whole systems in network namespaces: `picket-bench [SECTION ...]`.
 //!
 //! Sections: `size`, `idle`, `host`, `bytes`, and beside masscan, zmap and nmap `slash16`, `slash24`, `ports`, `silent`, `onlink` (see
-//! [`peers`]), `services` beside nmap, `pacing` (see [`pacing`]), and `shaper` with nmap as a second sender. Each prints a few lines; none of them judges. The send loop is measured by `scripts/bench-send-loop`, and
+//! [`peers`]), `services` beside nmap, `pacing` (see [`pacing`]), `shaper` with nmap as a second sender, and `ways` beside scamper. Each prints a few lines; none of them judges. The send loop is measured by `scripts/bench-send-loop`, and
 //! `scripts/bench` calls both.
 
 mod pacing;
 mod peers;
 mod services;
 mod shaper;
+mod ways;
 
 use std::time::{Duration, Instant};
 
@@ -22,7 +23,7 @@ use picket_tests::system::{Fleet, MQTT_PORT, Plan};
 /// A name, and what it measures.
 type Section = (&'static str, fn() -> Result<()>);
 
-const SECTIONS: [Section; 12] = [
+const SECTIONS: [Section; 13] = [
     ("size", size),
     ("idle", idle),
     ("host", host),
@@ -35,6 +36,7 @@ const SECTIONS: [Section; 12] = [
     ("services", services::run),
     ("pacing", pacing::run),
     ("shaper", shaper::run),
+    ("ways", ways::run),
 ];
 
 fn main() -> Result<()> {
