@@ -148,7 +148,7 @@ pub struct Graph {
     pub dst: IpAddr,
     /// How the first way ended.
     pub end: PathEnd,
-    /// How sure it is, in percent, that no further successor of a node exists, if the node spreads flows evenly.
+    /// How sure it was to be, in percent, that no further successor of a node exists, if the node spreads flows evenly.
     pub confidence: u8,
     /// The hops, by TTL without a gap; silent ones at the end are left out.
     pub hops: Vec<GraphHop>,
@@ -163,6 +163,8 @@ pub struct Graph {
 pub struct GraphHop {
     /// The TTL (IPv6: hop limit) that ends there.
     pub ttl: u8,
+    /// Whether as many flows were answered as the confidence asks for, with so many nodes.
+    pub sure: bool,
     /// Whether one flow was answered by several nodes: then load is spread by packet, there or nearer, and no links are told.
     pub by_packet: bool,
     /// Flows that got no answer.
@@ -174,7 +176,7 @@ pub struct GraphHop {
 /// A node of a graph: an address at a distance.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Node {
-    /// Flows that lead there, of those that were tried.
+    /// Flows that lead there, of those that were tried; none where only a repetition met it, which happens where load is spread by packet.
     pub flows: u16,
     /// The shortest of the round trips, in microseconds.
     pub least_rtt_us: u32,

@@ -236,6 +236,9 @@ impl Link for AfPacket {
         let mut fds = [PollFd::new(self.receiver.as_fd(), PollFlags::POLLIN), PollFd::new(self.wake.as_fd(), PollFlags::POLLIN)];
         // An interrupted wait is a short wait: the loop looks and waits again.
         let _ = ppoll(&mut fds, Some(timeout), None);
+        if fds[0].revents().is_none_or(|events| events.contains(PollFlags::POLLERR)) {
+            self.receiver.take_error();
+        }
         if fds[1].any() != Some(false) {
             let _ = self.wake.read();
         }

@@ -54,11 +54,6 @@ impl SourcePorts {
         self.count
     }
 
-    /// The port of the `flow`-th flow, of as many as there are ports.
-    pub const fn flow(self, flow: u16) -> u16 {
-        self.first + flow % self.count
-    }
-
     /// The base for the `engine`-th engine. Engines that run at the same time should differ in it, so that they do not
     /// disturb each other's half-open connections at a common target; their answers they tell apart by their keys.
     pub const fn base(self, engine: u64) -> u16 {

@@ -5,7 +5,10 @@
 //! the time of those packets only that pass the filter, where a socket option for times would make it take that of every packet of
 //! the machine. Version 3 is made for captures: it shows packets by blocks, a timer's tick late.
 //!
-//! A packet longer than a place in the ring comes whole by the socket's queue besides, in order.
+//! A packet longer than a place in the ring comes whole by the socket's queue besides, in order; where that has no room it is counted as lost.
+//!
+//! An interface that goes down leaves an error on the socket, which ends every wait at once until somebody takes it: nothing else reads from the
+//! socket ([`Receiver::take_error`]).
 //!
 //! It must not know engines or limits.
 //!
@@ -36,6 +39,8 @@ const LONG: usize = 2_048;
 const LONG_BUFFER: usize = 1 << 20;
 /// Where the link-layer address is, behind the header of a place (`TPACKET_ALIGN`).
 const ADDRESS_AT: usize = size_of::<libc::tpacket2_hdr>().next_multiple_of(libc::TPACKET_ALIGNMENT);
+/// How often a packet is fetched where the socket tells errors instead.
+const RETRIES: usize = 8;
 /// A packet that seems to have waited longer: somebody has set the clock.
 const AGE_MAX: Duration = Duration::from_secs(1);
 
@@ -79,26 +84,37 @@ impl Receiver {
                 return count;
             }
             let (wall, now) = *read_at.get_or_insert_with(|| (clock::wall(), clock::now()));
-            let long = if status & libc::TP_STATUS_COPY == 0 { None } else { long(&self.socket, &mut self.long) };
+            let queued = status & libc::TP_STATUS_COPY != 0;
+            let long = if queued { long(&self.socket, &mut self.long) } else { None };
             // SAFETY: the word has said that the place is ours, and says so until it is stored anew below.
             if let Some(entry) = unsafe { entry(&self.ring, place) }
                 && entry.address.sll_pkttype != libc::PACKET_OUTGOING
             {
                 let age = entry.stamp.and_then(|stamp| wall.duration_since(stamp).ok());
-                each(Received {
+                let received = |payload| Received {
                     ethertype: u16::from_be(entry.address.sll_protocol),
                     src: (entry.address.sll_halen == 6).then(|| {
                         let [a, b, c, d, e, f, ..] = entry.address.sll_addr;
                         Mac([a, b, c, d, e, f])
                     }),
-                    payload: long.unwrap_or(entry.packet),
+                    payload,
                     at: age.filter(|age| *age < AGE_MAX).map(|age| now - age),
-                });
+                };
+                match long.or((!entry.is_cut).then_some(entry.packet)) {
+                    Some(packet) => each(received(packet)),
+                    // There was no room for all of it.
+                    None => self.drops += 1,
+                }
             }
             word.store(libc::TP_STATUS_KERNEL, Ordering::Release);
             self.next = (self.next + 1) % (self.ring.len() / PLACE);
         }
         BATCH
+    }
+
+    /// Takes the error that an interface leaves when it goes down: whether it is up is asked elsewhere.
+    pub(super) fn take_error(&self) {
+        let _ = nix::sys::socket::getsockopt(&self.socket, nix::sys::socket::sockopt::SocketError);
     }
 
     /// Packets that passed the filter and found no room, so far.
@@ -156,6 +172,8 @@ fn ring(socket: &OwnedFd, bytes: usize) -> io::Result<Mapping> {
 struct Entry<'a> {
     address: libc::sockaddr_ll,
     packet: &'a [u8],
+    /// Whether the packet is longer than what fits here.
+    is_cut: bool,
     /// When the kernel got it, by the wall clock.
     stamp: Option<SystemTime>,
 }
@@ -177,12 +195,19 @@ unsafe fn entry(ring: &Mapping, offset: usize) -> Option<Entry<'_>> {
     let packet = unsafe { ring.bytes(offset + start, len)? };
     let nanos = Some(header.tp_nsec).filter(|nanos| *nanos < 1_000_000_000);
     let stamp = nanos.and_then(|nanos| SystemTime::UNIX_EPOCH.checked_add(Duration::new(header.tp_sec.into(), nanos)));
-    Some(Entry { address, packet, stamp })
+    Some(Entry { address, packet, is_cut: header.tp_len > header.tp_snaplen, stamp })
 }
 
-/// The packet at the front of the socket's queue, as much of it as there is room for.
+/// The packet at the front of the socket's queue, as much of it as there is room for. An error of the interface is told once, and before the packet.
 fn long<'a>(socket: &OwnedFd, buffer: &'a mut [u8]) -> Option<&'a [u8]> {
-    // SAFETY: the kernel writes at most as many bytes as the buffer has.
-    let len = unsafe { libc::recv(socket.as_raw_fd(), buffer.as_mut_ptr().cast(), buffer.len(), libc::MSG_DONTWAIT) };
-    buffer.get(..usize::try_from(len).ok()?)
+    for _ in 0..RETRIES {
+        // SAFETY: the kernel writes at most as many bytes as the buffer has.
+        let len = unsafe { libc::recv(socket.as_raw_fd(), buffer.as_mut_ptr().cast(), buffer.len(), libc::MSG_DONTWAIT) };
+        match usize::try_from(len) {
+            Ok(len) => return buffer.get(..len),
+            Err(_) if io::Error::last_os_error().kind() == io::ErrorKind::WouldBlock => return None,
+            Err(_) => {}
+        }
+    }
+    None
 }

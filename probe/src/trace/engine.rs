@@ -62,7 +62,7 @@ impl<C: Course> TraceEngine<C> {
         let plan = plan.checked()?.with_ports(identity.ports.count().into());
         Ok(Self {
             probes: Probes::new(&plan, &identity),
-            // Engines that run at the same time start at ports of their own.
+            // Engines that run at the same time start at ports of their own; what they send is told apart by their keys.
             flows: Flows::new(identity.ports, identity.base_port, plan.flow),
             next: plan.from,
             plan,

@@ -19,8 +19,12 @@
 //! The full form applies the node rule everywhere. What looks uneven is often a link that was missed: nodes with fewer neighbours than others then need
 //! twice the flows of the node rule, and those that made it look uneven do not count.
 //!
-//! **Invariant:** no flow is asked twice at a distance but to see whether load is spread by packet.
-//! **Invariant:** packets are bounded: at most the plan's flows at each distance.
+//! Nobody is asked more gently than [`PER_HOP`] at a time: a router that limits its errors more narrowly leaves flows without an answer, others are
+//! asked instead, up to twice as many, and where that was not enough the hop is told as not sure.
+//!
+//! **Invariant:** after the scout no flow is asked twice at a distance, but one that shows whether load is spread by packet; so packets are bounded by
+//! [`Ways::most_packets`](super::spec::Ways::most_packets) at each distance.
+//! **Invariant:** what did not leave is not silent.
 
 use core::net::IpAddr;
 use core::time::Duration;
@@ -39,8 +43,6 @@ use crate::net::time::Instant;
 const PER_HOP: usize = 16;
 /// Flows of a node that are tried for a link beyond those that are needed: a successor may be silent.
 const SPARE: usize = 2;
-/// Packets to one destination.
-const PACKETS_MAX: usize = 50_000;
 
 /// What is known of a flow at a distance.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -50,6 +52,8 @@ enum At {
     Waiting,
     Node(u16),
     Silent,
+    /// Its packet did not leave.
+    Unsent,
     /// It ends nearer by.
     Beyond,
 }
@@ -93,12 +97,8 @@ struct FlowState {
 struct NodeState {
     reply: Reply,
     least_rtt_us: u32,
-}
-
-impl NodeState {
-    fn is_router(&self) -> bool {
-        self.reply.kind == ReplyKind::TimeExceeded
-    }
+    /// Whether a TTL has ended there: flows may go on.
+    routes: bool,
 }
 
 #[derive(Debug, Default)]
@@ -162,10 +162,6 @@ impl Multipath {
             self.slowest = self.slowest.max(reply.as_ref().map(|reply| Duration::from_micros(reply.rtt_us.into())));
             self.note(plan, 0, at, reply);
         }
-        // Where nothing leaves, nothing else will.
-        if matches!(self.end, PathEnd::Refused | PathEnd::NoRoute) {
-            self.hops.iter_mut().for_each(|hop| hop.dirty = false);
-        }
     }
 
     /// What a flow met at a hop: a node, or nobody.
@@ -173,15 +169,15 @@ impl Multipath {
         let seen = match reply {
             None => At::Silent,
             Some(reply) => {
-                let (router, from) = (reply.kind == ReplyKind::TimeExceeded, self.node(at, reply));
-                if !router {
-                    let end = self.flows.get_mut(usize::from(flow)).map(|flow| &mut flow.end);
-                    if let Some(end) = end {
-                        *end = Some(end.map_or(at, |known| known.min(at)));
+                let routes = reply.kind == ReplyKind::TimeExceeded;
+                let reached = reply.kind == ReplyKind::Answer || reply.from == self.dst;
+                let from = self.node(at, reply);
+                if !routes {
+                    self.ends(flow, at);
+                    if reached && matches!(self.end, PathEnd::Silent | PathEnd::Unreachable) {
+                        self.end = PathEnd::Reached;
                     }
-                    // What it met farther out counts no more.
-                    self.hops.iter_mut().for_each(|hop| hop.dirty = true);
-                } else if at + 1 == self.hops.len() && self.end == PathEnd::Reached && at + 1 < hops_max(plan) {
+                } else if at + 1 == self.hops.len() && at + 1 < hops_max(plan) && self.goes_on() {
                     // This flow has a longer way.
                     self.hops.push(HopState { dirty: true, ..HopState::default() });
                 }
@@ -194,6 +190,25 @@ impl Multipath {
         }
     }
 
+    /// Whether nothing leaves any more.
+    fn is_cut(&self) -> bool {
+        matches!(self.end, PathEnd::Refused | PathEnd::NoRoute)
+    }
+
+    /// Whether there may be a way beyond the first path's last hop.
+    fn goes_on(&self) -> bool {
+        matches!(self.end, PathEnd::Reached | PathEnd::Silent | PathEnd::Unreachable)
+    }
+
+    /// A flow ends at a hop: what it met farther out counts no more.
+    fn ends(&mut self, flow: u16, at: usize) {
+        let Some(state) = self.flows.get_mut(usize::from(flow)).filter(|state| state.end.is_none_or(|known| at < known)) else { return };
+        state.end = Some(at);
+        for hop in self.hops.iter_mut().skip(at + 1) {
+            hop.dirty |= hop.by_flow.get(usize::from(flow)).is_some_and(|seen| *seen != At::Unasked);
+        }
+    }
+
     /// The node at a hop that sent a reply.
     fn node(&mut self, at: usize, reply: Reply) -> u16 {
         let Some(hop) = self.hops.get_mut(at) else { return 0 };
@@ -201,10 +216,11 @@ impl Multipath {
         match known {
             Some((index, node)) => {
                 node.least_rtt_us = node.least_rtt_us.min(reply.rtt_us);
+                node.routes |= reply.kind == ReplyKind::TimeExceeded;
                 index as u16
             }
             None => {
-                hop.nodes.push(NodeState { least_rtt_us: reply.rtt_us, reply });
+                hop.nodes.push(NodeState { least_rtt_us: reply.rtt_us, routes: reply.kind == ReplyKind::TimeExceeded, reply });
                 (hop.nodes.len() - 1) as u16
             }
         }
@@ -235,7 +251,7 @@ impl Multipath {
     fn ask(&mut self, flow: u16, at: usize, check: bool) -> bool {
         let token = self.packets.len() + usize::from(self.scouted);
         let (Ok(token), Some(hop)) = (u16::try_from(token), self.hops.get_mut(at)) else { return false };
-        if self.packets.len() >= PACKETS_MAX || hop.waiting >= PER_HOP {
+        if hop.waiting >= PER_HOP {
             return false;
         }
         while self.flows.len() <= usize::from(flow) {
@@ -256,13 +272,14 @@ impl Multipath {
 
     /// Decides what is to be asked where something has changed.
     fn look(&mut self, plan: &TracePlan, ways: &Ways) {
-        for at in 0..self.hops.len() {
-            let Some(hop) = self.hops.get_mut(at).filter(|hop| hop.dirty) else { continue };
-            // Room that comes free at a hop makes it dirty again.
-            hop.dirty = false;
+        // Room that comes free at a hop makes it dirty again.
+        let dirty: Vec<bool> = self.hops.iter_mut().map(|hop| core::mem::take(&mut hop.dirty)).collect();
+        for at in (0..dirty.len()).filter(|at| dirty.get(*at) == Some(&true)) {
             self.hop_rule(ways, at);
             self.balance(ways, at);
-            for near in [at.checked_sub(1), Some(at)].into_iter().flatten() {
+        }
+        for (near, pair) in dirty.windows(2).enumerate() {
+            if pair.contains(&true) {
                 self.edges(plan, ways, near);
             }
         }
@@ -278,7 +295,7 @@ impl Multipath {
                 nodes.insert(node);
             }
             open += usize::from(state.is_open_or_known());
-            asked += usize::from(!matches!(state, At::Unasked | At::Beyond));
+            asked += usize::from(state.is_open_or_known() || state == At::Silent);
         }
         let need = ways.flows(nodes.len());
         let most = if nodes.is_empty() { need } else { need * SPARE };
@@ -304,7 +321,7 @@ impl Multipath {
     }
 
     fn is_router(&self, at: usize, node: u16) -> bool {
-        self.hops.get(at).and_then(|hop| hop.nodes.get(usize::from(node))).is_some_and(NodeState::is_router)
+        self.hops.get(at).and_then(|hop| hop.nodes.get(usize::from(node))).is_some_and(|node| node.routes)
     }
 
     /// One flow again, where there are several nodes and their own flows have answered: the more nodes, the fewer questions it takes.
@@ -420,6 +437,11 @@ impl Multipath {
         self.packets.get_mut(usize::from(token.checked_sub(self.scouted)?))
     }
 
+    fn is_waited_for(&self, token: u16) -> bool {
+        let packet = token.checked_sub(self.scouted).and_then(|at| self.packets.get(usize::from(at)));
+        packet.is_some_and(|packet| matches!(packet.state, PacketState::Sent(_)))
+    }
+
     /// A packet that is not waited for any more.
     fn settle(&mut self, at: usize) {
         if let Some(hop) = self.hops.get_mut(at) {
@@ -432,25 +454,32 @@ impl Multipath {
         }
     }
 
-    /// Nobody has answered, or nothing has left.
-    fn give_up(&mut self, token: u16, state: PacketState) {
-        let Some(packet) = self.packet(token) else { return };
+    /// Nobody has answered, or nothing has left, as `seen` says.
+    fn give_up(&mut self, token: u16, state: PacketState, seen: At) {
+        let Some(packet) = self.packet(token).filter(|packet| matches!(packet.state, PacketState::Queued | PacketState::Sent(_))) else {
+            return;
+        };
         packet.state = state;
         let Packet { flow, hop: at, check, .. } = *packet;
         if let Some(hop) = self.hops.get_mut(at).filter(|_| !check) {
-            put(&mut hop.by_flow, flow, At::Silent);
+            put(&mut hop.by_flow, flow, seen);
         }
         self.settle(at);
     }
 
-    /// The packet that an answer without a number most likely answers: the nearest one of its flow that is waited for.
+    /// The packet that an answer without a number most likely answers: it is the destination's, and so at the end of the first path where that has
+    /// reached it, and in any case beyond all routers that the flow has met.
     fn guess(&self, flow: u16) -> Option<u16> {
+        let router = |at: &usize| matches!(self.state(flow, *at), At::Node(node) if self.is_router(*at, node));
+        let beyond = (0..self.hops.len()).rfind(router).map_or(0, |at| at + 1);
+        let likely = if self.end == PathEnd::Reached { self.length.saturating_sub(1) } else { 0 };
         let tokens = self.flows.get(usize::from(flow))?.tokens.iter().copied();
         let waiting = tokens.filter_map(|token| {
             let packet = self.packets.get(usize::from(token.checked_sub(self.scouted)?))?;
-            matches!(packet.state, PacketState::Sent(_)).then_some((packet.hop, token))
+            let waits = matches!(packet.state, PacketState::Sent(_)) && !packet.check && packet.hop >= beyond;
+            waits.then_some((packet.hop < likely, packet.hop, token))
         });
-        waiting.min().map(|(_, token)| token)
+        waiting.min().map(|(_, _, token)| token)
     }
 
     fn wait(&self, plan: &TracePlan) -> Duration {
@@ -464,8 +493,12 @@ impl Multipath {
         let mut places: Vec<Vec<Option<u16>>> = Vec::new();
         for (at, hop) in self.hops.iter().enumerate().take(known.map_or(0, |last| last + 1)) {
             let flows = self.flows_by_node(at);
-            let mut order: Vec<usize> =
-                (0..hop.nodes.len()).filter(|node| flows.get(*node).is_some_and(|flows| !flows.is_empty())).collect();
+            // Where load is spread by packet, a node may have been met by a repetition only.
+            let is_met = |node: &usize| {
+                let met = flows.get(*node).is_some_and(|flows| !flows.is_empty());
+                met || hop.by_packet && hop.nodes.get(*node).is_some_and(|node| node.routes)
+            };
+            let mut order: Vec<usize> = (0..hop.nodes.len()).filter(is_met).collect();
             order.sort_by_key(|node| hop.nodes.get(*node).map(|node| node.reply.from));
             let mut place = vec![None; hop.nodes.len()];
             let mut nodes = Vec::new();
@@ -476,7 +509,9 @@ impl Multipath {
                 }
             }
             let silent = (0..hop.by_flow.len() as u16).filter(|flow| self.state(*flow, at) == At::Silent).count() as u16;
-            hops.push(GraphHop { ttl: plan.first_ttl + at as u8, by_packet: hop.by_packet, silent, nodes });
+            let answered: usize = flows.iter().map(Vec::len).sum();
+            let sure = !hop.by_packet && plan.multipath.as_ref().is_some_and(|ways| answered >= ways.flows(nodes.len()));
+            hops.push(GraphHop { ttl: plan.first_ttl + at as u8, sure, by_packet: hop.by_packet, silent, nodes });
             places.push(place);
         }
         let mut links = BTreeSet::new();
@@ -541,6 +576,7 @@ impl Course for Multipath {
         }
         self.not_before = None;
         if self.queue.is_empty()
+            && !self.is_cut()
             && let Some(ways) = &plan.multipath
         {
             self.look(plan, ways);
@@ -561,9 +597,25 @@ impl Course for Multipath {
             tracing.not_sent(own, token, why);
             return self.look_for_scout(plan);
         }
-        let Some(packet) = self.packet(token).filter(|packet| matches!(packet.state, PacketState::Sent(_))) else { return };
-        packet.state = PacketState::Queued;
+        if token < self.scouted {
+            // The path has counted it.
+            self.sent = self.sent.saturating_sub(1);
+            return;
+        }
+        let Some(packet) = self.packet(token) else { return };
+        let Packet { flow, hop: at, check, state, .. } = *packet;
+        match state {
+            PacketState::Sent(_) => packet.state = PacketState::Queued,
+            PacketState::GivenUp(_) => packet.state = PacketState::Lost,
+            PacketState::Queued | PacketState::Answered | PacketState::Lost => return,
+        }
         self.sent -= 1;
+        if matches!(state, PacketState::GivenUp(_)) {
+            if let Some(hop) = self.hops.get_mut(at).filter(|_| !check) {
+                put(&mut hop.by_flow, flow, At::Unsent);
+            }
+            return;
+        }
         self.outstanding.retain(|other| *other != token);
         match why {
             NotSent::NeighbourPending => self.queue.push_back(token),
@@ -571,14 +623,13 @@ impl Course for Multipath {
                 self.not_before = Some(until);
                 self.queue.push_back(token);
             }
-            NotSent::LinkError => self.give_up(token, PacketState::Lost),
+            NotSent::LinkError => self.give_up(token, PacketState::Lost, At::Unsent),
             NotSent::Refused | NotSent::NoRoute | NotSent::NoNeighbour => {
-                // None of the others will leave either.
+                // None of the others will leave either; what was answered before stays, and what has left may still be.
                 self.end = if why == NotSent::Refused { PathEnd::Refused } else { PathEnd::NoRoute };
-                self.give_up(token, PacketState::Lost);
-                let left: Vec<u16> = self.queue.drain(..).chain(self.outstanding.drain(..)).collect();
-                left.into_iter().for_each(|token| self.give_up(token, PacketState::Lost));
-                self.hops.iter_mut().for_each(|hop| hop.dirty = false);
+                self.give_up(token, PacketState::Lost, At::Unsent);
+                let queued: Vec<u16> = self.queue.drain(..).collect();
+                queued.into_iter().for_each(|token| self.give_up(token, PacketState::Lost, At::Unsent));
             }
         }
     }
@@ -621,15 +672,19 @@ impl Course for Multipath {
         let reply = reply(rtt);
         if check {
             let node = self.node(at, reply.clone());
-            let same = self.state(flow, at) == At::Node(node);
+            let known = self.state(flow, at);
             if let Some(hop) = self.hops.get_mut(at) {
-                hop.by_packet |= !same;
+                // A flow that was found to end nearer by says nothing.
+                hop.by_packet |= !matches!(known, At::Beyond) && known != At::Node(node);
             }
         } else {
             self.note(plan, flow, at, Some(reply.clone()));
         }
         if waited {
             self.settle(at);
+        }
+        while self.outstanding.front().is_some_and(|token| !self.is_waited_for(*token)) {
+            self.outstanding.pop_front();
         }
         Some((plan.first_ttl + at as u8, reply))
     }
@@ -653,11 +708,12 @@ impl Course for Multipath {
             self.look_for_scout(plan);
             return hungry || self.scout.is_none();
         }
+        self.not_before.take_if(|until| *until <= now);
         let wait = self.wait(plan);
         while let Some(token) = self.outstanding.front().copied() {
             match self.packet(token).map(|packet| packet.state) {
                 Some(PacketState::Sent(at)) if at + wait > now => break,
-                Some(PacketState::Sent(at)) => self.give_up(token, PacketState::GivenUp(at)),
+                Some(PacketState::Sent(at)) => self.give_up(token, PacketState::GivenUp(at), At::Silent),
                 _ => {}
             }
             self.outstanding.pop_front();
@@ -666,7 +722,8 @@ impl Course for Multipath {
     }
 
     fn is_over(&self, _plan: &TracePlan) -> bool {
-        self.scout.is_none() && self.queue.is_empty() && self.hops.iter().all(|hop| hop.waiting == 0 && !hop.dirty)
+        let settled = |hop: &HopState| hop.waiting == 0 && (self.is_cut() || !hop.dirty);
+        self.scout.is_none() && self.queue.is_empty() && self.hops.iter().all(settled)
     }
 
     fn duplicates(&self) -> u64 {

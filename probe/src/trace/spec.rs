@@ -113,8 +113,13 @@ impl Ways {
         (failure.ln() / -(nodes.max(2) as f64).ln()).ceil() as usize
     }
 
+    /// The most packets to one distance: the flows, the first one once more, and repetitions.
+    pub fn most_packets(&self) -> u16 {
+        self.most_flows + 1 + self.repetitions(2) as u16
+    }
+
     /// The most flows to one destination.
-    pub fn most_flows(&self) -> u16 {
+    pub(super) fn most_flows(&self) -> u16 {
         self.most_flows
     }
 

@@ -87,9 +87,9 @@ pub struct TraceArgs {
     /// Targets to leave out, in the same forms
     #[arg(long, value_name = "TARGETS")]
     pub exclude: Vec<String>,
-    /// What is sent: icmp, udp or tcp
-    #[arg(short, long, default_value_t = Method::Icmp)]
-    pub method: Method,
+    /// What is sent: icmp, udp or tcp [default: icmp; udp with --multipath, since many routers take echo requests for one flow]
+    #[arg(short, long)]
+    pub method: Option<Method>,
     /// Port that is asked [default: 33434 for udp, 80 for tcp]
     #[arg(short, long, value_parser = clap::value_parser!(u16).range(1..))]
     pub port: Option<u16>,
@@ -160,7 +160,8 @@ impl TraceArgs {
 
     fn plan(&self, space: Arc<TargetSpace>) -> Result<TracePlan, StandaloneError> {
         let len = space.len();
-        let plan = TracePlan::new(space, 0, len, self.method)?;
+        let usual = if self.multipath.is_some() { Method::Udp } else { Method::Icmp };
+        let plan = TracePlan::new(space, 0, len, self.method.unwrap_or(usual))?;
         let plan = TracePlan {
             port: self.port.unwrap_or(plan.port),
             first_ttl: self.first_hop,
@@ -276,7 +277,7 @@ async fn run(
 fn dry_run(args: &TraceArgs, plan: &TracePlan, work: &Work, wanted: &AddrSet) -> io::Result<Outcome> {
     let permitted = work.config.policy.permitted(wanted).len().unwrap_or(u128::MAX);
     let hops = u128::from(plan.max_ttl - plan.first_ttl + 1);
-    let each = plan.multipath.as_ref().map_or(plan.queries.max(2).into(), Ways::most_flows);
+    let each = plan.multipath.as_ref().map_or(plan.queries.max(2).into(), Ways::most_packets);
     let most = permitted.saturating_mul(hops).saturating_mul(each.into());
     let interface = work.config.interface.name.as_deref().unwrap_or_default();
     let rate = work.granted.packets.map_or_else(|| "no limit".to_owned(), |rate| rate.to_string());

@@ -115,7 +115,9 @@ impl<W: Write> Printer<W> {
                 (false, silent) => writeln!(self.out, "{number} *  {silent} flows")?,
             }
             if hop.by_packet {
-                writeln!(self.out, "{number} load is spread by packet, so links are not known")?;
+                writeln!(self.out, "    load is spread by packet, so links are not known")?;
+            } else if !hop.sure && !hop.nodes.is_empty() {
+                writeln!(self.out, "    too few flows were answered to be sure that there is no other one")?;
             }
         }
         writeln!(self.out, "    {}, {} packets", graph.end.as_str(), graph.sent)
@@ -137,6 +139,7 @@ impl<W: Write> Printer<W> {
             "packets": graph.sent,
             "hops": graph.hops.iter().map(|hop| json!({
                 "ttl": hop.ttl,
+                "sure": hop.sure,
                 "by_packet": hop.by_packet,
                 "silent": hop.silent,
                 "nodes": hop.nodes.iter().map(|node| json!({
@@ -313,7 +316,8 @@ mod tests {
             least_rtt_us: rtt_us - 20,
             reply: answer(addr, rtt_us, if addr.starts_with("198") { ReplyKind::Answer } else { ReplyKind::TimeExceeded }),
         };
-        let hop = |ttl, by_packet, silent, nodes| GraphHop { ttl, by_packet, silent, nodes };
+        let hop =
+            |ttl, by_packet: bool, silent, nodes: Vec<Node>| GraphHop { ttl, sure: silent == 0 && !by_packet, by_packet, silent, nodes };
         let link = |ttl, from, to| Link { ttl, from, to };
         Graph {
             dst: "198.18.0.1".parse().unwrap(),
