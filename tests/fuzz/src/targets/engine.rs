@@ -119,8 +119,10 @@ pub(crate) fn instruct<N: Engine + ?Sized>(engine: &mut N, mut input: Reader<'_>
                 }
             }
             _ => {
-                let why = [NotSent::NeighbourPending, NotSent::NoNeighbour, NotSent::Refused, NotSent::LinkError];
-                let why = why[usize::from(input.byte().unwrap_or(0)) % why.len()];
+                let which = input.byte().unwrap_or(0);
+                let until = now + Duration::from_millis(u64::from(which));
+                let why = [NotSent::NeighbourPending, NotSent::NoNeighbour, NotSent::Refused, NotSent::LinkError, NotSent::TooSoon { until, lane: 0 }];
+                let why = why[usize::from(which) % why.len()];
                 // Only the packet just handed out may be told, and before any answer.
                 if let Some(transmit) = engine.poll_transmit(now, &mut buf) {
                     engine.on_not_sent(now, transmit.token, why);
