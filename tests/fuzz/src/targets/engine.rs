@@ -121,7 +121,13 @@ pub(crate) fn instruct<N: Engine + ?Sized>(engine: &mut N, mut input: Reader<'_>
             _ => {
                 let which = input.byte().unwrap_or(0);
                 let until = now + Duration::from_millis(u64::from(which));
-                let why = [NotSent::NeighbourPending, NotSent::NoNeighbour, NotSent::Refused, NotSent::LinkError, NotSent::TooSoon { until, lane: 0 }];
+                let why = [
+                    NotSent::NeighbourPending,
+                    NotSent::NoNeighbour,
+                    NotSent::Refused,
+                    NotSent::LinkError,
+                    NotSent::TooSoon { until, lane: 0 },
+                ];
                 let why = why[usize::from(which) % why.len()];
                 // Only the packet just handed out may be told, and before any answer.
                 if let Some(transmit) = engine.poll_transmit(now, &mut buf) {
