@@ -374,8 +374,12 @@ fn what_arrives_is_whole_in_order_and_timed_and_what_finds_no_room_is_counted() 
     let mut arrived = Vec::new();
     let take = |link: &mut AfPacket, arrived: &mut Vec<u32>| {
         link.receive(&mut |packet| {
+            // The kernels may talk about each other's addresses meanwhile.
+            if packet.ethertype != 0x0800 || packet.payload[9] != 17 {
+                return;
+            }
             let number = u32::from_be_bytes(packet.payload[28..32].try_into().unwrap());
-            assert_eq!((packet.ethertype, packet.src.is_some()), (0x0800, true));
+            assert!(packet.src.is_some(), "datagram {number}");
             assert_eq!(packet.payload[28..], datagram(number), "datagram {number}");
             let at = packet.at.expect("the kernel gives times");
             let sent_at = sent_at.borrow()[number as usize];
@@ -394,22 +398,24 @@ fn what_arrives_is_whole_in_order_and_timed_and_what_finds_no_room_is_counted() 
         }
     }
     assert_eq!((arrived.len(), link.counters().receive_drops), (FEW as usize, 0));
-    // Nobody looks for a while.
+    // Nobody looks for a while. A few may be lost on the way here, where the kernel is busy.
     (FEW..MANY).for_each(send);
-    let mut drops = 0;
-    while arrived.len() as u64 + drops < u64::from(MANY) {
-        assert!(clock::now() < give_up, "{} and {drops} of {MANY}", arrived.len());
-        take(&mut link, &mut arrived);
+    let (mut found, mut drops) = (0, 0);
+    while found < PLACES || drops < u64::from(MANY) / 2 {
+        assert!(clock::now() < give_up, "{found} and {drops} of {}", MANY - FEW);
+        found += take(&mut link, &mut arrived);
         drops = link.counters().receive_drops;
     }
-    assert!(arrived.len() >= FEW as usize + PLACES && drops > u64::from(MANY) / 2, "{} and {drops}", arrived.len());
     assert!(arrived.is_sorted_by(|a, b| a < b));
     // And then it goes on.
-    send(MANY);
-    while arrived.last() != Some(&MANY) {
+    for n in MANY.. {
         assert!(clock::now() < give_up, "nothing arrives after the ring was full");
-        link.wait(give_up);
-        take(&mut link, &mut arrived);
+        send(n);
+        link.wait(clock::now() + Duration::from_millis(100));
+        while take(&mut link, &mut arrived) > 0 {}
+        if arrived.last() >= Some(&MANY) {
+            return;
+        }
     }
 }
 

@@ -13,7 +13,7 @@
 //!  node rule  where neighbouring distances are meshed, or their links uneven: so many flows through each node, and on from it
 //! ```
 //!
-//! The first three are the light form (MDA-Lite: Vermeulen et al., "Multilevel MDA-Lite Paris Traceroute", IMC 2018): most diamonds are even and
+//! All but the last are the light form (MDA-Lite: Vermeulen et al., "Multilevel MDA-Lite Paris Traceroute", IMC 2018): most diamonds are even and
 //! not meshed, and for these it finds the same with far fewer packets. What it looks for to know is also theirs: between two distances with several nodes a
 //! node on the wide side with two neighbours on the narrow one (meshed), or nodes on the narrow side with different numbers of neighbours (uneven).
 //! The full form applies the node rule everywhere. What looks uneven is often a link that was missed: nodes with fewer neighbours than others then need
