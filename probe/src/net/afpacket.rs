@@ -3,7 +3,7 @@
 //! Sending and receiving have sockets of their own: the sending one is bound to no protocol, so the kernel copies nothing
 //! into it. On Ethernet frames leave by `sendmmsg` on AF_PACKET. On links without hardware addresses (loopback, tun, ppp)
 //! IP packets leave by raw sockets bound to the interface, since the kernel accepts nothing else there; receiving is the
-//! same everywhere, without link-layer headers ([`super::receiver`]).
+//! same everywhere, without link-layer headers (`net::receiver`).
 //!
 //! Needs CAP_NET_RAW. It must not know engines or limits.
 //!

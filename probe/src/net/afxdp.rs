@@ -12,7 +12,7 @@
 //! **Invariant:** no index that the kernel writes is used before it is masked and found to lie within what is outstanding; a
 //! chunk of memory belongs to the kernel from when its frame is taken until its completion is read.
 //!
-//! Invariant: all unsafe code here is system calls and the memory shared with the kernel, behind [`Mapping`].
+//! Invariant: all unsafe code here is system calls and the memory shared with the kernel, behind `Mapping`.
 #![allow(unsafe_code, reason = "AF_XDP has no safe wrapper: its rings are memory shared with the kernel")]
 
 use std::io;
