@@ -7,7 +7,7 @@ mod namespaces;
 
 use std::collections::VecDeque;
 use std::io::Read;
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, UdpSocket};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -15,7 +15,7 @@ use picket_probe::net::afpacket::{AfPacket, LinkConfig};
 use picket_probe::net::clock;
 use picket_probe::net::drive::{self, DriveEvent, DriveHandle, TaskSpec, Weight};
 use picket_probe::net::engine::{Engine, NotSent, Source, Transmit};
-use picket_probe::net::link::Link;
+use picket_probe::net::link::{Link, Received};
 use picket_probe::net::netlink::{self, Watcher};
 use picket_probe::net::pacer::{DEFAULT_BURST, Limits, Pacer};
 use picket_probe::net::time::Instant;
@@ -60,6 +60,20 @@ impl Lab {
              ip netns exec {target} sysctl -qw net.ipv4.icmp_ratelimit=0 net.ipv4.icmp_msgs_per_sec=1000000"
         ));
         Some(lab)
+    }
+
+    /// The near end of the wire without a loop, and a socket that sends datagrams to it from the far one.
+    fn wire(&self, config: LinkConfig) -> (AfPacket, UdpSocket) {
+        let link = inside(&self.0.probe, move || {
+            let table = Arc::new(netlink::snapshot_blocking().unwrap()).table("eth0").unwrap();
+            AfPacket::open(table.interface(), &config).unwrap()
+        });
+        let sender = inside(&self.0.target, || {
+            let socket = UdpSocket::bind((Ipv4Addr::new(198, 18, 1, 2), 0)).unwrap();
+            socket.connect((Ipv4Addr::new(198, 18, 1, 1), PORT)).unwrap();
+            socket
+        });
+        (link, sender)
     }
 }
 
@@ -349,6 +363,16 @@ fn datagram(n: u32) -> Vec<u8> {
     bytes
 }
 
+/// The number of a datagram, found to be whole; the kernels may talk about each other's addresses meanwhile.
+fn number(packet: &Received<'_>) -> Option<u32> {
+    if packet.ethertype != 0x0800 || packet.payload[9] != 17 {
+        return None;
+    }
+    let number = u32::from_be_bytes(packet.payload[28..32].try_into().unwrap());
+    assert_eq!(packet.payload[28..], datagram(number), "datagram {number}");
+    Some(number)
+}
+
 #[test]
 fn what_arrives_is_whole_in_order_and_timed_and_what_finds_no_room_is_counted() {
     const FEW: u32 = 500;
@@ -356,15 +380,7 @@ fn what_arrives_is_whole_in_order_and_timed_and_what_finds_no_room_is_counted() 
     /// The smallest ring that there is.
     const PLACES: usize = 128;
     let Some(lab) = Lab::new() else { return };
-    let mut link = inside(&lab.0.probe, || {
-        let table = Arc::new(netlink::snapshot_blocking().unwrap()).table("eth0").unwrap();
-        AfPacket::open(table.interface(), &LinkConfig { receive_ring: 1, ..LinkConfig::for_ports(PORT, PORT) }).unwrap()
-    });
-    let sender = inside(&lab.0.target, || {
-        let socket = std::net::UdpSocket::bind((Ipv4Addr::new(198, 18, 1, 2), 0)).unwrap();
-        socket.connect((Ipv4Addr::new(198, 18, 1, 1), PORT)).unwrap();
-        socket
-    });
+    let (mut link, sender) = lab.wire(LinkConfig { receive_ring: 1, ..LinkConfig::for_ports(PORT, PORT) });
     // Where nobody listens, the refusal comes back with the next call.
     let sent_at = std::cell::RefCell::new(Vec::new());
     let send = |n: u32| {
@@ -374,13 +390,8 @@ fn what_arrives_is_whole_in_order_and_timed_and_what_finds_no_room_is_counted() 
     let mut arrived = Vec::new();
     let take = |link: &mut AfPacket, arrived: &mut Vec<u32>| {
         link.receive(&mut |packet| {
-            // The kernels may talk about each other's addresses meanwhile.
-            if packet.ethertype != 0x0800 || packet.payload[9] != 17 {
-                return;
-            }
-            let number = u32::from_be_bytes(packet.payload[28..32].try_into().unwrap());
+            let Some(number) = number(&packet) else { return };
             assert!(packet.src.is_some(), "datagram {number}");
-            assert_eq!(packet.payload[28..], datagram(number), "datagram {number}");
             let at = packet.at.expect("the kernel gives times");
             let sent_at = sent_at.borrow()[number as usize];
             assert!((sent_at..=clock::now()).contains(&at), "datagram {number}: {at:?}, sent {sent_at:?}");
@@ -422,15 +433,7 @@ fn what_arrives_is_whole_in_order_and_timed_and_what_finds_no_room_is_counted() 
 #[test]
 fn an_interface_that_was_down_is_waited_on_and_read_as_before() {
     let Some(lab) = Lab::new() else { return };
-    let mut link = inside(&lab.0.probe, || {
-        let table = Arc::new(netlink::snapshot_blocking().unwrap()).table("eth0").unwrap();
-        AfPacket::open(table.interface(), &LinkConfig::for_ports(PORT, PORT)).unwrap()
-    });
-    let sender = inside(&lab.0.target, || {
-        let socket = std::net::UdpSocket::bind((Ipv4Addr::new(198, 18, 1, 2), 0)).unwrap();
-        socket.connect((Ipv4Addr::new(198, 18, 1, 1), PORT)).unwrap();
-        socket
-    });
+    let (mut link, sender) = lab.wire(LinkConfig::for_ports(PORT, PORT));
     for round in 0..3 {
         sh(&format!("ip -n {0} link set eth0 down; ip -n {0} link set eth0 up", lab.0.probe));
         // A wait takes its time, though nothing was read yet; what the kernels say to each other may end a few early.
@@ -457,11 +460,7 @@ fn an_interface_that_was_down_is_waited_on_and_read_as_before() {
                 }
                 link.wait(clock::now() + Duration::from_millis(10));
                 link.receive(&mut |packet| {
-                    if packet.ethertype == 0x0800 && packet.payload[9] == 17 {
-                        let number = u32::from_be_bytes(packet.payload[28..32].try_into().unwrap());
-                        assert_eq!(packet.payload[28..], datagram(number), "datagram {number}");
-                        arrived.push(number);
-                    }
+                    arrived.extend(number(&packet));
                 });
             }
         }

@@ -158,6 +158,15 @@ pub struct Graph {
     pub sent: u32,
 }
 
+impl Graph {
+    /// The addresses that a link joins, the nearer one first; `None` where it names a node that is not there.
+    pub fn ends(&self, link: &Link) -> Option<(IpAddr, IpAddr)> {
+        let hop = |ttl: u8| self.hops.iter().find(|hop| hop.ttl == ttl);
+        let node = |hop: &GraphHop, place: u16| hop.nodes.get(usize::from(place)).map(|node| node.reply.from);
+        Some((node(hop(link.ttl)?, link.from)?, node(hop(link.ttl.checked_add(1)?)?, link.to)?))
+    }
+}
+
 /// Who answers at one distance.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
 pub struct GraphHop {

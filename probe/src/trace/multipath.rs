@@ -271,7 +271,7 @@ impl Multipath {
     }
 
     /// Decides what is to be asked where something has changed.
-    fn look(&mut self, plan: &TracePlan, ways: &Ways) {
+    fn look(&mut self, ways: &Ways) {
         // Room that comes free at a hop makes it dirty again.
         let dirty: Vec<bool> = self.hops.iter_mut().map(|hop| core::mem::take(&mut hop.dirty)).collect();
         for at in (0..dirty.len()).filter(|at| dirty.get(*at) == Some(&true)) {
@@ -280,7 +280,7 @@ impl Multipath {
         }
         for (near, pair) in dirty.windows(2).enumerate() {
             if pair.contains(&true) {
-                self.edges(plan, ways, near);
+                self.edges(ways, near);
             }
         }
     }
@@ -340,7 +340,7 @@ impl Multipath {
     }
 
     /// Links between a hop and the next one.
-    fn edges(&mut self, plan: &TracePlan, ways: &Ways, near: usize) {
+    fn edges(&mut self, ways: &Ways, near: usize) {
         let far = near + 1;
         let Some([one, other]) = self.hops.get(near..=far) else { return };
         if one.by_packet || other.by_packet {
@@ -352,10 +352,12 @@ impl Multipath {
         let wanted = if wide > 1 && far_wide > 1 { 2 } else { 1 };
         for (node, flows) in nearer.iter().enumerate() {
             if self.is_router(near, node as u16) {
-                self.link(flows, far, wanted);
+                self.link(flows, far, wanted, wanted + SPARE);
             }
         }
-        farther.iter().for_each(|flows| self.link(flows, near, wanted));
+        for flows in &farther {
+            self.link(flows, near, wanted, wanted + SPARE);
+        }
         let Some([one, other]) = self.hops.get_mut(near..=far) else { return };
         if !one.full && wide > 1 && far_wide > 1 && one.waiting + other.waiting == 0 {
             let out = self.neighbours(&nearer, far);
@@ -369,66 +371,57 @@ impl Multipath {
                 (hop.full, hop.before) = (meshed || uneven, before);
             }
         }
-        if self.hops.get(near).is_some_and(|hop| hop.full || !plan.multipath.as_ref().is_some_and(|ways| ways.lite)) && wide > 1 {
+        if wide > 1 && self.hops.get(near).is_some_and(|hop| hop.full || !ways.lite) {
             self.node_rule(ways, near, &nearer);
         }
     }
 
     /// To how many nodes of hop `at` each of the nodes leads, or who leads to it.
     fn neighbours(&self, by_node: &[Vec<u16>], at: usize) -> Vec<usize> {
-        let met = |flow: &u16| match self.state(*flow, at) {
+        let met = by_node.iter().filter(|flows| !flows.is_empty()).map(|flows| self.met(flows, at));
+        met.filter(|count| *count > 0).collect()
+    }
+
+    /// How many nodes of hop `at` the flows met.
+    fn met(&self, flows: &[u16], at: usize) -> usize {
+        let node = |flow: &u16| match self.state(*flow, at) {
             At::Node(node) => Some(node),
             _ => None,
         };
-        let count = |flows: &Vec<u16>| flows.iter().filter_map(met).collect::<BTreeSet<_>>().len();
-        by_node.iter().filter(|flows| !flows.is_empty()).map(count).filter(|count| *count > 0).collect()
+        flows.iter().filter_map(node).collect::<BTreeSet<_>>().len()
     }
 
-    /// Flows of one node are sent to hop `at`, until so many of them are known there.
-    fn link(&mut self, flows: &[u16], at: usize, wanted: usize) {
+    /// Flows of one node are sent to hop `at`, until so many of them are known there or `most` were tried. How many could not be had.
+    fn link(&mut self, flows: &[u16], at: usize, wanted: usize, most: usize) -> usize {
         let known = flows.iter().filter(|flow| self.state(**flow, at).is_open_or_known()).count();
         let silent = flows.iter().filter(|flow| self.state(**flow, at) == At::Silent).count();
-        let more = wanted.saturating_sub(known).min((wanted + SPARE).saturating_sub(known + silent));
+        let more = wanted.saturating_sub(known).min(most.saturating_sub(known + silent));
         let unasked: Vec<u16> = flows.iter().copied().filter(|flow| self.state(*flow, at) == At::Unasked).take(more).collect();
-        unasked.into_iter().for_each(|flow| {
-            self.ask(flow, at, false);
-        });
+        more - unasked.into_iter().take_while(|flow| self.ask(*flow, at, false)).count()
     }
 
     /// As many flows through each node, and on from it, as its number of successors asks for.
     fn node_rule(&mut self, ways: &Ways, near: usize, nearer: &[Vec<u16>]) {
         let (far, mut missing) = (near + 1, 0);
-        let before = self.hops.get(near).map(|hop| hop.before.clone()).unwrap_or_default();
         let most = self.neighbours(nearer, far).into_iter().max().unwrap_or_default();
         for (node, flows) in nearer.iter().enumerate() {
             if flows.is_empty() || !self.is_router(near, node as u16) {
                 continue;
             }
-            let (mut successors, mut known, mut silent) = (BTreeSet::new(), 0, 0);
-            for flow in flows {
-                let state = self.state(*flow, far);
-                if let At::Node(node) = state {
-                    successors.insert(node);
-                }
-                known += usize::from(state.is_open_or_known());
-                silent += usize::from(state == At::Silent);
-            }
-            let enough = ways.flows(successors.len());
+            let successors = self.met(flows, far);
+            let enough = ways.flows(successors);
             // Who seems to have fewer successors than others must show so twice, with flows that did not raise the suspicion.
-            let doubted = if successors.len() < most { before.get(node).copied() } else { None };
-            let need = doubted.map_or(enough, |before| before + 2 * enough);
-            let more = need.saturating_sub(known).min((need * SPARE).saturating_sub(known + silent));
-            let unasked: Vec<u16> = flows.iter().copied().filter(|flow| self.state(*flow, far) == At::Unasked).take(more).collect();
-            let asked = unasked.into_iter().take_while(|flow| self.ask(*flow, far, false)).count();
-            missing += more - asked;
+            let before = self.hops.get(near).and_then(|hop| hop.before.get(node)).filter(|_| successors < most);
+            let need = before.map_or(enough, |before| before + 2 * enough);
+            missing += self.link(flows, far, need, need * SPARE);
         }
         let settled = self.hops.get(near..=far).is_some_and(|hops| hops.iter().all(|hop| hop.waiting == 0));
         if missing > 0 && settled {
             // Where none of its flows is left, others may lead there: first those of which it is known how they go on.
             let wide = nearer.iter().filter(|flows| !flows.is_empty()).count();
-            let others = (0..self.flows.len() as u16).filter(|flow| self.state(*flow, near) == At::Unasked);
-            let (onward, _): (Vec<u16>, Vec<u16>) = others.partition(|flow| self.state(*flow, far).is_open_or_known());
-            let asked = onward.into_iter().take(missing * wide).take_while(|flow| self.ask(*flow, near, false)).count();
+            let goes_on = |flow: &u16| self.state(*flow, near) == At::Unasked && self.state(*flow, far).is_open_or_known();
+            let onward: Vec<u16> = (0..self.flows.len() as u16).filter(goes_on).take(missing * wide).collect();
+            let asked = onward.into_iter().take_while(|flow| self.ask(*flow, near, false)).count();
             self.ask_others(ways, near, (missing * wide).saturating_sub(asked));
         }
     }
@@ -579,7 +572,7 @@ impl Course for Multipath {
             && !self.is_cut()
             && let Some(ways) = &plan.multipath
         {
-            self.look(plan, ways);
+            self.look(ways);
         }
         let token = self.queue.pop_front()?;
         let first = plan.first_ttl;

@@ -7,7 +7,7 @@ use std::sync::Arc;
 
 use picket_wire::addr::{AddrSet, parse_set};
 use picket_wire::space::{TargetSpace, TargetSpec};
-use picket_wire::trace::{Graph, Method, Path, PathEnd};
+use picket_wire::trace::{Graph, Link, Method, Path, PathEnd};
 use proptest::prelude::*;
 
 use super::engine::trace;
@@ -328,7 +328,7 @@ proptest! {
     }
 }
 
-/// A network of routers that choose by the source port: how they answer is the closure's.
+/// A network of routers that choose by the source port.
 struct Ways {
     seed: u64,
     /// Nodes at each distance.
@@ -368,49 +368,57 @@ impl Ways {
 
     /// Explores them.
     fn graph(&self, plan: TracePlan) -> Graph {
-        let mut engine = engine(plan);
-        let (mut now, mut count, mut answers) = (at(0), 0, VecDeque::new());
-        for _ in 0..10_000 {
-            for (_, packet) in drain(&mut *engine, now) {
-                count += 1;
-                let port = u16::from_be_bytes([packet[20], packet[21]]);
-                let answer = match self.node(port, ttl(&packet)) {
-                    Some(from) => error(from, (11, 0), &packet),
-                    None => error([198, 18, 0, 1], (3, 3), &packet),
-                };
-                if self.hash([3, count, 0]) % 1_000 >= self.loss {
-                    answers.push_back((now + Duration::from_millis(10), answer));
-                }
-            }
-            match (answers.front().map(|(due, _)| *due), engine.poll_timeout()) {
-                (Some(arrives), due) if due.is_none_or(|(due, _)| arrives <= due) => {
-                    now = now.max(arrives);
-                    engine.on_packet(now, &answers.pop_front().unwrap().1);
-                }
-                (_, Some((due, _))) => {
-                    now = now.max(due);
-                    engine.on_timeout(now);
-                }
-                (_, None) => break,
-            }
+        let mut count = 0;
+        let (graph, summary) = explore(plan, |packet| {
+            count += 1;
+            let port = u16::from_be_bytes([packet[20], packet[21]]);
+            let answer = match self.node(port, ttl(packet)) {
+                Some(from) => error(from, (11, 0), packet),
+                None => error([198, 18, 0, 1], (3, 3), packet),
+            };
+            (self.hash([3, count, 0]) % 1_000 >= self.loss).then_some(answer)
+        });
+        assert_eq!(summary.sent_packets, count);
+        graph
+    }
+}
+
+/// The graph that comes of a plan where every packet is answered after 10 ms as the closure says.
+fn explore(plan: TracePlan, mut answer: impl FnMut(&[u8]) -> Option<Vec<u8>>) -> (Graph, Summary) {
+    let mut engine = engine(plan);
+    let (mut now, mut answers) = (at(0), VecDeque::new());
+    for _ in 0..10_000 {
+        for (_, packet) in drain(&mut *engine, now) {
+            answers.extend(answer(&packet).map(|answer| (now + Duration::from_millis(10), answer)));
         }
-        match <[Event; 2]>::try_from(events(&mut *engine)) {
-            Ok([Event::Graph { graph, .. }, Event::Done(summary)]) => {
-                assert_eq!(u64::from(graph.sent), summary.sent_packets);
-                assert_eq!(summary.sent_packets, count);
-                *graph
+        match (answers.front().map(|(due, _)| *due), engine.poll_timeout()) {
+            (Some(arrives), due) if due.is_none_or(|(due, _)| arrives <= due) => {
+                now = now.max(arrives);
+                engine.on_packet(now, &answers.pop_front().unwrap().1);
             }
-            other => panic!("{other:?}"),
+            (_, Some((due, _))) => {
+                now = now.max(due);
+                engine.on_timeout(now);
+            }
+            (_, None) => break,
         }
+    }
+    match <[Event; 2]>::try_from(events(&mut *engine)) {
+        Ok([Event::Graph { graph, .. }, Event::Done(summary)]) => {
+            assert_eq!(u64::from(graph.sent), summary.sent_packets);
+            (*graph, summary)
+        }
+        other => panic!("{other:?}"),
     }
 }
 
 fn links(graph: &Graph) -> HashSet<(u8, [u8; 4], [u8; 4])> {
-    let node = |ttl: u8, place: u16| match graph.hops[usize::from(ttl - 1)].nodes[usize::from(place)].reply.from {
+    let octets = |addr: IpAddr| match addr {
         IpAddr::V4(addr) => addr.octets(),
         IpAddr::V6(_) => panic!("all of them are IPv4"),
     };
-    graph.links.iter().map(|link| (link.ttl, node(link.ttl, link.from), node(link.ttl + 1, link.to))).collect()
+    let ends = |link: &Link| graph.ends(link).map(|(from, to)| (link.ttl, octets(from), octets(to))).unwrap();
+    graph.links.iter().map(ends).collect()
 }
 
 fn all_ways(lite: bool, confidence: u8) -> TracePlan {
@@ -495,70 +503,32 @@ fn flows_that_were_held_back_or_never_left_are_not_silent() {
 fn other_flows_may_get_farther_than_the_first_one() {
     // The first flow ends at a firewall, others go on to the destination.
     let firewall = |port: u16, ttl: u8| port.is_multiple_of(2) && ttl == 2;
-    let mut engine = engine(all_ways(true, 95));
-    let (mut now, mut waiting) = (at(0), VecDeque::new());
-    loop {
-        for (_, packet) in drain(&mut *engine, now) {
-            let port = u16::from_be_bytes([packet[20], packet[21]]);
-            waiting.push_back(match ttl(&packet) {
-                3.. if port.is_multiple_of(2) => continue,
-                ttl if firewall(port, ttl) => error([198, 19, 9, 9], (3, 13), &packet),
-                4.. => error([198, 18, 0, 1], (3, 3), &packet),
-                _ => exceeded(&packet),
-            });
+    let (graph, summary) = explore(all_ways(true, 95), |packet| {
+        let port = u16::from_be_bytes([packet[20], packet[21]]);
+        match ttl(packet) {
+            3.. if port.is_multiple_of(2) => None,
+            ttl if firewall(port, ttl) => Some(error([198, 19, 9, 9], (3, 13), packet)),
+            4.. => Some(error([198, 18, 0, 1], (3, 3), packet)),
+            _ => Some(exceeded(packet)),
         }
-        now += Duration::from_millis(1);
-        match (waiting.pop_front(), engine.poll_timeout()) {
-            (Some(answer), _) => engine.on_packet(now, &answer),
-            (None, Some((due, _))) => {
-                now = now.max(due);
-                engine.on_timeout(now);
-            }
-            (None, None) => break,
-        }
-    }
-    match &events(&mut *engine)[..] {
-        [Event::Graph { graph, .. }, Event::Done(summary)] => {
-            assert_eq!((graph.end, graph.hops.len(), summary.reached), (PathEnd::Reached, 4, 1), "{graph:?}");
-            assert_eq!(graph.hops[1].nodes.len(), 2);
-        }
-        other => panic!("{other:?}"),
-    }
+    });
+    assert_eq!((graph.end, graph.hops.len(), summary.reached), (PathEnd::Reached, 4, 1), "{graph:?}");
+    assert_eq!(graph.hops[1].nodes.len(), 2);
 }
 
 #[test]
 fn datagrams_that_answer_count_for_the_end_of_the_first_path() {
-    let mut engine = engine(TracePlan { port: 53, ..all_ways(true, 60) });
-    let (mut now, mut waiting) = (at(0), VecDeque::new());
-    loop {
-        for (_, packet) in drain(&mut *engine, now) {
-            match ttl(&packet) {
-                2 => {}
-                4.. => {
-                    let datagram = [&[0, 53][..], &packet[20..22], &[0, 10, 0, 0, 1, 2]].concat();
-                    waiting.push_back([&v4_header([198, 18, 0, 1].into(), [192, 0, 2, 2].into(), 17, 60, 10)[..], &datagram].concat());
-                }
-                _ => waiting.push_back(exceeded(&packet)),
-            }
+    let (graph, _) = explore(TracePlan { port: 53, ..all_ways(true, 60) }, |packet| match ttl(packet) {
+        2 => None,
+        4.. => {
+            let datagram = [&[0, 53][..], &packet[20..22], &[0, 10, 0, 0, 1, 2]].concat();
+            Some([&v4_header([198, 18, 0, 1].into(), [192, 0, 2, 2].into(), 17, 60, 10)[..], &datagram].concat())
         }
-        now += Duration::from_millis(1);
-        match (waiting.pop_front(), engine.poll_timeout()) {
-            (Some(answer), _) => engine.on_packet(now, &answer),
-            (None, Some((due, _))) => {
-                now = now.max(due);
-                engine.on_timeout(now);
-            }
-            (None, None) => break,
-        }
-    }
-    match &events(&mut *engine)[..] {
-        [Event::Graph { graph, .. }, Event::Done(_)] => {
-            let nodes: Vec<usize> = graph.hops.iter().map(|hop| hop.nodes.len()).collect();
-            assert_eq!((graph.end, &nodes[..]), (PathEnd::Reached, &[1, 0, 1, 1][..]), "{graph:?}");
-            assert_eq!(graph.hops[3].nodes[0].reply.from, IpAddr::from([198, 18, 0, 1]));
-        }
-        other => panic!("{other:?}"),
-    }
+        _ => Some(exceeded(packet)),
+    });
+    let nodes: Vec<usize> = graph.hops.iter().map(|hop| hop.nodes.len()).collect();
+    assert_eq!((graph.end, &nodes[..]), (PathEnd::Reached, &[1, 0, 1, 1][..]), "{graph:?}");
+    assert_eq!(graph.hops[3].nodes[0].reply.from, IpAddr::from([198, 18, 0, 1]));
 }
 
 proptest! {

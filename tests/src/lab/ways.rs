@@ -30,6 +30,7 @@ pub struct Ways {
     /// Who asks.
     pub probe: Namespace,
     routers: Vec<Namespace>,
+    links: BTreeSet<(u8, IpAddr, IpAddr)>,
     _destination: Namespace,
 }
 
@@ -45,27 +46,32 @@ impl Ways {
         let lab = Lab::new(name)?;
         let (probe, destination) = (lab.namespace("probe")?, lab.namespace("dst")?);
         let (root, join) = (lab.namespace("root")?, lab.namespace("join")?);
-        let (mut routers, mut forks, mut back) = (Vec::new(), Vec::new(), None);
+        let (mut routers, mut forks, mut back, mut links) = (Vec::new(), Vec::new(), None, BTreeSet::new());
         connect(&probe, Self::DEVICE, &root, 1)?;
         connect(&join, "dst", &destination, 2)?;
         let mut network = FIRST;
         for a in 1..=WIDTHS.0 {
             let first = lab.namespace(&format!("a{a}"))?;
             connect(&root, &format!("a{a}"), &first, network)?;
-            forks.push(far(network));
+            let nearer = far(network);
+            forks.push(nearer);
+            links.insert((1, far(1), nearer));
             first.route("default", near(network))?;
             network += 1;
             let mut next = Vec::new();
             for b in 1..=WIDTHS.1 {
                 let second = lab.namespace(&format!("b{a}{b}"))?;
                 connect(&first, &format!("b{b}"), &second, network)?;
-                next.push(far(network));
+                let farther = far(network);
+                next.push(farther);
+                links.insert((2, nearer, farther));
                 second.route("198.18.1.0/24", near(network))?;
                 network += 1;
                 connect(&second, "join", &join, network)?;
                 second.route("default", far(network))?;
-                // Back there is one way; and so the router that joins them has one address.
-                back.get_or_insert(near(network));
+                // Back there is one way; and so the router that joins them has one address, from where its answers leave.
+                let join = *back.get_or_insert(network);
+                links.insert((3, farther, far(join)));
                 network += 1;
                 routers.push(second);
             }
@@ -73,8 +79,9 @@ impl Ways {
             routers.push(first);
         }
         spread(&root, "default", &forks)?;
-        if let Some(gateway) = back {
-            join.route("198.18.1.0/24", gateway)?;
+        if let Some(network) = back {
+            join.route("198.18.1.0/24", near(network))?;
+            links.insert((4, far(network), Self::destination()));
         }
         probe.route("default", far(1))?;
         destination.route("default", near(2))?;
@@ -89,7 +96,7 @@ impl Ways {
                 ("net/ipv4/icmp_msgs_per_sec", "1000000"),
             ])?;
         }
-        Ok(Self { probe, routers, _destination: destination })
+        Ok(Self { probe, routers, links, _destination: destination })
     }
 
     /// The address that is traced to.
@@ -106,24 +113,8 @@ impl Ways {
 
     /// All links that packets to the destination may take, each with the distance of its nearer end.
     #[must_use]
-    pub fn links() -> BTreeSet<(u8, IpAddr, IpAddr)> {
-        let mut links = BTreeSet::new();
-        let mut network = FIRST;
-        // It answers from where its answers leave.
-        let join = far(network + 2);
-        for _ in 0..WIDTHS.0 {
-            let first = far(network);
-            links.insert((1, far(1), first));
-            network += 1;
-            for _ in 0..WIDTHS.1 {
-                let second = far(network);
-                links.insert((2, first, second));
-                links.insert((3, second, join));
-                network += 2;
-            }
-        }
-        links.insert((4, join, Self::destination()));
-        links
+    pub const fn links(&self) -> &BTreeSet<(u8, IpAddr, IpAddr)> {
+        &self.links
     }
 }
 

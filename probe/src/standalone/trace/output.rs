@@ -4,7 +4,7 @@ use core::time::Duration;
 use std::io::{self, Write};
 use std::net::IpAddr;
 
-use picket_wire::trace::{Graph, GraphHop, Hop, InterfaceInfo, InterfaceRole, Link, Path, Reply, ReplyKind};
+use picket_wire::trace::{Graph, GraphHop, Hop, InterfaceInfo, InterfaceRole, Path, Reply, ReplyKind};
 use serde_json::{Value, json};
 
 use super::PathOutput;
@@ -101,7 +101,7 @@ impl<W: Write> Printer<W> {
                 let mut line = format!("{number} {}  {rtt:.2} ms{}", node.reply.from, remarks(&node.reply, graph.dst, self.plan.tos));
                 if choice {
                     line += &format!("  {} flows", node.flows);
-                    let to: Vec<String> = followers(graph, hop, next, place).map(|addr| addr.to_string()).collect();
+                    let to: Vec<String> = followers(graph, hop, place).map(|addr| addr.to_string()).collect();
                     if !to.is_empty() {
                         line += &format!("  to {}", to.join(" "));
                     }
@@ -124,10 +124,6 @@ impl<W: Write> Printer<W> {
     }
 
     fn graph_object(&self, graph: &Graph) -> Value {
-        let address = |link: &Link, ttl: u8, place: u16| {
-            let hop = graph.hops.iter().find(|hop| hop.ttl == link.ttl + ttl);
-            hop.and_then(|hop| hop.nodes.get(usize::from(place))).map(|node| node.reply.from.to_string())
-        };
         json!({
             "type": "graph",
             "dst": graph.dst.to_string(),
@@ -149,9 +145,10 @@ impl<W: Write> Printer<W> {
                     "reply": reply(&node.reply),
                 })).collect::<Vec<_>>(),
             })).collect::<Vec<_>>(),
-            "links": graph.links.iter().map(|link| json!({
-                "ttl": link.ttl, "from": address(link, 0, link.from), "to": address(link, 1, link.to),
-            })).collect::<Vec<_>>(),
+            "links": graph.links.iter().map(|link| {
+                let (from, to) = graph.ends(link).unzip();
+                json!({ "ttl": link.ttl, "from": from.map(|addr| addr.to_string()), "to": to.map(|addr| addr.to_string()) })
+            }).collect::<Vec<_>>(),
         })
     }
 
@@ -196,9 +193,9 @@ impl<W: Write> Printer<W> {
 }
 
 /// The nodes that follow on one of a hop.
-fn followers<'a>(graph: &'a Graph, hop: &'a GraphHop, next: Option<&'a GraphHop>, place: usize) -> impl Iterator<Item = IpAddr> + 'a {
+fn followers<'a>(graph: &'a Graph, hop: &'a GraphHop, place: usize) -> impl Iterator<Item = IpAddr> + 'a {
     let links = graph.links.iter().filter(move |link| link.ttl == hop.ttl && usize::from(link.from) == place);
-    links.filter_map(move |link| next?.nodes.get(usize::from(link.to)).map(|node| node.reply.from))
+    links.filter_map(|link| graph.ends(link).map(|(_, to)| to))
 }
 
 fn reply(reply: &Reply) -> Value {
@@ -276,7 +273,7 @@ fn code(v4: bool, icmp_type: u8, icmp_code: u8) -> String {
 
 #[cfg(test)]
 mod tests {
-    use picket_wire::trace::{Method, MplsLabel, Node, PathEnd, Quoted};
+    use picket_wire::trace::{Link, Method, MplsLabel, Node, PathEnd, Quoted};
 
     use super::*;
     use crate::trace::tests::plan;

@@ -10,7 +10,7 @@ use std::sync::Arc;
 
 use picket_wire::addr::parse_set;
 use picket_wire::space::{TargetSpace, TargetSpec};
-use picket_wire::trace::{Graph, Hop, Method, Path, ReplyKind};
+use picket_wire::trace::{Graph, Hop, Link, Method, Path, ReplyKind};
 use picket_wire::units::PacketsPerSecond;
 use serde::Deserialize;
 
@@ -324,10 +324,8 @@ fn flat(graph: &Graph) -> Path {
 
 /// `1 192.0.2.1 > 192.0.2.2`, in order.
 fn links(graph: &Graph) -> Vec<String> {
-    let hop = |ttl: u8| graph.hops.iter().find(|hop| hop.ttl == ttl).unwrap();
-    let text = |link: &picket_wire::trace::Link| {
-        let (near, far) = (hop(link.ttl), hop(link.ttl + 1));
-        let [from, to] = [(near, link.from), (far, link.to)].map(|(hop, at)| hop.nodes[usize::from(at)].reply.from);
+    let text = |link: &Link| {
+        let (from, to) = graph.ends(link).unwrap();
         format!("{} {from} > {to}", link.ttl)
     };
     graph.links.iter().map(text).collect()

@@ -55,6 +55,13 @@ fn main() -> Result<()> {
     Ok(())
 }
 
+/// The middle one of some figures; not a number where there are none.
+fn median(values: impl IntoIterator<Item = f64>) -> f64 {
+    let mut values: Vec<f64> = values.into_iter().collect();
+    values.sort_by(f64::total_cmp);
+    values.get(values.len() / 2).copied().unwrap_or(f64::NAN)
+}
+
 /// The stripped release programs.
 fn size() -> Result<()> {
     let programs = Programs::locate()?;

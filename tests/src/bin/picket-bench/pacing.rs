@@ -174,7 +174,7 @@ fn report(limit: Limit, outcomes: &[Outcome]) {
     report_mean(limit, outcomes);
     report_windows(limit, outcomes);
     let share = |outcome: &Outcome| outcome.processor.as_secs_f64() / outcome.timing.span().as_secs_f64();
-    let share = median(outcomes.iter().map(share));
+    let share = crate::median(outcomes.iter().map(share));
     let bar = match limit {
         Limit::Packets(1_000) => format!(" (bar {} %, {})", PROCESSOR_BAR * 100.0, kept(share < PROCESSOR_BAR)),
         _ => String::new(),
@@ -194,7 +194,7 @@ fn report_mean(limit: Limit, outcomes: &[Outcome]) {
     };
     let off: Vec<f64> = outcomes.iter().map(|outcome| mean(&outcome.timing) / limit.rate() - 1.0).collect();
     let each = off.iter().map(|off| format!("{:+.4}", off * 100.0)).collect::<Vec<_>>().join(", ");
-    let (median, name) = (median(off.into_iter()), limit.name());
+    let (median, name) = (crate::median(off), limit.name());
     println!(
         "pacing  {name}: {} frames in {:.3} s, mean off the limit by {:+.4} % (bar {} %, {}; runs {each})",
         outcomes[0].expected,
@@ -235,12 +235,6 @@ fn report_windows(limit: Limit, outcomes: &[Outcome]) {
         stated / rate * 1e3,
         kept(burst <= stated),
     );
-}
-
-fn median(values: impl Iterator<Item = f64>) -> f64 {
-    let mut values: Vec<f64> = values.collect();
-    values.sort_by(f64::total_cmp);
-    values.get(values.len() / 2).copied().unwrap_or(f64::NAN)
 }
 
 fn kept(kept: bool) -> &'static str {

@@ -75,7 +75,7 @@ fn compare(pair: &Pair, what: &str, targets: &str, ports: &[u16]) -> Result<()> 
         theirs.push(begun.elapsed().as_secs_f64());
         peer = read_nmap(&std::fs::read_to_string(&xml).with_context(|| format!("read {}", xml.display()))?);
     }
-    let (ours, theirs) = (median(ours), median(theirs));
+    let (ours, theirs) = (crate::median(ours), crate::median(theirs));
     println!(
         "services  {what}: picket-probe {ours:.2} s, {} identified; nmap -sV {theirs:.2} s, {} identified; ratio {:.3} (bar {BAR}), medians of {ROUNDS}",
         found.len(),
@@ -86,11 +86,6 @@ fn compare(pair: &Pair, what: &str, targets: &str, ports: &[u16]) -> Result<()> 
         println!("services  {what}: nmap identified {} port {}, Picket did not", missed.0, missed.1);
     }
     Ok(())
-}
-
-fn median(mut seconds: Vec<f64>) -> f64 {
-    seconds.sort_by(f64::total_cmp);
-    seconds.get(seconds.len() / 2).copied().unwrap_or(f64::NAN)
 }
 
 fn read_ours(text: &str) -> Result<Found> {

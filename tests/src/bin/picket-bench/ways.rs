@@ -16,7 +16,7 @@ const BAR: f64 = 0.1;
 /// The section.
 pub(crate) fn run() -> Result<()> {
     let lab = Ways::new("benchways")?;
-    let expected = Ways::links();
+    let expected = lab.links();
     let (mut seconds, mut packets, mut complete) = (Vec::new(), Vec::new(), 0);
     let sent = || Ok::<_, anyhow::Error>(lab.probe.counters(Ways::DEVICE)?.sent_packets);
     for round in 0..ROUNDS {
@@ -26,7 +26,7 @@ pub(crate) fn run() -> Result<()> {
         let graph = ways::graph(&lab, &["--method", "udp", "--multipath", "--confidence", "99", "--flow", &flow])?;
         seconds.push(begun.elapsed().as_secs_f64());
         packets.push(graph.packets);
-        complete += usize::from(graph.links == expected && graph.nodes == lab.routers() + 1);
+        complete += usize::from(graph.links == *expected && graph.nodes == lab.routers() + 1);
     }
     let destination = Ways::destination().to_string();
     let scamper = Run::new("scamper").args(["-O", "text", "-I", &format!("tracelb -P udp-sport -c 99 {destination}")]);
@@ -36,9 +36,8 @@ pub(crate) fn run() -> Result<()> {
     let frames = sent()? - before;
     let told = text.lines().find(|line| line.starts_with("tracelb")).context("scamper told no graph")?;
     packets.sort_unstable();
-    seconds.sort_by(f64::total_cmp);
     let (median, most) = (packets.get(ROUNDS / 2).copied().unwrap_or_default(), packets.last().copied().unwrap_or_default());
-    let ours = seconds.get(ROUNDS / 2).copied().unwrap_or(f64::NAN);
+    let ours = crate::median(seconds);
     println!(
         "ways      4 x 2 ways, 99 %: picket-probe {ours:.3} s, start included, {median} packets (most {most}), all {} routers and {} links in {complete} of {ROUNDS} runs",
         lab.routers(),
