@@ -59,9 +59,8 @@ const TIMER_SLACK: Duration = Duration::from_millis(4);
 /// Time that the pacer can make good for each frame of a batch: a batch is charged when its last frame has left, 2 to 3 µs for each
 /// one, so that a long one makes the next ones late.
 const BATCH_SHARE: Duration = Duration::from_micros(20);
-/// The same for a sender that is behind and does not sleep: nothing else makes its batches late, and the spacing's share still lets it catch
-/// up at about 4 %.
-const BUSY_BATCH_SHARE: Duration = Duration::from_micros(4);
+/// The same for a sender that its processor holds up: nothing else makes its batches late, and each call costs it more than each frame.
+const BUSY_BATCH_SHARE: Duration = Duration::from_micros(8);
 /// Batches received in one turn at most.
 const RECEIVES_PER_TURN: u32 = 4;
 /// A packet that left so much later than it was admitted is booked again with its target.
@@ -438,9 +437,9 @@ impl<L: Link, E, S: EventSink<E>> Drive<L, E, S> {
         Some(self.pacer.tolerance().map_or(sending, |all| all.min(sending)))
     }
 
-    /// Whether processor time is what limits, and neither the interface's limits nor those of a task that has something to send.
-    fn is_behind(&self, now: Instant) -> bool {
-        self.pacer.is_behind(now) && self.tasks.iter().filter(|task| task.hungry).all(|task| task.pacer.is_behind(now))
+    /// Whether something holds for the interface's limits and for those of each task that has something to send.
+    fn all_pacers(&self, holds: impl Fn(&Pacer) -> bool) -> bool {
+        holds(&self.pacer) && self.tasks.iter().filter(|task| task.hungry).all(|task| holds(&task.pacer))
     }
 
     // Sending.
@@ -491,7 +490,7 @@ impl<L: Link, E, S: EventSink<E>> Drive<L, E, S> {
             task.plan = Some(task.pacer.plan(now));
         }
         let most = self.tolerance().map_or(BATCH, |spare| {
-            let share = if self.is_behind(now) { BUSY_BATCH_SHARE } else { BATCH_SHARE };
+            let share = if self.all_pacers(|pacer| pacer.is_held_up(now)) { BUSY_BATCH_SHARE } else { BATCH_SHARE };
             (spare.as_micros() / share.as_micros()).clamp(1, BATCH as u128) as usize
         });
         let mut misses = 0;

@@ -318,10 +318,17 @@ impl Pacer {
         Some(Duration::from_nanos(u64::try_from(least / PICOS_PER_NANO).unwrap_or(u64::MAX)))
     }
 
-    /// Whether the sender is so far behind what it may send that lateness of wake-ups is not the reason.
+    /// Whether the sender is so far behind its schedule that the spacing is what it waits for: each moment lost is missing where it
+    /// catches up.
     pub fn is_behind(&self, now: Instant) -> bool {
         let (now, far) = (picos(now), (u128::from(NANOS_PER_MILLI) * PICOS_PER_NANO).min(self.burst / 2));
         [&self.packets, &self.bits].into_iter().flatten().all(|bucket| bucket.schedule + far <= now)
+    }
+
+    /// Whether the sender is behind and does not even use the spacing's share: its processor is what holds it up.
+    pub fn is_held_up(&self, now: Instant) -> bool {
+        let unused = |bucket: &Bucket| bucket.spacing.room(now.as_nanos()) > bucket.spacing.most / 8;
+        self.is_behind(now) && [&self.packets, &self.bits].into_iter().flatten().all(unused)
     }
 
     /// Whether a frame may leave at `now`.

@@ -191,7 +191,7 @@ fn run<L: Link, E, S: EventSink<E>>(drive: &mut Drive<L, E, S>, inbox: &Receiver
 impl<L: Link, E, S: EventSink<E>> Drive<L, E, S> {
     /// Waits for what [`Self::turn`] asked for, and counts being woken late.
     fn wait(&mut self, mut now: Instant, next: Instant, punctual: &mut Punctual) -> Instant {
-        let early = punctual.early(self.tolerance());
+        let early = punctual.early(self.tolerance(), self.all_pacers(|pacer| pacer.is_behind(now)));
         let asked = next - early;
         if asked > now {
             now = self.link.wait(asked);
@@ -227,10 +227,12 @@ impl Punctual {
         self.late = (self.late * 15 + late) / 16;
     }
 
-    /// How much earlier to be woken, where being late by more than `tolerance` matters.
-    fn early(&self, tolerance: Option<Duration>) -> Duration {
+    /// How much earlier to be woken, where being late by more than `tolerance` matters: while something is `behind`, whatever is late
+    /// is missing where it is caught up.
+    fn early(&self, tolerance: Option<Duration>, behind: bool) -> Duration {
         let late = Duration::from_nanos(self.late);
         match tolerance {
+            Some(_) if behind => EARLY_MAX,
             Some(tolerance) if late * 2 > tolerance => (late * 3 / 2).min(EARLY_MAX),
             _ => Duration::ZERO,
         }
@@ -251,12 +253,13 @@ mod tests {
         for _ in 0..100 {
             punctual.sample(us(60));
         }
-        assert_eq!(punctual.early(Some(us(150))), Duration::ZERO);
-        assert!((us(85)..=us(90)).contains(&punctual.early(Some(us(85)))));
-        assert_eq!(punctual.early(None), Duration::ZERO, "never at low rates");
+        assert_eq!(punctual.early(Some(us(150)), false), Duration::ZERO);
+        assert!((us(85)..=us(90)).contains(&punctual.early(Some(us(85)), false)));
+        assert_eq!(punctual.early(Some(us(150)), true), EARLY_MAX);
+        assert_eq!(punctual.early(None, true), Duration::ZERO, "never at low rates");
         for _ in 0..100 {
             punctual.sample(us(5_000));
         }
-        assert_eq!(punctual.early(Some(us(85))), EARLY_MAX);
+        assert_eq!(punctual.early(Some(us(85)), false), EARLY_MAX);
     }
 }

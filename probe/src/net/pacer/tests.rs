@@ -106,6 +106,12 @@ fn a_sender_that_lags_behind_knows_it() {
     (0..8).for_each(|_| pacer.charge(at(MS), 1, 1_500));
     assert!(!pacer.is_behind(at(MS)) && pacer.is_behind(at(2 * MS)));
     assert!(Pacer::new(Limits::UNLIMITED).is_behind(at(0)), "no limit holds it");
+    // It has used its share of the millisecond: that is what it waits for, and not its processor.
+    let mut pacer = Pacer::new(Limits::packets(pps(100_000)));
+    pacer.idle(at(0));
+    assert!(!pacer.is_held_up(at(0)) && pacer.is_held_up(at(5 * MS)));
+    pacer.charge(at(5 * MS), 100, 0);
+    assert!(pacer.is_behind(at(5 * MS)) && !pacer.is_held_up(at(5 * MS)) && pacer.is_held_up(at(7 * MS)));
 }
 
 #[test]

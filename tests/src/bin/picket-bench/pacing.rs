@@ -59,6 +59,8 @@ const BURST: f64 = 0.010;
 const MEAN_BAR: f64 = 0.000_5;
 /// What a scan of 1000 packets a second may cost, as a share of one core.
 const PROCESSOR_BAR: f64 = 0.05;
+/// The processor that it runs on, as /proc/stat names it.
+const SENDER: &str = "cpu0 ";
 /// A run longer than this is broken.
 const LONG: Duration = Duration::from_secs(60);
 
@@ -108,6 +110,8 @@ struct Outcome {
     /// Frames that the capture had no room for.
     lost: u64,
     processor: Duration,
+    /// What the host of a virtual machine took from the sender's processor meanwhile.
+    stolen: Duration,
 }
 
 /// The section.
@@ -142,16 +146,17 @@ fn measure(sink: &Sink, limit: Limit) -> Result<Outcome> {
         .env("PICKET_POLICY__ALLOW", "198.18.0.0/15")
         .under(["taskset", "-c", "0", "nice", "-n", "-10"]);
     let watch = Watch::start(sink.sink(), Sink::DEVICE, Direction::In, Some("tcp and dst net 198.18.0.0/16"))?;
-    let before = children()?;
+    let (before, stolen) = (children()?, stolen()?);
     let mut process = sink.sender().spawn(&probe)?;
     let status = process.wait(LONG)?;
     // The capture still runs, so the scan is the only child that has ended meanwhile.
     let processor = children()?.saturating_sub(before);
+    let stolen = self::stolen()?.saturating_sub(stolen);
     ensure!(status.success(), "the scan ended with {status}: {}", process.stderr());
     let (capture, lost) = watch.stop_counting()?;
     let timing = Timing::new(capture.frames().map(|frame| (frame.at, frame.length.max(PADDED))));
     ensure!(timing.packets() + lost == expected, "{} frames passed and {lost} were lost of {expected}", timing.packets());
-    Ok(Outcome { timing, expected, lost, processor })
+    Ok(Outcome { timing, expected, lost, processor, stolen })
 }
 
 /// A range of addresses and one of ports that make about `frames` targets, as they are typed, and how many they make.
@@ -160,6 +165,14 @@ fn targets(frames: u64) -> Result<(String, String, u64)> {
     let addresses = frames / ports;
     let last = Ipv4Addr::from(u32::from(Ipv4Addr::new(198, 18, 0, 0)) + u32::try_from(addresses - 1)?);
     Ok((format!("198.18.0.0-{last}"), format!("1-{ports}"), addresses * ports))
+}
+
+/// What the host took from the sender's processor since the start (proc(5), `stat`: the eighth figure, in hundredths of a second).
+fn stolen() -> Result<Duration> {
+    let text = std::fs::read_to_string("/proc/stat").context("read /proc/stat")?;
+    let line = text.lines().find_map(|line| line.strip_prefix(SENDER)).context("/proc/stat tells nothing of the sender's processor")?;
+    let ticks: u64 = line.split_whitespace().nth(7).and_then(|ticks| ticks.parse().ok()).context("/proc/stat tells no stolen time")?;
+    Ok(Duration::from_millis(ticks * 10))
 }
 
 /// Processor time of all children that have ended.
@@ -180,6 +193,11 @@ fn report(limit: Limit, outcomes: &[Outcome]) {
         _ => String::new(),
     };
     println!("pacing  {name}: processor {:.2} % of a core while sending, start and end included{bar}", share * 100.0);
+    let pauses = outcomes.iter().map(|outcome| {
+        let milliseconds = |nanos: u64| nanos as f64 / 1e6;
+        format!("{:.1} ({:.0} stolen)", milliseconds(outcome.timing.gaps().most), outcome.stolen.as_secs_f64() * 1e3)
+    });
+    println!("pacing  {name}: longest pause of each run in ms {}", pauses.collect::<Vec<_>>().join(", "));
     let lost: u64 = outcomes.iter().map(|outcome| outcome.lost).sum();
     if lost > 0 {
         let expected: u64 = outcomes.iter().map(|outcome| outcome.expected).sum();
