@@ -1,6 +1,7 @@
 //! The Picket probe: paced packet engines, the spool, the agent.
 
 pub mod agent;
+pub mod capture;
 pub mod commands;
 pub mod config;
 pub mod discover;

@@ -142,6 +142,13 @@ fn probe_modules_keep_their_distance() {
         &["scan", "service", "agent", "transport", "spool", "standalone", "net::link", "net::afpacket"],
     );
     assert_no_arrow("probe", &["agent::link", "agent::held"], &["transport", "spool", "net::link", "net::afpacket", "net::clock"]);
+    assert_no_arrow(
+        "probe",
+        &["capture"],
+        &["scan", "discover", "service", "trace", "agent", "transport", "spool", "standalone", "identity", "config", "net", "station"],
+    );
+    assert_no_arrow("probe", &["packet", "net", "scan", "discover", "service", "trace", "spool", "transport"], &["capture"]);
+    assert_no_arrow("probe", &["capture::pcapng"], &["packet"]);
     assert_no_arrow("probe", &["spool"], &["net", "scan", "agent", "transport"]);
     assert_no_arrow("probe", &["transport"], &["scan", "agent", "net::drive", "net::afpacket"]);
     assert_no_arrow("probe", &["agent::core"], &["net::drive", "net::afpacket", "net::link", "transport", "scan", "spool"]);

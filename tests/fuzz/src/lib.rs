@@ -18,6 +18,7 @@ pub const TARGETS: &[Target] = &[
     ("frame", targets::packet::frame),
     ("packet", targets::packet::packet),
     ("answer", targets::packet::answer),
+    ("pcapng", targets::capture::pcapng),
     ("scan", targets::scan::replies),
     ("trace", targets::trace::replies),
     ("dialogue", targets::service::dialogue),

@@ -1,5 +1,6 @@
 //! The targets, by what they read.
 
+pub(crate) mod capture;
 mod engine;
 pub(crate) mod packet;
 pub(crate) mod scan;
