@@ -9,6 +9,7 @@
 pub mod api;
 pub mod expect;
 pub mod mqtt;
+pub mod paths;
 pub mod records;
 pub mod services;
 pub mod ways;
