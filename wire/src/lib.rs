@@ -4,6 +4,7 @@
 //! no clock, draws no randomness and knows neither MQTT nor SQL; both programs and every test speak through it.
 
 pub mod addr;
+pub mod atlas;
 pub mod codec;
 pub mod command;
 pub mod enrol;

@@ -9,7 +9,8 @@ use clap::{Args, ValueEnum};
 use picket_wire::job::{HostProbe, NetworkLimit, Technique};
 use picket_wire::units::PacketsPerSecond;
 
-pub use super::output::{OutputArg, OutputFile};
+pub use super::output::OutputArg;
+pub use super::output::file::OutputFile;
 use super::rates::RateArg;
 
 /// What is sent.

@@ -6,7 +6,7 @@ use std::net::IpAddr;
 use picket_wire::job::Technique;
 use picket_wire::space::SpaceError;
 
-use super::output::OutputError;
+use super::output::file::OutputError;
 use super::resume::ResumeError;
 use super::targets::TargetError;
 use crate::config::ConfigError;
@@ -55,6 +55,9 @@ pub enum StandaloneError {
     /// A format that has no place for what a link tells.
     #[error("a link is written as a table or as NDJSON to standard output: use `-o table` or `-o ndjson` and no files")]
     LinkOutput,
+    /// A graph in a form for paths.
+    #[error("--multipath makes a graph, and `{0}` can only express paths: use `-o table` or `-o ndjson`, or leave --multipath out")]
+    GraphOutput(String),
     /// No targets.
     #[error("name targets, for example 192.168.1.0/24 or fd00::/64; `picket-probe discover --link` needs none")]
     NoTargets,
@@ -140,6 +143,7 @@ impl StandaloneError {
             | Self::SameFile(_)
             | Self::ResumeAlone
             | Self::LinkOutput
+            | Self::GraphOutput(_)
             | Self::NoTargets
             | Self::NoDestination
             | Self::Resume(ResumeError::Other { .. } | ResumeError::Missing(_))

@@ -17,7 +17,8 @@ use picket_wire::units::UnixMillis;
 
 use super::Outcome;
 use super::error::StandaloneError;
-use super::output::{OutputError, Outputs};
+use super::output::Outputs;
+use super::output::file::OutputError;
 use super::results::{Found, News, PassHead, PassState, Row, ServiceTally, Summary};
 use super::resume::{Entry, Journal};
 use super::services::OpenPort;

@@ -10,6 +10,7 @@ use serde::{Deserialize, Serialize};
 
 use super::args::{CommonArgs, DiscoverArgs, OutputArg, OutputFile, PortArgs, TechniqueArg};
 use super::error::StandaloneError;
+use super::output::file::chosen;
 use super::rates;
 use super::targets::{self, Names};
 use crate::net::pacer::{DEFAULT_BURST, Limits};
@@ -160,20 +161,7 @@ pub(super) const DISCOVERY: Technique = Technique::Discover;
 
 /// All outputs; the table is one unless something else goes to standard output.
 pub(super) fn outputs(args: &CommonArgs) -> Result<Vec<OutputFile>, StandaloneError> {
-    let stdout = |output: &OutputFile| output.path.as_os_str() == "-";
-    let mut outputs = args.output_file.clone();
-    let taken = outputs.iter().filter(|output| stdout(output)).count();
-    match (args.output, taken) {
-        (Some(_), 1..) | (None, 2..) => return Err(StandaloneError::TwoOnStdout),
-        (None, 1) => {}
-        (format, _) => outputs.insert(0, OutputFile { format: format.unwrap_or(OutputArg::Table), path: "-".into() }),
-    }
-    let mut paths: Vec<_> = outputs.iter().map(|output| &output.path).collect();
-    paths.sort_unstable();
-    if let Some(pair) = paths.windows(2).find(|pair| pair.first() == pair.last()) {
-        return Err(StandaloneError::SameFile(pair.first().map(|path| path.display().to_string()).unwrap_or_default()));
-    }
-    Ok(outputs)
+    chosen(args.output, OutputArg::Table, &args.output_file)
 }
 
 /// The passes that techniques and ports together ask for: one for each protocol.

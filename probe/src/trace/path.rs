@@ -75,6 +75,8 @@ pub(super) struct Tracing {
     held: VecDeque<u16>,
     /// Hops that are to be asked once more.
     again: VecDeque<u8>,
+    /// When the first packet left.
+    begun: Option<Instant>,
     /// Nothing is sent before.
     not_before: Option<Instant>,
     slowest: Option<Duration>,
@@ -122,6 +124,7 @@ impl Tracing {
         let Some(packet) = self.packets.get_mut(usize::from(number)) else { return };
         packet.state = PacketState::Sent(now);
         let ttl = packet.ttl;
+        self.begun.get_or_insert(now);
         self.sent += 1;
         if let Some(hop) = self.hop(plan, ttl) {
             hop.sent += 1;
@@ -253,6 +256,7 @@ impl Course for Tracing {
             hops: Vec::new(),
             held: VecDeque::new(),
             again: VecDeque::new(),
+            begun: None,
             not_before: None,
             slowest: None,
             farthest: plan.first_ttl - 1,
@@ -418,8 +422,8 @@ impl Course for Tracing {
     }
 
     fn finish(self, plan: &TracePlan, stopped: bool) -> (PathEnd, Event) {
-        let position = self.position;
+        let (position, begun) = (self.position, self.begun);
         let path = Box::new(self.path(plan, stopped));
-        (path.end, Event::Path { position, path })
+        (path.end, Event::Path { position, begun, path })
     }
 }

@@ -2,6 +2,8 @@
 
 use picket_wire::trace::{Graph, Path, Reply};
 
+use crate::net::time::Instant;
+
 /// What happens, in order.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Event {
@@ -18,6 +20,8 @@ pub enum Event {
     Path {
         /// Position of the destination.
         position: u64,
+        /// When its first packet left; never, where none did.
+        begun: Option<Instant>,
         /// The path.
         path: Box<Path>,
     },

@@ -286,8 +286,13 @@ impl TracePlan {
         Self { multipath: self.multipath.map(|ways| ways.clipped(ports)), ..self }
     }
 
+    /// Bytes behind the headers of its packets.
+    pub fn payload_len(&self) -> usize {
+        if self.method == Method::Tcp { 0 } else { self.payload.max(PAYLOAD_MIN) }
+    }
+
     /// Probes that a silent hop gets.
-    pub(super) fn attempts(&self) -> u8 {
+    pub fn attempts(&self) -> u8 {
         self.queries.max(2)
     }
 }

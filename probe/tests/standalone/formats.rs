@@ -16,13 +16,13 @@ use crate::truth;
 
 const DTD: &str = "/usr/share/nmap/nmap.dtd";
 /// The system's own, for which libnmap is packaged.
-const PYTHON: &str = "/usr/bin/python3";
+pub(crate) const PYTHON: &str = "/usr/bin/python3";
 
-fn tool(name: &str, args: &[&str]) -> Run {
+pub(crate) fn tool(name: &str, args: &[&str]) -> Run {
     Run::of(Command::new(name).args(args).output().unwrap())
 }
 
-fn valid_by_dtd(file: &Path) {
+pub(crate) fn valid_by_dtd(file: &Path) {
     let run = tool("xmllint", &["--noout", "--dtdvalid", DTD, file.to_str().unwrap()]);
     assert_eq!((run.code, run.err.as_str()), (Some(0), ""), "{}", std::fs::read_to_string(file).unwrap());
 }

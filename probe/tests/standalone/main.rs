@@ -15,6 +15,7 @@ mod resume;
 mod terminal;
 mod texts;
 mod trace;
+mod trace_formats;
 
 use std::process::{Child, Command};
 

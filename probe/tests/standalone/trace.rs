@@ -8,15 +8,15 @@ use serde_json::Value;
 use crate::lab::{POLICY, PROBE, Run, has_tool, inside, sh};
 
 /// Routers in a row between the probe and the destination.
-const ROUTERS: usize = 10;
+pub(crate) const ROUTERS: usize = 10;
 /// The one that says nothing.
-const SILENT: usize = 4;
+pub(crate) const SILENT: usize = 4;
 /// The one before two ways of equal cost.
 const FORK: usize = 7;
 
 /// The probe, routers in a row, and the destination, each in a namespace of its own.
-struct Chain {
-    names: Vec<String>,
+pub(crate) struct Chain {
+    pub(crate) names: Vec<String>,
 }
 
 impl Drop for Chain {
@@ -30,7 +30,7 @@ impl Drop for Chain {
 impl Chain {
     /// Machine `n` has 198.18.N.2 and 2001:db8:N::2 towards the probe, 198.18.N+1.1 and 2001:db8:N+1::1 away from it. Behind [`FORK`] there are two links to the
     /// same neighbour, 198.19.0.0/24 and 198.19.1.0/24, between which its kernel chooses by addresses and ports.
-    fn new() -> Option<Chain> {
+    pub(crate) fn new() -> Option<Chain> {
         if !nix::unistd::geteuid().is_root() {
             eprintln!("SKIPPED: network namespaces need root");
             return None;
@@ -76,7 +76,7 @@ impl Chain {
         Some(chain)
     }
 
-    fn run(&self, args: &str) -> Run {
+    pub(crate) fn run(&self, args: &str) -> Run {
         let mut command = Command::new("ip");
         command.args(["netns", "exec", &self.names[0], PROBE]).args(args.split_whitespace());
         command.env("PICKET_POLICY__ALLOW", POLICY).env("RUST_LOG", "error").stdout(Stdio::piped()).stderr(Stdio::piped());
@@ -92,7 +92,7 @@ impl Chain {
         lines
     }
 
-    fn destination(v4: bool) -> String {
+    pub(crate) fn destination(v4: bool) -> String {
         let far = ROUTERS + 1;
         if v4 { format!("198.18.{far}.2") } else { format!("2001:db8:{far}::2") }
     }
@@ -169,6 +169,9 @@ fn many_destinations_errors_and_what_was_typed_wrong() {
         ("trace", 2, "name destinations"),
         ("trace 198.18.3.2 --method smoke", 2, "`smoke` is not a way to trace: use icmp, udp or tcp"),
         ("trace 198.18.3.2 --max-hops 65", 2, "hops 1 to 65: from 1 up to 64 are possible"),
+        ("trace 198.18.3.2 --multipath -o xml", 2, "--multipath makes a graph, and `nmap-xml` can only express paths"),
+        ("trace 198.18.3.2 --multipath --output-file atlas=/nonexistent/x", 2, "`atlas` can only express paths"),
+        ("trace 198.18.3.2 -o atlas --output-file ndjson=-", 2, "only one format can go to standard output"),
         ("trace 198.18.3.2 -q 0", 2, "0 probes for each hop: 1 to 16 are possible"),
         ("trace 192.0.2.1", 1, "the site's policy permits none of the targets; 192.0.2.1"),
         ("trace 198.18.3.2 -i nowhere", 1, "there is no interface `nowhere`"),

@@ -10,7 +10,7 @@ use core::net::IpAddr;
 use core::time::Duration;
 use std::collections::{BTreeMap, BTreeSet};
 use std::io::{self, Write};
-use std::time::{SystemTime, UNIX_EPOCH};
+use std::time::SystemTime;
 
 use picket_wire::host::HardwareAddress;
 use picket_wire::job::{Technique, Transport};
@@ -21,6 +21,7 @@ use picket_wire::units::PortSet;
 
 use super::super::results::{Found, News, PassHead, PassState, Row, RunHead, Summary};
 use super::Format;
+use super::xml::{self, escape, icmp_reason, stamp};
 
 /// Ports of one state other than open that are listed one by one, as Nmap does; more are only counted.
 const LISTED: usize = 25;
@@ -47,21 +48,6 @@ fn reason(row: &Row) -> Reason {
         (State::Closed, Technique::Udp) => Reason("port-unreach", None),
         (State::Closed, Technique::Sctp) => Reason("abort", None),
         (State::Closed | State::Unfiltered, _) => Reason("reset", None),
-    }
-}
-
-fn icmp_reason(v4: bool, icmp_type: u8, icmp_code: u8) -> &'static str {
-    match (v4, icmp_type, icmp_code) {
-        (true, 3, 0) | (false, 1, 0) => "net-unreach",
-        (true, 3, 1) => "host-unreach",
-        (true, 3, 2) => "proto-unreach",
-        (true, 3, 3) | (false, 1, 4) => "port-unreach",
-        (true, 3, 9) => "net-prohibited",
-        (true, 3, 10) => "host-prohibited",
-        (true, 3, 13) | (false, 1, 1) => "admin-prohibited",
-        (false, 1, 3) => "addr-unreach",
-        (true, 11, _) | (false, 3, _) => "time-exceeded",
-        _ => "dest-unreach",
     }
 }
 
@@ -220,19 +206,8 @@ impl NmapXml {
     }
 
     fn write(&self, summary: &Summary, out: &mut dyn Write) -> io::Result<()> {
-        let started = stamp(self.head.started);
-        writeln!(out, "<?xml version=\"1.0\" encoding=\"UTF-8\"?>\n<!DOCTYPE nmaprun>")?;
-        writeln!(
-            out,
-            "<nmaprun scanner=\"nmap\" args=\"{}\" start=\"{started}\" startstr=\"{}\" version=\"{}\" xmloutputversion=\"1.05\">",
-            escape(&self.head.arguments),
-            calendar(self.head.started),
-            concat!("picket-probe ", env!("CARGO_PKG_VERSION")),
-        )?;
-        for (technique, ports) in &self.passes {
-            write_scaninfo(*technique, ports, out)?;
-        }
-        writeln!(out, "<verbose level=\"0\"/>\n<debugging level=\"0\"/>")?;
+        let scans = |out: &mut dyn Write| self.passes.iter().try_for_each(|(technique, ports)| write_scaninfo(*technique, ports, out));
+        xml::begin(&self.head.arguments, self.head.started, scans, out)?;
         let mut up = 0u64;
         for (addr, host) in &self.hosts {
             up += 1;
@@ -241,7 +216,8 @@ impl NmapXml {
         let total = self.head.targets.len().unwrap_or(u128::MAX);
         let hosts = summary.discovery().or_else(|| summary.passes.iter().find(|pass| pass.head.ports.is_none()));
         let down = hosts.map_or(0, |pass| pass.tally.coverage.silent);
-        write_end(summary, up, down, total, out)
+        let Summary { outcome, ended, took, .. } = *summary;
+        xml::end(&xml::End { outcome, ended, took, up, down, total }, "scanned", out)
     }
 
     fn write_host(&self, addr: IpAddr, host: &Host, out: &mut dyn Write) -> io::Result<()> {
@@ -249,15 +225,11 @@ impl NmapXml {
         write!(out, "<host starttime=\"{}\" endtime=\"{}\">", stamp(first), stamp(last))?;
         let (Reason(reason, _), ttl) = host.up.unwrap_or((Reason("user-set", None), 0));
         writeln!(out, "<status state=\"up\" reason=\"{reason}\" reason_ttl=\"{ttl}\"/>")?;
-        let family = if addr.is_ipv4() { "ipv4" } else { "ipv6" };
-        writeln!(out, "<address addr=\"{addr}\" addrtype=\"{family}\"/>")?;
+        xml::address(addr, out)?;
         if let Some(mac) = host.mac {
             writeln!(out, "<address addr=\"{}\" addrtype=\"mac\"/>", mac.to_string().to_uppercase())?;
         }
-        match self.head.name_of(addr) {
-            Some(name) => writeln!(out, "<hostnames>\n<hostname name=\"{}\" type=\"user\"/>\n</hostnames>", escape(name))?,
-            None => writeln!(out, "<hostnames>\n</hostnames>")?,
-        }
+        xml::hostnames(self.head.name_of(addr), out)?;
         if !self.passes.is_empty() {
             write_ports(host, out)?;
         }
@@ -360,81 +332,4 @@ fn write_service(outcome: &ServiceOutcome, out: &mut dyn Write) -> io::Result<()
         write!(out, "<cpe>{}</cpe>", escape(cpe))?;
     }
     write!(out, "</service>")
-}
-
-fn write_end(summary: &Summary, up: u64, down: u64, total: u128, out: &mut dyn Write) -> io::Result<()> {
-    let (time, calendar, took) = (stamp(summary.ended), calendar(summary.ended), summary.took.as_secs_f64());
-    let exit = match summary.outcome {
-        super::super::Outcome::Complete => "exit=\"success\"",
-        super::super::Outcome::Incomplete => "exit=\"error\" errormsg=\"interrupted\"",
-    };
-    let text = format!("Picket done at {calendar}; {total} IP addresses ({up} hosts up) scanned in {took:.2} seconds");
-    write!(out, "<runstats><finished time=\"{time}\" timestr=\"{calendar}\" summary=\"{text}\" elapsed=\"{took:.2}\" {exit}/>")?;
-    writeln!(out, "<hosts up=\"{up}\" down=\"{down}\" total=\"{total}\"/>\n</runstats>\n</nmaprun>")
-}
-
-fn stamp(at: SystemTime) -> u64 {
-    at.duration_since(UNIX_EPOCH).unwrap_or_default().as_secs()
-}
-
-/// As C's `ctime` in UTC: `Sat Nov 21 13:44:08 2026`.
-fn calendar(at: SystemTime) -> String {
-    let seconds = stamp(at);
-    let (days, rest) = (seconds / 86_400, seconds % 86_400);
-    let weekday = ["Thu", "Fri", "Sat", "Sun", "Mon", "Tue", "Wed"].get((days % 7) as usize).copied().unwrap_or_default();
-    // Days to civil date, counted in eras of 400 years that begin in March (Hinnant, "chrono-Compatible Low-Level Date Algorithms").
-    let shifted = days + 719_468;
-    let (era, of_era) = (shifted / 146_097, shifted % 146_097);
-    let year_of_era = (of_era - of_era / 1_460 + of_era / 36_524 - of_era / 146_096) / 365;
-    let of_year = of_era - (365 * year_of_era + year_of_era / 4 - year_of_era / 100);
-    let from_march = (5 * of_year + 2) / 153;
-    let day = of_year - (153 * from_march + 2) / 5 + 1;
-    let months = ["Mar", "Apr", "May", "Jun", "Jul", "Aug", "Sep", "Oct", "Nov", "Dec", "Jan", "Feb"];
-    let month = months.get(from_march as usize).copied().unwrap_or_default();
-    let year = year_of_era + era * 400 + u64::from(from_march >= 10);
-    let (hour, minute, second) = (rest / 3_600, rest % 3_600 / 60, rest % 60);
-    format!("{weekday} {month} {day:>2} {hour:02}:{minute:02}:{second:02} {year}")
-}
-
-/// Text for an attribute or an element. What XML 1.0 cannot hold is written as `\xNN`.
-fn escape(text: &str) -> String {
-    let mut escaped = String::with_capacity(text.len());
-    for c in text.chars() {
-        match c {
-            '&' => escaped.push_str("&amp;"),
-            '<' => escaped.push_str("&lt;"),
-            '>' => escaped.push_str("&gt;"),
-            '"' => escaped.push_str("&quot;"),
-            '\t' | '\n' | '\r' => escaped.push_str(&format!("&#{};", c as u32)),
-            '\u{20}'..='\u{d7ff}' | '\u{e000}'..='\u{fffd}' | '\u{10000}'.. => escaped.push(c),
-            _ => escaped.push_str(&format!("\\x{:02x}", c as u32)),
-        }
-    }
-    escaped
-}
-
-#[cfg(test)]
-mod tests {
-    use proptest::prelude::*;
-
-    use super::*;
-
-    #[test]
-    fn dates_read_as_from_c() {
-        let at = |seconds| calendar(UNIX_EPOCH + Duration::from_secs(seconds));
-        assert_eq!(at(0), "Thu Jan  1 00:00:00 1970");
-        assert_eq!(at(1_795_268_648), "Sat Nov 21 13:44:08 2026");
-        assert_eq!(at(951_782_400), "Tue Feb 29 00:00:00 2000");
-        assert_eq!(at(4_107_542_399), "Sun Feb 28 23:59:59 2100");
-    }
-
-    proptest! {
-        #[test]
-        fn escaped_text_is_text(text in any::<String>()) {
-            let escaped = escape(&text);
-            let broken = escaped.contains(['<', '>', '"', '\n', '\0', '\u{1b}', '\u{ffff}']);
-            prop_assert!(!broken);
-            prop_assert_eq!(escaped.matches('&').count(), escaped.matches(';').count() - text.matches(';').count());
-        }
-    }
 }

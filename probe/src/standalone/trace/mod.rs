@@ -4,6 +4,7 @@
 
 mod output;
 
+use core::time::Duration;
 use std::io::{self, Write};
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -11,14 +12,15 @@ use std::sync::Arc;
 use clap::{Args, ValueEnum};
 use picket_wire::addr::AddrSet;
 use picket_wire::space::{TargetSpace, TargetSpec};
-use picket_wire::trace::Method;
+use picket_wire::trace::{Graph, Method, PathEnd};
 use serde_json::json;
 use tokio::sync::mpsc;
 
-use self::output::Printer;
+use self::output::{End, Head, PathOutput, Printer, Traced};
 use super::Outcome;
 use super::engines::random;
 use super::error::{StandaloneError, system};
+use super::output::file::{OutputFile, chosen};
 use super::prepare::{self, Work};
 use super::progress::{ProgressLine, Standing};
 use super::rates::{self, RateArg};
@@ -38,7 +40,7 @@ const EVENTS: usize = 256;
 /// Graphs at a time where nobody says how many: each may remember thousands of packets.
 const GRAPHS: usize = 64;
 /// How often the line on the progress changes.
-const TICK: core::time::Duration = core::time::Duration::from_millis(250);
+const TICK: Duration = Duration::from_millis(250);
 
 const EXAMPLES: &str = "\
 Examples:
@@ -46,6 +48,7 @@ Examples:
   picket-probe trace www.example.org --method tcp --port 443
   picket-probe trace 10.0.0.0/24 -q 1 -o ndjson
   picket-probe trace www.example.org --multipath --confidence 99
+  picket-probe trace 10.0.0.0/24 -o atlas --output-file nmap-xml=paths.xml
 
 Each line is a hop: its address, the round trip of each probe, and what it said beside that: MPLS labels, a changed
 TTL or mark, the code of an ICMP error (!N network, !H host, !P protocol, !F too large, !X prohibited, !13 and so on).
@@ -55,15 +58,6 @@ and --multipath looks for all of them: nodes with the flows that lead there, and
 The site's limits and policy apply, see `picket-probe scan --help`. Addresses are never looked up as names.
 
 Exit status: 0 every destination was dealt with, 1 failure, 2 wrong usage, 3 interrupted.";
-
-/// How paths are written.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
-pub enum PathOutput {
-    /// For people: a line for each hop.
-    Table,
-    /// For programs: one JSON object per path, then the sums.
-    Ndjson,
-}
 
 /// How all ways are looked for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
@@ -132,9 +126,12 @@ pub struct TraceArgs {
     /// Interface to send on [default: the configured one, else that of the route to the first target]
     #[arg(short, long, value_name = "IF")]
     pub interface: Option<String>,
-    /// How paths are written
-    #[arg(short, long, value_enum, default_value_t = PathOutput::Table)]
-    pub output: PathOutput,
+    /// How paths are written to standard output [default: table]
+    #[arg(short, long, value_enum)]
+    pub output: Option<PathOutput>,
+    /// Paths into a file as well, such as atlas=paths.json or nmap-xml=paths.xml; may be repeated
+    #[arg(long, value_name = "FORMAT=FILE")]
+    pub output_file: Vec<OutputFile<PathOutput>>,
     /// Say what would be done, and send nothing. Names are resolved
     #[arg(long)]
     pub dry_run: bool,
@@ -156,6 +153,15 @@ impl TraceArgs {
         let exclude = targets::targets(&self.exclude, &[])?.set;
         let seed = u64::from_le_bytes(random()?);
         Ok((TargetSpec { include: named.set, exclude, ports: None, seed }, named.names))
+    }
+
+    /// Where paths go, and how.
+    fn outputs(&self) -> Result<Vec<OutputFile<PathOutput>>, StandaloneError> {
+        let outputs = chosen(self.output, PathOutput::Table, &self.output_file)?;
+        match outputs.iter().find(|output| self.multipath.is_some() && !output.format.draws_graphs()) {
+            Some(output) => Err(StandaloneError::GraphOutput(name_of(output.format))),
+            None => Ok(outputs),
+        }
     }
 
     fn plan(&self, space: Arc<TargetSpace>) -> Result<TracePlan, StandaloneError> {
@@ -180,6 +186,11 @@ impl TraceArgs {
     }
 }
 
+/// As it is typed.
+fn name_of(format: PathOutput) -> String {
+    format.to_possible_value().map(|value| value.get_name().to_owned()).unwrap_or_default()
+}
+
 /// `picket-probe trace`.
 ///
 /// # Errors
@@ -187,6 +198,7 @@ impl TraceArgs {
 pub fn trace(args: &TraceArgs) -> Result<Outcome, StandaloneError> {
     let config = prepare::configuration(args.config.as_deref(), args.interface.as_deref())?;
     logging::start(config.log_level.min(log::LevelFilter::Warn));
+    let outputs = args.outputs()?;
     let (spec, names) = args.destinations()?;
     prepare::announce_names(&names, &config.policy);
     let wanted = spec.include.minus(&spec.exclude);
@@ -198,79 +210,139 @@ pub fn trace(args: &TraceArgs) -> Result<Outcome, StandaloneError> {
     let _lock = prepare::lock()?;
     let (sink, events) = mpsc::channel(EVENTS);
     let station = Station::open(&work.config.interface, SourcePorts::default(), sink)?;
+    let arguments: Vec<String> = std::env::args().skip(1).collect();
+    let head =
+        Head { plan, names, source: station.source(), arguments: format!("picket-probe {}", arguments.join(" ")), started: clock::wall() };
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(system("start the runtime"))?;
     let signals = Signals::new().map_err(system("listen for signals"))?;
-    let printer = Printer::new(args.output, plan.clone(), names);
-    runtime.block_on(run(station, events, plan, work, printer, signals))
+    let plan = head.plan.clone();
+    let printer = Printer::open(head, &outputs)?;
+    runtime.block_on(Run { station, events, work, signals, stopping: false }.once(plan, printer))
 }
 
-async fn run(
+/// What takes what an engine tells.
+trait Listener {
+    /// A path is over.
+    fn path(&mut self, traced: &Traced<'_>) -> Result<(), StandaloneError>;
+
+    /// All ways to a destination were looked for.
+    fn graph(&mut self, graph: &Graph) -> Result<(), StandaloneError>;
+
+    /// Time has passed; so many frames have left.
+    fn tick(&mut self, sent: u64) {
+        let _ = sent;
+    }
+
+    /// Something is said on standard error now.
+    fn clear(&mut self) {}
+}
+
+/// The station, and who may stop it.
+struct Run {
     station: Station<Event>,
-    mut events: mpsc::Receiver<DriveEvent<Event>>,
-    plan: TracePlan,
+    events: mpsc::Receiver<DriveEvent<Event>>,
     work: Work,
-    mut printer: Printer<io::Stdout>,
-    mut signals: Signals,
-) -> Result<Outcome, StandaloneError> {
-    let ports = station.ports();
-    let identity = RawIdentity { source: station.source(), base_port: ports.first(), ports, key: random()? };
-    let started = clock::now();
-    let (total, mut line) = (plan.to - plan.from, ProgressLine::new(started, None));
-    let permit = work.permit;
-    let task = TaskSpec {
-        name: "trace".to_owned(),
-        engine: engine::trace(plan, identity)?,
-        weight: Weight::Interactive,
-        rate: work.granted,
-        targets: None,
-        gate: Arc::new(move |addr| permit.permits(addr)),
-    };
-    let added = station.handle().add(task)?;
-    let mut tick = tokio::time::interval(TICK);
-    let (mut outcome, mut done, mut sums) = (Outcome::Complete, 0, Summary::default());
-    loop {
-        let event = tokio::select! {
-            event = events.recv() => event.ok_or(DriveGone)?,
-            () = signals.next(), if outcome == Outcome::Complete => {
-                line.clear();
-                eprintln!("stopping");
-                outcome = Outcome::Incomplete;
-                station.handle().cancel(added.id)?;
-                continue;
-            }
-            _ = tick.tick() => {
-                let standing = || {
-                    let packets = station.handle().stats().sent_packets;
-                    Standing { stage: "paths", total, begun: done, packets, answers: sums.reached, slow: Vec::new() }
-                };
-                line.show(clock::now(), standing);
-                continue;
-            }
+    signals: Signals,
+    /// Somebody wants it to end.
+    stopping: bool,
+}
+
+impl Run {
+    /// Traces once, and writes what comes.
+    async fn once(mut self, plan: TracePlan, printer: Printer) -> Result<Outcome, StandaloneError> {
+        let started = clock::now();
+        let mut all = Once { total: plan.to - plan.from, done: 0, reached: 0, line: ProgressLine::new(started, None), printer };
+        let sums = self.trace(plan, &mut all).await?;
+        all.line.clear();
+        let outcome = if self.stopping { Outcome::Incomplete } else { Outcome::Complete };
+        all.printer.end(&End { outcome, sums, took: clock::now().saturating_since(started), at: clock::wall() })?;
+        Ok(outcome)
+    }
+
+    /// Runs an engine to its end, or until somebody stops it.
+    async fn trace(&mut self, plan: TracePlan, listener: &mut impl Listener) -> Result<Summary, StandaloneError> {
+        let ports = self.station.ports();
+        // Each engine has a key of its own, so that no answer to another one is taken for one of its.
+        let identity = RawIdentity { source: self.station.source(), base_port: ports.first(), ports, key: random()? };
+        let permit = self.work.permit.clone();
+        let task = TaskSpec {
+            name: "trace".to_owned(),
+            engine: engine::trace(plan, identity)?,
+            weight: Weight::Interactive,
+            rate: self.work.granted,
+            targets: None,
+            gate: Arc::new(move |addr| permit.permits(addr)),
         };
-        match event {
-            DriveEvent::Task(_, Event::Path { path, .. }) => {
-                done += 1;
-                line.clear();
-                printer.path(&path).map_err(system("write results"))?;
-            }
-            DriveEvent::Task(_, Event::Graph { graph, .. }) => {
-                done += 1;
-                line.clear();
-                printer.graph(&graph).map_err(system("write results"))?;
-            }
-            DriveEvent::Task(_, Event::Done(summary)) => {
-                sums = summary;
-                if outcome == Outcome::Complete {
-                    station.handle().cancel(added.id)?;
+        let added = self.station.handle().add(task)?;
+        let mut tick = tokio::time::interval(TICK);
+        let mut sums = Summary::default();
+        loop {
+            let event = tokio::select! {
+                event = self.events.recv() => event.ok_or(DriveGone)?,
+                () = self.signals.next(), if !self.stopping => {
+                    listener.clear();
+                    eprintln!("stopping");
+                    self.stopping = true;
+                    self.station.handle().cancel(added.id)?;
+                    continue;
                 }
+                _ = tick.tick() => {
+                    listener.tick(self.station.handle().stats().sent_packets);
+                    continue;
+                }
+            };
+            match event {
+                DriveEvent::Task(_, Event::Path { path, begun, .. }) => {
+                    let ended = clock::wall();
+                    let lasted = begun.map_or(Duration::ZERO, |begun| clock::now().saturating_since(begun));
+                    listener.path(&Traced { path: &path, began: ended.checked_sub(lasted).unwrap_or(ended), ended })?;
+                }
+                DriveEvent::Task(_, Event::Graph { graph, .. }) => listener.graph(&graph)?,
+                DriveEvent::Task(_, Event::Done(summary)) => {
+                    sums = summary;
+                    if !self.stopping {
+                        self.station.handle().cancel(added.id)?;
+                    }
+                }
+                DriveEvent::Ended(id, _) if id == added.id => return Ok(sums),
+                _ => {}
             }
-            DriveEvent::Ended(id, _) if id == added.id => break,
-            _ => {}
         }
     }
-    line.clear();
-    printer.end(outcome, &sums, clock::now().saturating_since(started)).map_err(system("write results"))?;
-    Ok(outcome)
+}
+
+/// Writes what comes, and shows how far it is.
+struct Once {
+    total: u64,
+    done: u64,
+    reached: u64,
+    line: ProgressLine,
+    printer: Printer,
+}
+
+impl Listener for Once {
+    fn path(&mut self, traced: &Traced<'_>) -> Result<(), StandaloneError> {
+        self.done += 1;
+        self.reached += u64::from(traced.path.end == PathEnd::Reached);
+        self.line.clear();
+        Ok(self.printer.path(traced)?)
+    }
+
+    fn graph(&mut self, graph: &Graph) -> Result<(), StandaloneError> {
+        self.done += 1;
+        self.reached += u64::from(graph.end == PathEnd::Reached);
+        self.line.clear();
+        Ok(self.printer.graph(graph)?)
+    }
+
+    fn tick(&mut self, sent: u64) {
+        let (total, begun, answers) = (self.total, self.done, self.reached);
+        self.line.show(clock::now(), || Standing { stage: "paths", total, begun, packets: sent, answers, slow: Vec::new() });
+    }
+
+    fn clear(&mut self) {
+        self.line.clear();
+    }
 }
 
 /// Says what would be done.

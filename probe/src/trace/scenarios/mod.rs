@@ -255,7 +255,7 @@ impl File {
         let (mut paths, mut graphs, mut summary) = (BTreeMap::new(), Vec::new(), None);
         for event in core::mem::take(drive.sink()) {
             match event {
-                DriveEvent::Task(_, Event::Path { position, path }) => {
+                DriveEvent::Task(_, Event::Path { position, path, .. }) => {
                     assert_eq!(space.target(position).unwrap().addr, path.dst);
                     assert!(paths.insert(path.dst, *path).is_none(), "a path is told once");
                 }
