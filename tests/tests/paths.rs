@@ -100,7 +100,7 @@ fn a_long_cable_delays_what_passes_and_changes_nothing() {
     if !require_root() {
         return;
     }
-    let chain = Chain::new("cable", Plan::hops(2).one_way(ONE_WAY)).unwrap();
+    let chain = Chain::new("cable", Plan::hops(2).long(1, ONE_WAY)).unwrap();
     for family in Family::ALL {
         let dst = chain.destination(family);
         // A closed port of a machine two hops away: what comes back is the round trip of a datagram and an ICMP error.

@@ -1,5 +1,5 @@
 //! Routers in a row between a probe and a destination, in both families, some of them as routers of the world are: one that keeps
-//! silent, one that limits its errors, one with another beside it, and a long cable before the first.
+//! silent, one that limits its errors, one with another beside it, and a long cable before one.
 //!
 //! ```text
 //!  probe ==delay== 1 - 2 - 3 -+- 4 -----+- 5 ... - destination
@@ -81,14 +81,15 @@ pub struct Plan {
     silent: Option<u8>,
     limited: Option<u8>,
     fork: Option<u8>,
-    one_way: Option<Duration>,
+    /// Which link, and how long.
+    long: Option<(u8, Duration)>,
 }
 
 impl Plan {
     /// So many hops to the destination, which is the last one.
     #[must_use]
     pub const fn hops(hops: u8) -> Self {
-        Self { hops, silent: None, limited: None, fork: None, one_way: None }
+        Self { hops, silent: None, limited: None, fork: None, long: None }
     }
 
     /// That router sends no time-exceeded.
@@ -112,10 +113,10 @@ impl Plan {
         self
     }
 
-    /// The first link takes so long in each direction. Both ends know each other's hardware address.
+    /// The link before that hop takes so long in each direction. Both ends know each other's hardware address.
     #[must_use]
-    pub const fn one_way(mut self, one_way: Duration) -> Self {
-        self.one_way = Some(one_way);
+    pub const fn long(mut self, hop: u8, one_way: Duration) -> Self {
+        self.long = Some((hop, one_way));
         self
     }
 }
@@ -142,6 +143,7 @@ impl Chain {
         let routers = 1..plan.hops;
         ensure!(plan.hops < OTHER.0, "{} hops: {} are possible", plan.hops, OTHER.0 - 1);
         ensure!([plan.silent, plan.limited].iter().flatten().all(|hop| routers.contains(hop)), "only routers keep silent: {plan:?}");
+        ensure!(plan.long.is_none_or(|(hop, _)| hop > 0 && hop <= plan.hops), "there is no such link: {plan:?}");
         ensure!(plan.fork.is_none_or(|hop| hop > 1 && hop + 1 < plan.hops), "a fork is between routers: {plan:?}");
         let lab = Lab::new(name)?;
         let nodes = (0..=plan.hops).map(|hop| match hop {
@@ -162,8 +164,9 @@ impl Chain {
         for (network, ends) in (1..).zip(self.nodes.windows(2)) {
             let [nearer, farther] = ends else { continue };
             let device = if network == 1 { Self::DEVICE } else { "fwd" };
-            match self.plan.one_way.filter(|_| network == 1) {
-                Some(one_way) => self.delay = Some(Delay::link(nearer, device, farther, "back", one_way)?),
+            let long = self.plan.long.filter(|(link, _)| *link == network);
+            match long {
+                Some((_, one_way)) => self.delay = Some(Delay::link(nearer, device, farther, "back", one_way)?),
                 None => nearer.link(device, farther, "back")?,
             }
             for family in Family::ALL {
@@ -173,9 +176,9 @@ impl Chain {
                 if network > 1 {
                     farther.route(&family.home(), family.near(network))?;
                 }
-                if network == 1 && self.delay.is_some() {
-                    know(nearer, device, family.far(1), farther, "back")?;
-                    know(farther, "back", family.near(1), nearer, device)?;
+                if long.is_some() {
+                    know(nearer, device, family.far(network), farther, "back")?;
+                    know(farther, "back", family.near(network), nearer, device)?;
                 }
             }
             if network < self.plan.hops {

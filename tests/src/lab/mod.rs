@@ -24,6 +24,7 @@ pub mod services;
 pub mod sink;
 pub mod site;
 pub mod target;
+pub mod tree;
 pub mod truth;
 pub mod watch;
 pub mod ways;

@@ -1,9 +1,9 @@
-//! Paths as `picket-probe trace`, scamper and mtr tell them, in one form.
+//! Paths as `picket-probe trace`, scamper, mtr and traceroute tell them, in one form.
 
 use std::collections::BTreeSet;
 use std::net::IpAddr;
 
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Context, Result, ensure};
 use serde_json::Value;
 
 use crate::lab::Run;
@@ -121,9 +121,24 @@ pub fn read_mtr(dst: IpAddr, text: &str) -> Result<Path> {
         }
     }
     path.reached = path.hops.last().is_some_and(|hop| hop.from.contains(&dst));
-    if path.hops.is_empty() {
-        bail!("mtr told no hop: {text:?}");
+    ensure!(!path.hops.is_empty(), "mtr told no hop: {text:?}");
+    Ok(path)
+}
+
+/// Reads what `traceroute -n` told: `  3  198.18.3.2  0.1 ms  0.1 ms  0.1 ms`, and a star for each packet that nobody answered.
+///
+/// # Errors
+/// When it is something else.
+pub fn read_traceroute(dst: IpAddr, text: &str) -> Result<Path> {
+    let mut path = Path { dst, reached: false, source_port: None, hops: Vec::new() };
+    for line in text.lines() {
+        let mut words = line.split_whitespace();
+        // The first line says what is asked.
+        let Some(Ok(ttl)) = words.next().map(str::parse) else { continue };
+        path.hop(ttl)?.from.extend(words.filter_map(|word| word.parse::<IpAddr>().ok()));
     }
+    path.reached = path.hops.last().is_some_and(|hop| hop.from.contains(&dst));
+    ensure!(!path.hops.is_empty(), "traceroute told no hop: {text:?}");
     Ok(path)
 }
 
@@ -157,11 +172,13 @@ mod tests {
             {"type":"trace","dst":"198.18.3.2","sport":7,"stop_reason":"COMPLETED","hops":[{"addr":"198.18.1.2","probe_ttl":1},{"addr":"198.18.3.2","probe_ttl":3}]}
             {"type":"trace","dst":"198.18.9.9","stop_reason":"GAPLIMIT"}"#;
         let mtr = "HOST: x   Loss%   Snt\n  1.|-- 198.18.1.2   0.0%  1\n  2.|-- ???   100.0  1\n  3.|-- 198.18.3.2  0.0%  1\n";
+        let traceroute = "traceroute to 198.18.3.2, 30 hops max\n 1  198.18.1.2  0.1 ms  0.1 ms\n 2  * *\n 3  198.18.3.2  0.1 ms *\n";
         let [ours] = read_probe(&ours).unwrap().try_into().unwrap();
         let [scamper, dead] = read_scamper(scamper).unwrap().try_into().unwrap();
         let mtr = read_mtr(addr("198.18.3.2"), mtr).unwrap();
+        let traceroute = read_traceroute(addr("198.18.3.2"), traceroute).unwrap();
         let way: Vec<BTreeSet<IpAddr>> = vec![[addr("198.18.1.2")].into(), [].into(), [addr("198.18.3.2")].into()];
-        for path in [&ours, &scamper, &mtr] {
+        for path in [&ours, &scamper, &mtr, &traceroute] {
             assert_eq!((path.dst, path.reached, path.way()), (addr("198.18.3.2"), true, way.clone()));
         }
         assert_eq!((ours.hops[0].sent, ours.hops[0].from.len(), scamper.source_port), (Some(2), 2, Some(7)));
@@ -174,5 +191,6 @@ mod tests {
         assert!(read_probe("{\"type\":\"trace\",\"complete\":false,\"paths\":0}").is_err());
         assert!(read_scamper("{\"type\":\"tra").is_err());
         assert!(read_mtr(addr("198.18.3.2"), "mtr: no such host").is_err());
+        assert!(read_traceroute(addr("198.18.3.2"), "traceroute to 198.18.3.2").is_err());
     }
 }

@@ -1,13 +1,16 @@
 //! The figures of `docs/benchmarks.md`, measured on whole systems in network namespaces: `picket-bench [SECTION ...]`.
 //!
 //! Sections: `size`, `idle`, `host`, `bytes`, and beside masscan, zmap and nmap `slash16`, `slash24`, `ports`, `silent`, `onlink` (see
-//! [`peers`]), `services` beside nmap, `pacing` (see [`pacing`]), `shaper` with nmap as a second sender, and `ways` beside scamper. Each prints a few lines; none of them judges. The send loop is measured by `scripts/bench-send-loop`, and
+//! [`peers`]), `services` beside nmap, `pacing` (see [`pacing`]), `shaper` with nmap as a second sender, `ways` beside scamper, and
+//! `trace` and `traces` beside traceroute, mtr and scamper. Each prints a few lines; none of them judges. The send loop is measured by `scripts/bench-send-loop`, and
 //! `scripts/bench` calls both.
 
 mod pacing;
 mod peers;
 mod services;
 mod shaper;
+mod timed;
+mod trace;
 mod ways;
 
 use std::time::{Duration, Instant};
@@ -23,7 +26,7 @@ use picket_tests::system::{Fleet, MQTT_PORT, Plan};
 /// A name, and what it measures.
 type Section = (&'static str, fn() -> Result<()>);
 
-const SECTIONS: [Section; 13] = [
+const SECTIONS: [Section; 15] = [
     ("size", size),
     ("idle", idle),
     ("host", host),
@@ -37,6 +40,8 @@ const SECTIONS: [Section; 13] = [
     ("pacing", pacing::run),
     ("shaper", shaper::run),
     ("ways", ways::run),
+    ("trace", trace::one),
+    ("traces", trace::many),
 ];
 
 fn main() -> Result<()> {

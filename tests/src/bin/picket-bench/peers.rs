@@ -12,8 +12,8 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, Ipv4Addr, UdpSocket};
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::time::{Duration, Instant};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
 
 use anyhow::{Context, Result};
 use picket_tests::lab::programs::Programs;
@@ -21,11 +21,11 @@ use picket_tests::lab::target::Target;
 use picket_tests::lab::truth::{HostState, Mix, PortTruth, TruthSpec};
 use picket_tests::lab::{Lab, Namespace, Run};
 
+use crate::timed::{self, first};
+
 const DEVICE: &str = "eth0";
 const SCANNER: Ipv4Addr = Ipv4Addr::new(198, 19, 0, 1);
 const GATEWAY: Ipv4Addr = Ipv4Addr::new(198, 19, 0, 2);
-/// A run longer than this is broken.
-const LONG: Duration = Duration::from_secs(120);
 const ROUNDS: usize = 5;
 /// Ports behind which something listens, spread over the first thousand.
 const LISTENED: usize = 50;
@@ -269,38 +269,15 @@ fn tell(task: &Task, setting: &Setting, outcome: &Outcome) {
     );
 }
 
-/// Runs a program once, and looks at its memory all the while.
 fn measure(scanner: &Namespace, setting: &Setting, truth: &Found) -> Result<Outcome> {
-    let began = Instant::now();
-    let mut process = scanner.spawn(&setting.run)?;
-    let (id, peak, running) = (process.id(), AtomicU64::new(0), AtomicBool::new(true));
-    let (status, seconds) = std::thread::scope(|scope| {
-        scope.spawn(|| {
-            while running.load(Ordering::Relaxed) {
-                // `ip netns exec` replaces itself by the program, so the number is the program's.
-                peak.fetch_max(resident_peak(id).unwrap_or(0), Ordering::Relaxed);
-                std::thread::sleep(Duration::from_millis(2));
-            }
-        });
-        let status = process.wait(LONG);
-        let seconds = began.elapsed().as_secs_f64();
-        running.store(false, Ordering::Relaxed);
-        (status, seconds)
-    });
-    let status = status.with_context(|| format!("{} [{}]", setting.program, setting.how))?;
-    anyhow::ensure!(status.success(), "{} [{}] ended with {status}: {}", setting.program, setting.how, process.stderr());
-    let found = (setting.read)(&process.stdout());
+    let timed = timed::run(scanner, &setting.run).with_context(|| format!("{} [{}]", setting.program, setting.how))?;
+    let found = (setting.read)(&timed.stdout);
     Ok(Outcome {
-        seconds,
-        resident_kib: peak.into_inner(),
+        seconds: timed.seconds,
+        resident_kib: timed.resident_kib,
         missed: truth.difference(&found).count(),
         wrong: found.difference(truth).count(),
     })
-}
-
-fn resident_peak(id: u32) -> Option<u64> {
-    let text = std::fs::read_to_string(format!("/proc/{id}/status")).ok()?;
-    text.lines().find_map(|line| line.strip_prefix("VmHWM:"))?.trim().trim_end_matches(" kB").parse().ok()
 }
 
 /// Every program that can do the task, with the settings that it may choose from.
@@ -320,11 +297,6 @@ fn contenders(task: &Task, net: &Namespace, lab: &Lab) -> Result<Vec<Vec<Setting
         all.push(nmap(task, NMAP_TUNED, &["-Pn -sS -T5 --min-rate 20000", "-Pn -sS -T5 --min-rate 50000 --max-retries 1"]));
     }
     Ok(all)
-}
-
-/// On a machine that others use too, who measures goes first; and stays off the processor that plays the other machine.
-fn first(run: Run) -> Run {
-    run.under(["taskset", "-c", "0", "nice", "-n", "-10"])
 }
 
 fn picket(task: &Task, attempts: u8) -> Result<Vec<Setting>> {
