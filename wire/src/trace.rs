@@ -139,6 +139,8 @@ pub struct Hop {
     pub sent: u8,
     /// What came back, in the order of the packets.
     pub replies: Vec<Reply>,
+    /// Whether the reply is what another path of the same run got there: this one met somebody farther who stands behind it there.
+    pub inherited: bool,
 }
 
 /// All ways to a destination that were found, as a graph.

@@ -7,6 +7,7 @@ use picket_wire::trace::{PathEnd, Reply};
 
 use super::report::Event;
 use super::spec::TracePlan;
+use super::stops::Stops;
 use crate::net::engine::NotSent;
 use crate::net::ports::SourcePorts;
 use crate::net::time::Instant;
@@ -52,7 +53,7 @@ pub(super) struct Ask {
 /// What is under way to one destination.
 pub(super) trait Course: Sized {
     /// Begins.
-    fn new(plan: &TracePlan, position: u64, dst: IpAddr) -> Self;
+    fn new(plan: &TracePlan, stops: &Stops, position: u64, dst: IpAddr) -> Self;
 
     fn position(&self) -> u64;
 
@@ -69,6 +70,7 @@ pub(super) trait Course: Sized {
     fn answer(
         &mut self,
         plan: &TracePlan,
+        stops: &mut Stops,
         now: Instant,
         flow: u16,
         number: Option<u16>,
@@ -79,7 +81,10 @@ pub(super) trait Course: Sized {
     fn due(&self, plan: &TracePlan) -> Option<Instant>;
 
     /// Time has passed. Whether there may be something to send.
-    fn on_timeout(&mut self, plan: &TracePlan, now: Instant) -> bool;
+    fn on_timeout(&mut self, plan: &TracePlan, stops: &mut Stops, now: Instant) -> bool;
+
+    /// Whether it waits for somebody who is late, so that others need not wait for it.
+    fn is_late(&self) -> bool;
 
     /// Whether nothing more is asked or waited for.
     fn is_over(&self, plan: &TracePlan) -> bool;
@@ -88,7 +93,7 @@ pub(super) trait Course: Sized {
     fn duplicates(&self) -> u64;
 
     /// What is told of it.
-    fn finish(self, plan: &TracePlan, stopped: bool) -> (PathEnd, Event);
+    fn finish(self, plan: &TracePlan, stops: &mut Stops, stopped: bool) -> (PathEnd, Event);
 }
 
 #[cfg(test)]

@@ -11,10 +11,15 @@ use super::packet::{Probes, Seen};
 use super::path::Tracing;
 use super::report::{Event, Summary};
 use super::spec::{SpecError, TracePlan};
+use super::stops::Stops;
 use crate::net::engine::{Engine, NotSent, Transmit};
 use crate::net::ports::RawIdentity;
 use crate::net::time::Instant;
 
+/// Paths at a time that take hops from each other, at the start: what they find spares the others most of their packets. Each that is over,
+/// or waits for somebody who is late, makes room for [`GROWTH`] more.
+const FIRST_PATHS: usize = 16;
+const GROWTH: usize = 2;
 /// A token is the course's number above the packet's.
 const NUMBER_BITS: u32 = 16;
 
@@ -34,6 +39,8 @@ struct Slot<C> {
     /// Whether it stands in the row of those that may have something to send.
     ready: bool,
     due: Option<Instant>,
+    /// Whether it has made room for others.
+    counted: bool,
 }
 
 /// Traces to the destinations of a range.
@@ -41,6 +48,9 @@ pub(super) struct TraceEngine<C> {
     plan: TracePlan,
     probes: Probes,
     flows: Flows,
+    stops: Stops,
+    /// Paths at a time as far as is known.
+    room: usize,
     /// The next position, and the number of the next course.
     next: u64,
     started: u64,
@@ -64,6 +74,8 @@ impl<C: Course> TraceEngine<C> {
             probes: Probes::new(&plan, &identity),
             // Engines that run at the same time start at ports of their own; what they send is told apart by their keys.
             flows: Flows::new(identity.ports, identity.base_port, plan.flow),
+            stops: Stops::default(),
+            room: if plan.shared { FIRST_PATHS.min(plan.paths) } else { plan.paths },
             next: plan.from,
             plan,
             started: 0,
@@ -79,7 +91,7 @@ impl<C: Course> TraceEngine<C> {
 
     /// Begins the next path, where there is one and there is room for it.
     fn begin(&mut self) -> bool {
-        if self.open.len() >= self.plan.paths || self.next >= self.plan.to {
+        if self.open.len() >= self.room || self.next >= self.plan.to {
             return false;
         }
         let position = self.next;
@@ -87,9 +99,9 @@ impl<C: Course> TraceEngine<C> {
         if let Some(target) = self.plan.space.target(position) {
             let id = self.started;
             self.started += 1;
-            let course = C::new(&self.plan, position, target.addr);
+            let course = C::new(&self.plan, &self.stops, position, target.addr);
             self.by_dst.insert(target.addr, id);
-            self.open.insert(id, Slot { course, ready: true, due: None });
+            self.open.insert(id, Slot { course, ready: true, due: None, counted: false });
             self.ready.push_back(id);
         }
         true
@@ -100,6 +112,10 @@ impl<C: Course> TraceEngine<C> {
         let Some(slot) = self.open.get_mut(&id) else { return };
         if slot.course.is_over(&self.plan) {
             return self.finish(id, false);
+        }
+        if !slot.counted && slot.course.is_late() {
+            slot.counted = true;
+            self.room = (self.room + GROWTH).min(self.plan.paths);
         }
         if hungry && !slot.ready {
             slot.ready = true;
@@ -118,13 +134,16 @@ impl<C: Course> TraceEngine<C> {
     }
 
     fn finish(&mut self, id: u64, stopped: bool) {
-        let Some(Slot { course, due, .. }) = self.open.remove(&id) else { return };
+        let Some(Slot { course, due, counted, .. }) = self.open.remove(&id) else { return };
+        if !counted {
+            self.room = (self.room + GROWTH).min(self.plan.paths);
+        }
         if let Some(at) = due {
             self.due.remove(&(at, id));
         }
         self.by_dst.remove(&course.dst());
         self.summary.duplicates += course.duplicates();
-        let (end, event) = course.finish(&self.plan, stopped);
+        let (end, event) = course.finish(&self.plan, &mut self.stops, stopped);
         self.summary.paths += 1;
         self.summary.reached += u64::from(end == PathEnd::Reached);
         self.events.push_back(event);
@@ -151,7 +170,7 @@ impl<C: Course> TraceEngine<C> {
             mpls: extensions.mpls,
             interfaces: extensions.interfaces,
         };
-        if let Some((ttl, reply)) = slot.course.answer(&self.plan, now, flow, name.number, reply) {
+        if let Some((ttl, reply)) = slot.course.answer(&self.plan, &mut self.stops, now, flow, name.number, reply) {
             self.summary.answers += 1;
             if self.plan.live {
                 self.events.push_back(Event::Hop { position: slot.course.position(), ttl, reply: Box::new(reply) });
@@ -223,7 +242,7 @@ impl<C: Course> Engine for TraceEngine<C> {
             self.due.pop_first();
             let Some(slot) = self.open.get_mut(&id) else { continue };
             slot.due = None;
-            let hungry = slot.course.on_timeout(&self.plan, now);
+            let hungry = slot.course.on_timeout(&self.plan, &mut self.stops, now);
             self.look_at(id, hungry);
         }
     }

@@ -4,6 +4,7 @@
 //!  spec      what is wanted, checked                  packet   what one probe looks like, and which probe an answer names
 //!  path      one path under way: which hop is asked,  engine   courses + packets = net::engine::Engine
 //!            what was answered, when it is over       report   what is told
+//!  stops     what paths know of each other
 //!  multipath all ways at once: which flow is sent how far
 //!  course    what a path and all ways are to the engine
 //! ```
@@ -19,6 +20,10 @@
 //! **Waits.** A silent hop before one that answered is asked once more after a little more than the longest round trip of the path, and
 //! given up after as long again: whoever is nearer should not be slower. Beyond the farthest answer nothing is known, and the wait is
 //! a second, or several round trips. Whatever comes later counts as long as the path is open.
+//!
+//! **Many destinations.** One hop at a time is enough where many paths are under way, and sends nothing beyond the destination; where a hop is late, the next ones are
+//! asked beside it. Paths begin where others met the last router that all know, go on from there and back until they meet somebody known,
+//! and take the nearer hops from whoever was there before; [`TracePlan::shared`](spec::TracePlan::shared) says whether.
 //!
 //! **Over.** A path ends where the destination answers, or somebody says that it cannot be reached, or an address comes again behind another
 //! one, or several hops in a row say nothing, or at the last TTL.
@@ -39,6 +44,7 @@ mod course;
 mod multipath;
 mod packet;
 mod path;
+mod stops;
 
 #[cfg(test)]
 mod scenarios;

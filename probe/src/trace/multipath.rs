@@ -36,6 +36,7 @@ use super::course::{Ask, Course};
 use super::path::Tracing;
 use super::report::Event;
 use super::spec::{TracePlan, Ways};
+use super::stops::Stops;
 use crate::net::engine::NotSent;
 use crate::net::time::Instant;
 
@@ -529,13 +530,13 @@ impl Multipath {
 }
 
 impl Course for Multipath {
-    fn new(plan: &TracePlan, position: u64, dst: IpAddr) -> Self {
+    fn new(plan: &TracePlan, stops: &Stops, position: u64, dst: IpAddr) -> Self {
         // It looks no farther ahead than it must: the other flows are many more packets, and these go only as far as it is.
-        let own = TracePlan { queries: 1, window: plan.window.min(plan.gap), multipath: None, ..plan.clone() };
+        let own = TracePlan { queries: 1, window: plan.window.min(plan.gap), ahead: 1, shared: false, multipath: None, ..plan.clone() };
         Self {
             position,
             dst,
-            scout: Some(Box::new((Tracing::new(&own, position, dst), own))),
+            scout: Some(Box::new((Tracing::new(&own, stops, position, dst), own))),
             scouted: 0,
             packets: Vec::new(),
             flows: Vec::new(),
@@ -630,6 +631,7 @@ impl Course for Multipath {
     fn answer(
         &mut self,
         plan: &TracePlan,
+        stops: &mut Stops,
         now: Instant,
         flow: u16,
         number: Option<u16>,
@@ -637,7 +639,7 @@ impl Course for Multipath {
     ) -> Option<(u8, Reply)> {
         if let Some(scout) = &mut self.scout {
             let (tracing, own) = &mut **scout;
-            let told = tracing.answer(own, now, flow, number, reply);
+            let told = tracing.answer(own, stops, now, flow, number, reply);
             self.look_for_scout(plan);
             return told;
         }
@@ -694,10 +696,10 @@ impl Course for Multipath {
         sent.into_iter().chain(self.not_before).min()
     }
 
-    fn on_timeout(&mut self, plan: &TracePlan, now: Instant) -> bool {
+    fn on_timeout(&mut self, plan: &TracePlan, stops: &mut Stops, now: Instant) -> bool {
         if let Some(scout) = &mut self.scout {
             let (tracing, own) = &mut **scout;
-            let hungry = tracing.on_timeout(own, now);
+            let hungry = tracing.on_timeout(own, stops, now);
             self.look_for_scout(plan);
             return hungry || self.scout.is_none();
         }
@@ -714,6 +716,10 @@ impl Course for Multipath {
         true
     }
 
+    fn is_late(&self) -> bool {
+        false
+    }
+
     fn is_over(&self, _plan: &TracePlan) -> bool {
         let settled = |hop: &HopState| hop.waiting == 0 && (self.is_cut() || !hop.dirty);
         self.scout.is_none() && self.queue.is_empty() && self.hops.iter().all(settled)
@@ -723,7 +729,7 @@ impl Course for Multipath {
         self.duplicates
     }
 
-    fn finish(mut self, plan: &TracePlan, stopped: bool) -> (PathEnd, Event) {
+    fn finish(mut self, plan: &TracePlan, _stops: &mut Stops, stopped: bool) -> (PathEnd, Event) {
         self.take_scout(plan);
         let graph = Box::new(self.graph(plan, stopped));
         (graph.end, Event::Graph { position: self.position, graph })

@@ -1,5 +1,6 @@
 //! One path under way: which hop is asked next, what was answered, when it is over. Pure book-keeping; packets are the engine's.
 //!
+//! **Invariant:** a path ends: every hop up to its end is asked, or known from another path, or given up.
 //! **Invariant:** no hop gets more packets than the plan's attempts, and none beyond the end of the path once that is known.
 
 use core::net::IpAddr;
@@ -11,6 +12,7 @@ use picket_wire::trace::{Hop, Path, PathEnd, Reply, ReplyKind};
 use super::course::{Ask, Course};
 use super::report::Event;
 use super::spec::TracePlan;
+use super::stops::{Place, Stops};
 use crate::net::engine::NotSent;
 use crate::net::time::Instant;
 
@@ -50,16 +52,19 @@ struct HopState {
     given_up: bool,
     /// By number.
     replies: Vec<(u16, Reply)>,
+    /// It is not asked, since somebody farther is known from another path; and who answered there.
+    covered: bool,
+    inherited: Option<Reply>,
 }
 
 impl HopState {
     fn is_settled(&self) -> bool {
-        self.planned > 0 && self.held + self.queued == 0 && (self.open == 0 || self.given_up)
+        self.covered || self.planned > 0 && self.held + self.queued == 0 && (self.open == 0 || self.given_up)
     }
 
     /// Whether time must pass for it.
     fn is_waited_for(&self) -> bool {
-        self.open > 0 && self.held + self.queued == 0 && !self.given_up
+        !self.covered && self.open > 0 && self.held + self.queued == 0 && !self.given_up
     }
 }
 
@@ -77,6 +82,20 @@ pub(super) struct Tracing {
     again: VecDeque<u8>,
     /// When the first packet left.
     begun: Option<Instant>,
+    /// The first hop that was asked, the nearest one, and down to where hops are to be asked.
+    start: u8,
+    nearest: u8,
+    nearest_wanted: u8,
+    /// How long round trips of other paths were.
+    usual: Option<Duration>,
+    /// Nobody has been there, and others wait for what it finds: as many hops are asked at once as may be silent.
+    scout: bool,
+    /// How often the farthest hop that was asked was late: each time twice as many are asked beyond the farthest answer.
+    late: u8,
+    /// The next hop that is to be told to other paths, and who stands before it.
+    told: (u8, Option<Place>),
+    /// The farthest hop that was known when it answered.
+    met: u8,
     /// Nothing is sent before.
     not_before: Option<Instant>,
     slowest: Option<Duration>,
@@ -183,6 +202,69 @@ impl Tracing {
         }
     }
 
+    /// Somebody farther is known: nearer hops are what another path found.
+    fn inherit(&mut self, plan: &TracePlan, stops: &Stops, ttl: u8, place: Place) {
+        self.met = self.met.max(ttl);
+        let nearer = self.hops.iter_mut().take(usize::from(ttl - plan.first_ttl));
+        nearer.filter(|hop| hop.replies.is_empty()).for_each(|hop| hop.covered = true);
+        for (ttl, reply) in stops.before(place) {
+            if let Some(hop) = self.hop(plan, ttl).filter(|hop| hop.covered && hop.inherited.is_none()) {
+                hop.inherited = Some(reply.clone());
+            }
+        }
+        (self.nearest, self.nearest_wanted) = (plan.first_ttl, plan.first_ttl);
+        if self.told.0 <= ttl {
+            self.told = (ttl + 1, Some(place));
+        }
+    }
+
+    /// Tells other paths what is known from the first hop on.
+    fn tell(&mut self, plan: &TracePlan, stops: &mut Stops, now: Instant) {
+        while let Some(hop) = self.told.0.checked_sub(plan.first_ttl).and_then(|at| self.hops.get(usize::from(at)))
+            && plan.shared
+            && hop.is_settled()
+        {
+            let (ttl, before) = self.told;
+            let next = match hop.replies.first() {
+                None => Some(before),
+                Some((_, reply)) if reply.kind == ReplyKind::TimeExceeded => stops.know(now, ttl, reply, before).map(Some),
+                Some(_) => None,
+            };
+            self.told = next.map_or((u8::MAX, None), |before| (ttl + 1, before));
+        }
+    }
+
+    /// The next nearer hop that is to be asked, where the path began farther.
+    fn nearer(&mut self, plan: &TracePlan) -> Option<u8> {
+        let is_settled = |at: u8| self.hops.get(usize::from(at - plan.first_ttl)).is_some_and(HopState::is_settled);
+        if is_settled(self.nearest) {
+            self.nearest_wanted = self.nearest_wanted.min(self.nearest - 1);
+        }
+        let last = self.last(plan);
+        while self.nearest > self.nearest_wanted.max(plan.first_ttl) {
+            self.nearest -= 1;
+            if self.nearest <= last {
+                return Some(self.nearest);
+            }
+        }
+        None
+    }
+
+    /// How many hops are asked beyond the farthest answer.
+    fn beyond(&self, plan: &TracePlan) -> u8 {
+        if self.scout { plan.gap } else { plan.ahead.checked_shl(self.late.into()).map_or(plan.gap, |ahead| ahead.min(plan.gap)) }
+    }
+
+    /// When the farthest hop that was asked is late, so that more are asked beside it.
+    fn late_at(&self, plan: &TracePlan) -> Option<Instant> {
+        if self.beyond(plan) >= plan.gap || self.end.is_some() {
+            return None;
+        }
+        let hop = self.hops.last().filter(|hop| hop.is_waited_for())?;
+        let slowest = self.slowest.max(self.usual);
+        Some(hop.last? + plan.timing.waits(slowest, slowest.is_some()).0)
+    }
+
     /// The packet that an answer without a number most likely answers: the first one without an answer beyond the farthest router.
     fn guess(&self, plan: &TracePlan) -> Option<u16> {
         let is_router = |hop: &HopState| hop.replies.iter().any(|(_, reply)| reply.kind == ReplyKind::TimeExceeded);
@@ -241,19 +323,31 @@ impl Tracing {
         let known = usize::from((last + 1).saturating_sub(plan.first_ttl));
         let hops = self.hops.into_iter().enumerate().take(known).map(|(at, mut hop)| {
             hop.replies.sort_by_key(|(number, _)| *number);
-            Hop { ttl: Self::ttl_of(plan, at), sent: hop.sent, replies: hop.replies.into_iter().map(|(_, reply)| reply).collect() }
+            let inherited = hop.replies.is_empty() && hop.covered;
+            let replies = hop.replies.into_iter().map(|(_, reply)| reply).chain(hop.inherited.filter(|_| inherited));
+            Hop { ttl: Self::ttl_of(plan, at), sent: hop.sent, replies: replies.collect(), inherited }
         });
         Path { dst: self.dst, end, hops: hops.collect(), sent: self.sent }
     }
 }
 
 impl Course for Tracing {
-    fn new(plan: &TracePlan, position: u64, dst: IpAddr) -> Self {
+    fn new(plan: &TracePlan, stops: &Stops, position: u64, dst: IpAddr) -> Self {
+        let known = plan.shared.then(|| stops.start(dst)).flatten();
+        let start = known.unwrap_or_default().clamp(plan.first_ttl, plan.max_ttl);
         Self {
             position,
             dst,
             packets: Vec::new(),
-            hops: Vec::new(),
+            hops: vec![HopState::default(); usize::from(start - plan.first_ttl)],
+            start,
+            nearest: start,
+            nearest_wanted: start,
+            usual: stops.slowest(),
+            scout: plan.shared && known.is_none(),
+            late: 0,
+            told: (plan.first_ttl, None),
+            met: 0,
             held: VecDeque::new(),
             again: VecDeque::new(),
             begun: None,
@@ -285,22 +379,24 @@ impl Course for Tracing {
             if let Some(hop) = self.hop(plan, packet.ttl) {
                 hop.held = hop.held.saturating_sub(1);
             }
-            if packet.ttl <= last {
+            if packet.ttl <= last && self.hop(plan, packet.ttl).is_some_and(|hop| !hop.covered) {
                 self.leaves(plan, number, now);
                 return Some(Self::ask(number, packet.ttl));
             }
             self.lose(plan, number);
         }
         while let Some(ttl) = self.again.pop_front() {
-            if let Some(hop) = self.hop(plan, ttl) {
-                hop.queued = hop.queued.saturating_sub(1);
-            }
-            if ttl <= last {
+            let Some(hop) = self.hop(plan, ttl) else { continue };
+            hop.queued = hop.queued.saturating_sub(1);
+            if ttl <= last && !hop.covered {
                 return self.plan_packet(plan, ttl, now);
             }
         }
+        if let Some(ttl) = self.nearer(plan) {
+            return self.plan_packet(plan, ttl, now);
+        }
         let next = Self::ttl_of(plan, self.hops.len());
-        let ahead = (plan.first_ttl - 1).saturating_add(plan.window).max(self.farthest.saturating_add(plan.gap));
+        let ahead = (self.start - 1).saturating_add(plan.window).max(self.farthest.saturating_add(self.beyond(plan)));
         if next > last || next > ahead || self.hops.len() > usize::from(plan.max_ttl - plan.first_ttl) {
             return None;
         }
@@ -337,6 +433,7 @@ impl Course for Tracing {
     fn answer(
         &mut self,
         plan: &TracePlan,
+        stops: &mut Stops,
         now: Instant,
         flow: u16,
         number: Option<u16>,
@@ -364,6 +461,9 @@ impl Course for Tracing {
             // There is somebody after all.
             self.end = None;
         }
+        if ttl > self.farthest {
+            self.late = 0;
+        }
         self.farthest = self.farthest.max(ttl);
         let queries = plan.queries;
         let hop = self.hop(plan, ttl)?;
@@ -373,6 +473,11 @@ impl Course for Tracing {
         self.ask_again(plan, ttl, more);
         match reply.kind {
             ReplyKind::TimeExceeded => {
+                if plan.shared
+                    && let Some(place) = stops.find(now, ttl, reply.from)
+                {
+                    self.inherit(plan, stops, ttl, place);
+                }
                 if self.is_loop(plan, ttl, reply.from) {
                     self.end_at(ttl, PathEnd::Loop);
                 }
@@ -381,24 +486,34 @@ impl Course for Tracing {
             ReplyKind::Unreachable { .. } if reply.from == self.dst => self.end_at(ttl, PathEnd::Reached),
             ReplyKind::Unreachable { .. } => self.end_at(ttl, PathEnd::Unreachable),
         }
+        self.tell(plan, stops, now);
         Some((ttl, reply))
     }
 
     fn due(&self, plan: &TracePlan) -> Option<Instant> {
         let last = self.last(plan);
         let hops = self.hops.iter().enumerate().filter(|(at, hop)| Self::ttl_of(plan, *at) <= last && hop.is_waited_for());
-        hops.filter_map(|(at, hop)| self.hop_due(plan, Self::ttl_of(plan, at), hop)).chain(self.not_before).min()
+        let hops = hops.filter_map(|(at, hop)| self.hop_due(plan, Self::ttl_of(plan, at), hop));
+        hops.chain(self.late_at(plan)).chain(self.not_before).min()
     }
 
-    fn on_timeout(&mut self, plan: &TracePlan, now: Instant) -> bool {
+    fn on_timeout(&mut self, plan: &TracePlan, stops: &mut Stops, now: Instant) -> bool {
         let last = self.last(plan);
         let mut hungry = self.not_before.take_if(|until| *until <= now).is_some();
+        if self.late_at(plan).is_some_and(|due| due <= now) {
+            (self.late, hungry) = (self.late + 1, true);
+        }
         for at in 0..self.hops.len() {
             let ttl = Self::ttl_of(plan, at);
             let Some(hop) = self.hops.get(at).filter(|hop| ttl <= last && hop.is_waited_for()) else { continue };
             let (again, planned) = (Self::is_asked_again(plan, hop), hop.planned);
             if self.hop_due(plan, ttl, hop).is_none_or(|due| now < due) {
                 continue;
+            }
+            if ttl == self.nearest && self.nearest > plan.first_ttl {
+                // It may be that nobody is so far: several nearer ones are asked beside it.
+                self.nearest_wanted = self.nearest_wanted.min(ttl.saturating_sub(plan.gap));
+                hungry = true;
             }
             if again {
                 self.ask_again(plan, ttl, plan.attempts() - planned);
@@ -408,7 +523,12 @@ impl Course for Tracing {
             }
         }
         self.look_for_silence(plan);
+        self.tell(plan, stops, now);
         hungry
+    }
+
+    fn is_late(&self) -> bool {
+        self.late > 0
     }
 
     fn is_over(&self, plan: &TracePlan) -> bool {
@@ -421,7 +541,12 @@ impl Course for Tracing {
         self.duplicates
     }
 
-    fn finish(self, plan: &TracePlan, stopped: bool) -> (PathEnd, Event) {
+    fn finish(self, plan: &TracePlan, stops: &mut Stops, stopped: bool) -> (PathEnd, Event) {
+        if plan.shared && !stopped {
+            let routers = self.hops.iter().rposition(|hop| hop.replies.iter().any(|(_, reply)| reply.kind == ReplyKind::TimeExceeded));
+            let could_meet = self.met > 0 || self.start > plan.first_ttl;
+            stops.ended(self.dst, routers.map_or(0, |at| Self::ttl_of(plan, at)), could_meet.then_some(self.met), self.slowest);
+        }
         let (position, begun) = (self.position, self.begun);
         let path = Box::new(self.path(plan, stopped));
         (path.end, Event::Path { position, begun, path })

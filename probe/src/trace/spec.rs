@@ -211,6 +211,10 @@ pub struct TracePlan {
     pub gap: u8,
     /// How many hops are asked at once at the start; later ones are asked as far beyond the farthest answer as the gap is wide.
     pub window: u8,
+    /// How many hops are asked beyond the farthest answer as long as they answer in time; no more than the gap.
+    pub ahead: u8,
+    /// Whether paths take nearer hops from each other, where they meet.
+    pub shared: bool,
     /// Paths at a time.
     pub paths: usize,
     /// Type of service or traffic class.
@@ -229,7 +233,7 @@ pub struct TracePlan {
 
 impl TracePlan {
     /// A plan for positions `from` to `to` of a space of destinations, with what is usual for the rest: for a few destinations, that somebody waits for, as
-    /// many hops at once as most paths are long; for many a few hops at a time, which is fewer packets for what does not answer.
+    /// many hops at once as most paths are long; for many one hop at a time, and none that others have found.
     pub fn new(space: Arc<TargetSpace>, from: u64, to: u64, method: Method) -> Result<Self, SpecError> {
         let len = space.len();
         if from >= to || to > len {
@@ -249,7 +253,9 @@ impl TracePlan {
             max_ttl: DEFAULT_MAX_TTL,
             queries: if few { 3 } else { 1 },
             gap: DEFAULT_GAP,
-            window: if few { 16 } else { DEFAULT_GAP },
+            window: if few { 16 } else { 1 },
+            ahead: if few { MAX_TTL } else { 1 },
+            shared: !few,
             paths: 1_024,
             tos: 0,
             payload: DEFAULT_PAYLOAD,
@@ -268,9 +274,12 @@ impl TracePlan {
         if !(1..=MAX_QUERIES).contains(&self.queries) {
             return Err(SpecError::Queries(self.queries));
         }
-        for (what, count) in
-            [("a gap", usize::from(self.gap)), ("a window", self.window.into()), ("a number of paths at a time", self.paths)]
-        {
+        for (what, count) in [
+            ("a gap", usize::from(self.gap)),
+            ("a window", self.window.into()),
+            ("a look ahead", self.ahead.into()),
+            ("a number of paths at a time", self.paths),
+        ] {
             if count == 0 {
                 return Err(SpecError::Zero { what });
             }

@@ -546,3 +546,127 @@ proptest! {
         prop_assert_eq!(graph.hops.iter().any(|hop| hop.by_packet), false);
     }
 }
+
+/// A tree of routers, each of which leads to several others; who stands where follows from the destination alone.
+#[derive(Debug)]
+struct Tree {
+    seed: u64,
+    /// Routers before each network of destinations, at most.
+    depth: u8,
+    /// Of a thousand routers, and of a thousand packets.
+    silent: u64,
+    loss: u64,
+}
+
+impl Tree {
+    fn hash(&self, parts: [u64; 3]) -> u64 {
+        parts.into_iter().fold(self.seed, |hash, part| sim::mix(hash ^ part))
+    }
+
+    /// The routers before a destination; nobody at silent ones.
+    fn routers(&self, dst: IpAddr) -> Vec<Option<IpAddr>> {
+        let IpAddr::V4(dst) = dst else { panic!("only IPv4") };
+        let network = u64::from(dst.octets()[2]);
+        let depth = 1 + (self.hash([1, network, 0]) % u64::from(self.depth)) as u8;
+        (1..=depth)
+            .map(|ttl| {
+                // Networks whose numbers agree in more bits go together for longer.
+                let branch = network & ((1 << (ttl / 2).min(8)) - 1);
+                let addr = IpAddr::from([198, 19, ttl, branch as u8]);
+                (self.hash([2, ttl.into(), branch]) % 1_000 >= self.silent).then_some(addr)
+            })
+            .collect()
+    }
+
+    fn answer(&self, count: u64, packet: &[u8]) -> Option<Vec<u8>> {
+        let dst = Packet::parse(packet).unwrap().dst();
+        let routers = self.routers(dst);
+        let answer = match routers.get(usize::from(ttl(packet)) - 1) {
+            Some(Some(IpAddr::V4(from))) => error(from.octets(), (11, 0), packet),
+            Some(_) => return None,
+            None => match dst {
+                IpAddr::V4(dst) => error(dst.octets(), (3, 3), packet),
+                IpAddr::V6(_) => return None,
+            },
+        };
+        (self.hash([3, count, 0]) % 1_000 >= self.loss).then_some(answer)
+    }
+
+    /// All paths, by destination, and how many packets they took.
+    fn paths(&self, plan: TracePlan) -> (HashMap<IpAddr, Path>, u64) {
+        let mut engine = engine(plan);
+        let (mut now, mut count, mut paths, mut answers) = (at(0), 0, HashMap::new(), VecDeque::new());
+        let mut buf = [0; 1_500];
+        loop {
+            // A packet each 0.1 ms.
+            while let Some(transmit) = engine.poll_transmit(now, &mut buf) {
+                count += 1;
+                let answer = self.answer(count, &buf[..transmit.len]);
+                answers.extend(answer.map(|answer| (now + Duration::from_millis(10), answer)));
+                now += Duration::from_micros(100);
+                while answers.front().is_some_and(|(due, _)| *due <= now) {
+                    let (due, answer) = answers.pop_front().unwrap();
+                    engine.on_packet(due, &answer);
+                }
+                if engine.poll_timeout().is_some_and(|(due, _)| due <= now) {
+                    engine.on_timeout(now);
+                }
+            }
+            for event in events(&mut *engine) {
+                match event {
+                    Event::Path { path, .. } => assert!(paths.insert(path.dst, *path).is_none(), "a path is told once"),
+                    Event::Done(summary) => {
+                        assert_eq!(summary.sent_packets, count);
+                        return (paths, count);
+                    }
+                    other => panic!("{other:?}"),
+                }
+            }
+            match (answers.pop_front(), engine.poll_timeout()) {
+                (Some((due, answer)), timeout) if timeout.is_none_or(|(timeout, _)| due <= timeout) => {
+                    now = now.max(due);
+                    engine.on_packet(now, &answer);
+                }
+                (answer, Some((due, _))) => {
+                    answer.into_iter().for_each(|answer| answers.push_front(answer));
+                    now = now.max(due);
+                    engine.on_timeout(now);
+                }
+                (None, None) => panic!("it waits for ever"),
+                (Some(_), None) => unreachable!("it was taken above"),
+            }
+        }
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(64))]
+    #[test]
+    fn paths_that_share_hops_are_those_that_share_none(seed: u64, depth in 1..20_u8, silent in 0..200_u64, loss in prop_oneof![Just(0), 0..50_u64]) {
+        let tree = Tree { seed, depth, silent, loss };
+        let networks: Vec<String> = (0..40).map(|network| format!("198.18.{network}.0/29")).collect();
+        let plan = TracePlan { gap: 8, ..plan(&networks.join(" "), Method::Udp) };
+        prop_assert!(plan.shared);
+        let total = (plan.to - plan.from) as usize;
+        let (all, every) = tree.paths(TracePlan { shared: false, ..plan.clone() });
+        let (shared, fewer) = tree.paths(plan);
+        prop_assert_eq!((all.len(), shared.len()), (total, total));
+        for (dst, path) in &shared {
+            let routers = tree.routers(*dst);
+            let met: Vec<Option<IpAddr>> = path.hops.iter().map(|hop| hop.replies.first().map(|reply| reply.from)).collect();
+            for (at, met) in met.iter().enumerate().filter(|(at, _)| *at < routers.len()) {
+                prop_assert!(met.is_none() || *met == routers[at], "{dst}: {met:?} at {at} of {routers:?}");
+            }
+            // More silent ones in a row than it looks beyond.
+            let cut = routers.windows(8).any(|row| row.iter().all(Option::is_none));
+            if loss == 0 && !cut {
+                let told: Vec<Option<IpAddr>> = routers.into_iter().chain([Some(*dst)]).collect();
+                prop_assert_eq!(&met, &told, "{:?}", path);
+                prop_assert_eq!(path.end, PathEnd::Reached);
+                prop_assert_eq!(&met, &all[dst].hops.iter().map(|hop| hop.replies.first().map(|reply| reply.from)).collect::<Vec<_>>());
+            }
+            prop_assert!(path.hops.iter().enumerate().all(|(at, hop)| usize::from(hop.ttl) == at + 1));
+        }
+        prop_assert!(fewer <= every + total as u64, "{fewer} packets, {every} without");
+    }
+}

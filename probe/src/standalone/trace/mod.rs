@@ -99,9 +99,13 @@ pub struct TraceArgs {
     /// Silent hops in a row that end a path
     #[arg(short, long, value_name = "N", default_value_t = DEFAULT_GAP)]
     pub gap: u8,
-    /// How many hops are asked at once at the start [default: 16; 5 for more than 16 destinations]
+    /// How many hops are asked at once at the start [default: 16; 1 for more than 16 destinations]
     #[arg(short, long, value_name = "N")]
     pub window: Option<u8>,
+    /// Ask every hop of every path. More than 16 destinations, asked once each, otherwise take the first hops from each other where they
+    /// meet (but for -o atlas): those are written as known from another path
+    #[arg(long)]
+    pub all_hops: bool,
     /// Paths at a time [default: 1024; 64 with --multipath]
     #[arg(long, value_name = "N")]
     pub paths: Option<usize>,
@@ -175,6 +179,10 @@ impl TraceArgs {
             queries: self.queries.unwrap_or(plan.queries),
             gap: self.gap,
             window: self.window.unwrap_or(plan.window),
+            shared: plan.shared
+                && !self.all_hops
+                && self.queries.is_none_or(|queries| queries == 1)
+                && self.output != Some(PathOutput::Atlas),
             paths: self.paths.unwrap_or(if self.multipath.is_some() { GRAPHS } else { plan.paths }),
             multipath: self.multipath.map(|form| Ways::new(form == Form::Lite, self.confidence)).transpose()?,
             tos: self.tos,

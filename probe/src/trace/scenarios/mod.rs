@@ -317,8 +317,12 @@ impl File {
 
 /// A graph as a path that has all addresses.
 fn flat(graph: &Graph) -> Path {
-    let hops =
-        graph.hops.iter().map(|hop| Hop { ttl: hop.ttl, sent: 0, replies: hop.nodes.iter().map(|node| node.reply.clone()).collect() });
+    let hops = graph.hops.iter().map(|hop| Hop {
+        ttl: hop.ttl,
+        sent: 0,
+        replies: hop.nodes.iter().map(|node| node.reply.clone()).collect(),
+        inherited: false,
+    });
     Path { dst: graph.dst, end: graph.end, hops: hops.collect(), sent: graph.sent }
 }
 
@@ -377,6 +381,7 @@ every_file! {
     balanced_by_flow
     balanced_by_packet
     bulk_half_dead
+    bulk_shared
     far_answer_is_waited_for
     graph_by_packet
     graph_four_by_two

@@ -70,6 +70,7 @@ fn object(head: &Head, path: &Path) -> Value {
         "hops": path.hops.iter().map(|hop| json!({
             "ttl": hop.ttl,
             "sent": hop.sent,
+            "inherited": hop.inherited,
             "replies": hop.replies.iter().map(reply).collect::<Vec<_>>(),
         })).collect::<Vec<_>>(),
     })

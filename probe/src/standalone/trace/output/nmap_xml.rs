@@ -53,7 +53,9 @@ fn write_hop(hop: &Hop, out: &mut dyn Write) -> io::Result<()> {
     for reply in &hop.replies {
         if !told.contains(&reply.from) {
             told.push(reply.from);
-            writeln!(out, "<hop ttl=\"{}\" ipaddr=\"{}\" rtt=\"{:.2}\"/>", hop.ttl, reply.from, milliseconds(reply.rtt_us))?;
+            // As nmap writes what it knows from the way to somebody else.
+            let rtt = if hop.inherited { "--".to_owned() } else { format!("{:.2}", milliseconds(reply.rtt_us)) };
+            writeln!(out, "<hop ttl=\"{}\" ipaddr=\"{}\" rtt=\"{rtt}\"/>", hop.ttl, reply.from)?;
         }
     }
     Ok(())

@@ -54,6 +54,10 @@ fn write_hop(head: &Head, path: &Path, hop: &Hop, out: &mut dyn Write) -> io::Re
             from.push(reply.from);
         }
     }
+    if hop.inherited {
+        let from = from.first().map_or_else(|| "*".to_owned(), IpAddr::to_string);
+        return writeln!(out, "{number} {from}  known from another path");
+    }
     if from.is_empty() {
         return writeln!(out, "{number} *");
     }

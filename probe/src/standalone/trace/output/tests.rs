@@ -28,10 +28,17 @@ fn path() -> Path {
             ttl: 1,
             sent: 3,
             replies: vec![answer("192.0.2.1", 210, ReplyKind::TimeExceeded), answer("192.0.2.1", 190, ReplyKind::TimeExceeded)],
+            ..Hop::default()
         },
-        Hop { ttl: 2, sent: 3, replies: Vec::new() },
-        Hop { ttl: 3, sent: 2, replies: vec![labelled, answer("192.0.2.10", 2_500, ReplyKind::TimeExceeded)] },
-        Hop { ttl: 4, sent: 1, replies: vec![answer("192.0.2.77", 3_000, ReplyKind::Unreachable { icmp_type: 3, icmp_code: 13 })] },
+        Hop { ttl: 2, sent: 0, replies: vec![answer("192.0.2.5", 900, ReplyKind::TimeExceeded)], inherited: true },
+        Hop { ttl: 3, sent: 3, ..Hop::default() },
+        Hop { ttl: 4, sent: 2, replies: vec![labelled, answer("192.0.2.10", 2_500, ReplyKind::TimeExceeded)], ..Hop::default() },
+        Hop {
+            ttl: 5,
+            sent: 1,
+            replies: vec![answer("192.0.2.77", 3_000, ReplyKind::Unreachable { icmp_type: 3, icmp_code: 13 })],
+            ..Hop::default()
+        },
     ];
     Path { dst: "198.18.0.1".parse().unwrap(), end: PathEnd::Unreachable, hops, sent: 9 }
 }
@@ -78,7 +85,7 @@ fn end() -> End {
 
 /// Paths that ended in all ways.
 fn paths() -> Vec<Path> {
-    let hop = |ttl, replies| Hop { ttl, sent: 2, replies };
+    let hop = |ttl, replies| Hop { ttl, sent: 2, replies, inherited: false };
     let path = |dst: &str, end, hops| Path { dst: dst.parse().unwrap(), end, hops, sent: 4 };
     let near = || hop(1, vec![answer("192.0.2.1", 210, ReplyKind::TimeExceeded)]);
     let far = |kind| hop(2, vec![answer("198.18.0.2", 1_500, kind)]);
