@@ -19,6 +19,7 @@ use log::LevelFilter;
 use picket_wire::addr::IpNet;
 use picket_wire::policy::AddressPolicy;
 use picket_wire::topic::Prefix;
+use picket_wire::units::parse_duration;
 
 use crate::pki::Names;
 use crate::service::Timing;
@@ -423,26 +424,8 @@ fn level(text: &str) -> Result<LevelFilter, String> {
     text.parse().map_err(|_| format!("`{text}` is not a log level: use off, error, warn, info, debug or trace"))
 }
 
-/// Reads a duration such as `500ms`, `30s`, `5m`, `2h` or `1d`.
-pub fn parse_duration(text: &str) -> Result<Duration, String> {
-    let (number, unit) = text.split_at(text.find(|c: char| !c.is_ascii_digit()).unwrap_or(text.len()));
-    let milliseconds = match unit {
-        "ms" => Some(1),
-        "s" => Some(1_000),
-        "m" => Some(60_000),
-        "h" => Some(3_600_000),
-        "d" => Some(86_400_000),
-        _ => None,
-    };
-    let number = number.parse::<u64>().ok();
-    let total = milliseconds.zip(number).and_then(|(unit, number)| number.checked_mul(unit));
-    total
-        .map(Duration::from_millis)
-        .ok_or_else(|| format!("`{text}` is not a duration: write a whole number with its unit, such as 30s, 5m or 2h"))
-}
-
 fn within(text: &str, least: u64, most: u64) -> Result<Duration, String> {
-    let duration = parse_duration(text)?;
+    let duration = parse_duration(text).map_err(|reason| reason.to_string())?;
     let fits = (Duration::from_secs(least)..=Duration::from_secs(most)).contains(&duration);
     fits.then_some(duration).ok_or_else(|| format!("`{text}` is out of range: from {least}s to {most}s"))
 }

@@ -109,7 +109,16 @@ fn probe_modules_keep_their_distance() {
     );
     assert_no_arrow(
         "probe",
-        &["trace::course", "trace::engine", "trace::multipath", "trace::packet", "trace::path", "trace::report", "trace::spec"],
+        &[
+            "trace::course",
+            "trace::engine",
+            "trace::multipath",
+            "trace::packet",
+            "trace::path",
+            "trace::report",
+            "trace::spec",
+            "trace::statistics",
+        ],
         &[
             "scan",
             "discover",

@@ -30,6 +30,9 @@ pub enum UnitError {
     /// A range whose end is before its start.
     #[error("port range `{0}` ends before it starts: did you mean the other way round?")]
     PortOrder(String),
+    /// Not a span of time.
+    #[error("`{0}` is not a duration: write a whole number with its unit, such as 30s, 5m or 2h")]
+    Duration(String),
     /// Nothing was named.
     #[error("no port is named: use for example 22,80,443 or 1-1024")]
     NoPorts,
@@ -328,11 +331,36 @@ impl RttCode {
     }
 }
 
+/// Reads a duration such as `500ms`, `30s`, `5m`, `2h` or `1d`.
+pub fn parse_duration(text: &str) -> Result<Duration, UnitError> {
+    let (number, unit) = text.split_at(text.find(|c: char| !c.is_ascii_digit()).unwrap_or(text.len()));
+    let milliseconds = match unit {
+        "ms" => Some(1),
+        "s" => Some(1_000),
+        "m" => Some(60_000),
+        "h" => Some(3_600_000),
+        "d" => Some(86_400_000),
+        _ => None,
+    };
+    let number = number.parse::<u64>().ok();
+    let total = milliseconds.zip(number).and_then(|(unit, number)| number.checked_mul(unit));
+    total.map(Duration::from_millis).ok_or_else(|| UnitError::Duration(text.to_owned()))
+}
+
 #[cfg(test)]
 mod tests {
     use proptest::prelude::*;
 
     use super::*;
+
+    #[test]
+    fn durations_have_units() {
+        let ms = |text| parse_duration(text).map(|duration| duration.as_millis());
+        assert_eq!(["500ms", "30s", "5m", "2h", "1d"].map(ms), [Ok(500), Ok(30_000), Ok(300_000), Ok(7_200_000), Ok(86_400_000)]);
+        for wrong in ["", "5", "s", "-1s", "1.5s", "1w", "99999999999999999d"] {
+            assert_eq!(ms(wrong), Err(UnitError::Duration(wrong.to_owned())));
+        }
+    }
 
     #[test]
     fn rates_need_their_unit() {

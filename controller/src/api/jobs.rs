@@ -7,13 +7,13 @@ use axum::extract::{Extension, State};
 use axum::http::{HeaderMap, HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use picket_wire::ids::JobId;
+use picket_wire::units::parse_duration;
 use serde::Deserialize;
 
 use super::Api;
 use super::extract::{Body, Name, Parameters};
 use super::idempotency;
 use super::problem::ApiError;
-use crate::config::parse_duration;
 use crate::service::{Bearer, JobFilter, ServiceError};
 use crate::view::{JobRequest, JobState, JobView, Page, Submitted};
 

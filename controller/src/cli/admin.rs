@@ -1,11 +1,11 @@
 //! `picket token`, `picket dashboard-user`, `picket db`: what administrators need now and then.
 
+use picket_wire::units::parse_duration;
 use serde_json::json;
 
 use super::failure::{Exit, Failure};
 use super::table::{Align, Columns};
 use super::{Context, JsonArgs, format};
-use crate::config::parse_duration;
 use crate::view::{DashboardUser, DashboardUserMade, RebuildCounts, Scope, TokenMade, TokenView};
 
 /// `picket token ...`.
@@ -57,7 +57,7 @@ pub(super) struct TokenAddArgs {
 }
 
 fn life(text: &str) -> Result<u64, String> {
-    match parse_duration(text)?.as_secs() {
+    match parse_duration(text).map_err(|reason| reason.to_string())?.as_secs() {
         0 => Err(format!("`{text}` is too short: use at least 1s")),
         seconds => Ok(seconds),
     }

@@ -4,7 +4,7 @@ use picket_wire::ids::{Label, ProbeId, SiteName};
 use picket_wire::job::{HostProbe, MAX_ATTEMPTS, Mode, NetworkLimit, Priority, Selection, ServiceOptions, Technique, Transport};
 use picket_wire::port::{PortSelection, SERVICES_FILE, Services};
 use picket_wire::target::{TargetItem, parse_items, split};
-use picket_wire::units::{BitsPerSecond, PacketsPerSecond, PortSet, UnitError};
+use picket_wire::units::{BitsPerSecond, PacketsPerSecond, PortSet, UnitError, parse_duration};
 use serde_json::json;
 
 use super::client::Client;
@@ -14,7 +14,6 @@ use super::interrupt::Interrupts;
 use super::progress::{Progress, Style};
 use super::results::{self, Output, OutputArgs, Shape};
 use super::{Context, format, hosts};
-use crate::config::parse_duration;
 use crate::view::{JobProbe, JobRequest, JobView, Plan, Submitted};
 
 /// `picket scan` and its flags.
@@ -234,7 +233,7 @@ fn targets(text: &str) -> Result<String, String> {
 }
 
 fn deadline(text: &str) -> Result<u64, String> {
-    match parse_duration(text)?.as_secs() {
+    match parse_duration(text).map_err(|reason| reason.to_string())?.as_secs() {
         0 => Err(format!("`{text}` is too short: use at least 1s")),
         seconds => Ok(seconds),
     }

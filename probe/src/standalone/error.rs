@@ -58,6 +58,12 @@ pub enum StandaloneError {
     /// A graph in a form for paths.
     #[error("--multipath makes a graph, and `{0}` can only express paths: use `-o table` or `-o ndjson`, or leave --multipath out")]
     GraphOutput(String),
+    /// A form for one path of each destination, and many.
+    #[error("`{0}` has one path for each destination, and --continuous makes many: use `-o table`, `-o ndjson` or `-o atlas`")]
+    ContinuousOutput(String),
+    /// Too much to keep statistics of.
+    #[error("{0} destinations are too many to be traced again and again: at most {1} are possible")]
+    ContinuousTargets(u64, u64),
     /// No targets.
     #[error("name targets, for example 192.168.1.0/24 or fd00::/64; `picket-probe discover --link` needs none")]
     NoTargets,
@@ -144,6 +150,8 @@ impl StandaloneError {
             | Self::ResumeAlone
             | Self::LinkOutput
             | Self::GraphOutput(_)
+            | Self::ContinuousOutput(_)
+            | Self::ContinuousTargets(..)
             | Self::NoTargets
             | Self::NoDestination
             | Self::Resume(ResumeError::Other { .. } | ResumeError::Missing(_))

@@ -39,6 +39,7 @@
 pub mod engine;
 pub mod report;
 pub mod spec;
+pub mod statistics;
 
 mod course;
 mod multipath;

@@ -178,7 +178,7 @@ impl Probes {
                 body[4..6].copy_from_slice(&flow.to_be_bytes());
                 body[6..8].copy_from_slice(&secret.echo(number).to_be_bytes());
                 body[8..8 + COOKIE_LEN].copy_from_slice(&self.cookie(dst, flow));
-                balance(body, 2, secret.sum(0), sum);
+                balance(body, 2, echo_sum(flow), sum);
             }
             Method::Udp => {
                 body[..2].copy_from_slice(&flow.to_be_bytes());
@@ -280,6 +280,12 @@ impl Probes {
             _ => Some(ReplyKind::Unreachable { icmp_type, icmp_code }),
         }
     }
+}
+
+/// The checksum of a flow's echo requests, which routers take for a part of the flow: the same in every run, so that later runs take the same way.
+/// (Nobody needs to guess it: sequence number and payload are keyed.)
+const fn echo_sum(flow: u16) -> u16 {
+    1 + flow % SUMS
 }
 
 /// Writes `wanted` as the checksum at `at`, and into the payload what makes it true; `sum` is what is summed besides `body`.
@@ -399,5 +405,13 @@ mod tests {
         let len = theirs.write("198.18.0.1".parse().unwrap(), 61_440, 3, 5, &mut buf).unwrap();
         assert_eq!(ours.accept(&exceeded(&buf[..len], 100)), None, "the cookie is another's");
         assert!(theirs.accept(&exceeded(&buf[..len], 100)).is_some());
+        for method in [Method::Icmp, Method::Udp, Method::Tcp] {
+            let hashed = [*b"sixteen random b", *b"another key 1234"].map(|key| {
+                let run = Probes { keyed: SipHasher13::new_with_key(&key), ..probes(method, 12) };
+                let len = run.write("198.18.0.1".parse().unwrap(), 61_440, 3, 5, &mut buf).unwrap();
+                hashed(&buf[..len])
+            });
+            assert_eq!(hashed[0], hashed[1], "{method}: a flow takes the same way in every run");
+        }
     }
 }

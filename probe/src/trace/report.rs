@@ -1,5 +1,7 @@
 //! What a trace tells.
 
+use core::ops::Add;
+
 use picket_wire::trace::{Graph, Path, Reply};
 
 use crate::net::time::Instant;
@@ -53,4 +55,19 @@ pub struct Summary {
     pub answers: u64,
     /// Answers to a probe that had been answered.
     pub duplicates: u64,
+}
+
+impl Add for Summary {
+    type Output = Self;
+    fn add(self, other: Self) -> Self {
+        Self {
+            paths: self.paths + other.paths,
+            reached: self.reached + other.reached,
+            left: self.left + other.left,
+            sent_packets: self.sent_packets + other.sent_packets,
+            sent_bytes: self.sent_bytes + other.sent_bytes,
+            answers: self.answers + other.answers,
+            duplicates: self.duplicates + other.duplicates,
+        }
+    }
 }

@@ -223,6 +223,8 @@ pub struct TracePlan {
     pub payload: usize,
     /// Which of the possible flows is taken: routers that spread load may send another one another way.
     pub flow: u16,
+    /// Whether a silent hop is asked a second time where only one probe is wanted for each.
+    pub retry: bool,
     /// Bounds of waiting.
     pub timing: Timing,
     /// Whether each answer is told when it comes.
@@ -260,6 +262,7 @@ impl TracePlan {
             tos: 0,
             payload: DEFAULT_PAYLOAD,
             flow: 0,
+            retry: true,
             timing: Timing::default(),
             live: false,
             multipath: None,
@@ -302,7 +305,7 @@ impl TracePlan {
 
     /// Probes that a silent hop gets.
     pub fn attempts(&self) -> u8 {
-        self.queries.max(2)
+        if self.retry { self.queries.max(2) } else { self.queries }
     }
 }
 

@@ -4,6 +4,7 @@
 //! The first part needs root, `ip` and `nft`; without them it says so and stops, and CI runs as root.
 #![allow(clippy::unwrap_used, reason = "helpers of tests fail loudly")]
 
+mod continuous;
 mod docs;
 mod formats;
 mod fragile;

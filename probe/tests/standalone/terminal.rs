@@ -65,6 +65,27 @@ fn a_terminal_shows_how_far_it_is_and_ctrl_c_ends_it_with_the_coverage() {
 }
 
 #[test]
+fn a_trace_that_goes_on_is_drawn_in_its_place_and_ctrl_c_leaves_the_table() {
+    let Some(lab) = Lab::new() else { return };
+    if !has_tool("setsid", &["--version"]) {
+        return;
+    }
+    let (mut child, mut terminal) = on_a_terminal(&lab, "trace 198.18.1.2 --continuous --every 100ms");
+    // Each drawing but the first begins by going back over its three lines.
+    let shown = read_until(&mut terminal, |text| text.matches("\r\x1b[3A").count() >= 3);
+    assert!(shown.contains("198.18.1.2 by icmp, 1 cycle: 1 reached\x1b[K\r\n"), "{shown:?}");
+    assert!(shown.contains("\r\x1b[3A198.18.1.2 by icmp, 2 cycles: 2 reached"), "{shown:?}");
+    terminal.write_all(b"\x03").unwrap();
+    let rest = read_until(&mut terminal, |_| false);
+    assert_eq!(child.wait().unwrap().code(), Some(0), "nothing else would have ended it: {rest:?}");
+    let last = rest.rsplit("\x1b[J").next().unwrap();
+    let lines: Vec<&str> = last.lines().collect();
+    let [heading, columns, hop, "", sums] = lines[..] else { panic!("{rest:?}") };
+    assert!(heading.starts_with("198.18.1.2 by icmp, ") && columns.starts_with("HOP ADDRESS"), "{last}");
+    assert!(hop.starts_with("  1 198.18.1.2") && sums.contains(" paths, "), "{last}");
+}
+
+#[test]
 fn no_terminal_no_line() {
     let Some(lab) = Lab::new() else { return };
     let run = lab.run("scan 198.19.0.0/28 -p 1-100 -Pn --rate 1kpps -o ndjson");

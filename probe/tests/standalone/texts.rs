@@ -15,6 +15,7 @@ fn help() {
     insta::assert_snapshot!("help of scan", probe("scan --help").out);
     insta::assert_snapshot!("help of discover", probe("discover --help").out);
     insta::assert_snapshot!("help of services", probe("services --help").out);
+    insta::assert_snapshot!("help of trace", probe("trace --help").out);
 }
 
 #[test]

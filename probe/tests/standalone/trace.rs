@@ -12,7 +12,7 @@ pub(crate) const ROUTERS: usize = 10;
 /// The one that says nothing.
 pub(crate) const SILENT: usize = 4;
 /// The one before two ways of equal cost.
-const FORK: usize = 7;
+pub(crate) const FORK: usize = 7;
 
 /// The probe, routers in a row, and the destination, each in a namespace of its own.
 pub(crate) struct Chain {
@@ -97,7 +97,7 @@ impl Chain {
         if v4 { format!("198.18.{far}.2") } else { format!("2001:db8:{far}::2") }
     }
 
-    fn address(v4: bool, hop: usize) -> String {
+    pub(crate) fn address(v4: bool, hop: usize) -> String {
         if v4 { format!("198.18.{hop}.2") } else { format!("2001:db8:{hop}::2") }
     }
 }
@@ -172,6 +172,12 @@ fn many_destinations_errors_and_what_was_typed_wrong() {
         ("trace 198.18.3.2 --multipath -o xml", 2, "--multipath makes a graph, and `nmap-xml` can only express paths"),
         ("trace 198.18.3.2 --multipath --output-file atlas=/nonexistent/x", 2, "`atlas` can only express paths"),
         ("trace 198.18.3.2 -o atlas --output-file ndjson=-", 2, "only one format can go to standard output"),
+        ("trace 198.18.3.2 --continuous -o xml", 2, "`nmap-xml` has one path for each destination, and --continuous makes many"),
+        ("trace 198.18.0.0/16 --report", 2, "65536 destinations are too many to be traced again and again: at most 1024 are possible"),
+        ("trace 198.18.3.2 --report --multipath", 2, "cannot be used with"),
+        ("trace 198.18.3.2 --every 5s", 2, "required arguments were not provided"),
+        ("trace 198.18.3.2 --report --every 5ms", 2, "`5ms` is out of range: from 100ms to 1d"),
+        ("trace 198.18.3.2 --report --every soon", 2, "`soon` is not a duration"),
         ("trace 198.18.3.2 -q 0", 2, "0 probes for each hop: 1 to 16 are possible"),
         ("trace 192.0.2.1", 1, "the site's policy permits none of the targets; 192.0.2.1"),
         ("trace 198.18.3.2 -i nowhere", 1, "there is no interface `nowhere`"),

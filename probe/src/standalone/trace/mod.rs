@@ -1,46 +1,56 @@
 //! `picket-probe trace`: the way that packets take, for the technician on site.
 //!
-//! **Invariant:** every destination is told once, also of a run that was interrupted.
+//! Arguments and plans are made here; `run` drives an engine, `continuous` one after the other; `output` writes.
 
+mod continuous;
 mod output;
+mod run;
+mod screen;
 
 use core::time::Duration;
 use std::io::{self, Write};
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use clap::{Args, ValueEnum};
+use clap::{ArgGroup, Args, ValueEnum};
 use picket_wire::addr::AddrSet;
 use picket_wire::space::{TargetSpace, TargetSpec};
-use picket_wire::trace::{Graph, Method, PathEnd};
+use picket_wire::trace::Method;
+use picket_wire::units::parse_duration;
 use serde_json::json;
 use tokio::sync::mpsc;
 
-use self::output::{End, Head, PathOutput, Printer, Traced};
+use self::continuous::Watch;
+use self::output::{Head, PathOutput, Printer};
+use self::run::Run;
+use self::screen::Screen;
 use super::Outcome;
 use super::engines::random;
 use super::error::{StandaloneError, system};
 use super::output::file::{OutputFile, chosen};
 use super::prepare::{self, Work};
-use super::progress::{ProgressLine, Standing};
 use super::rates::{self, RateArg};
 use super::signals::Signals;
 use super::targets::{self, Names};
 use crate::logging;
 use crate::net::clock;
-use crate::net::drive::{DriveEvent, DriveGone, TaskSpec, Weight};
-use crate::net::ports::{RawIdentity, SourcePorts};
+use crate::net::ports::SourcePorts;
 use crate::station::Station;
-use crate::trace::engine;
-use crate::trace::report::{Event, Summary};
 use crate::trace::spec::{DEFAULT_CONFIDENCE, DEFAULT_GAP, DEFAULT_MAX_TTL, TracePlan, Ways};
 
 /// Events that wait for the terminal before sending pauses.
 const EVENTS: usize = 256;
 /// Graphs at a time where nobody says how many: each may remember thousands of packets.
 const GRAPHS: usize = 64;
-/// How often the line on the progress changes.
-const TICK: Duration = Duration::from_millis(250);
+
+/// Destinations that can be traced again and again: statistics are kept of each.
+const DESTINATIONS_MAX: u64 = 1_024;
+/// From one cycle to the next where nobody says how long, and the bounds of it.
+const EVERY: Duration = Duration::from_secs(1);
+const EVERY_MIN: Duration = Duration::from_millis(100);
+const EVERY_MAX: Duration = Duration::from_secs(86_400);
+/// Cycles of a report where nobody says how many, as of mtr.
+const REPORT_CYCLES: u64 = 10;
 
 const EXAMPLES: &str = "\
 Examples:
@@ -48,6 +58,8 @@ Examples:
   picket-probe trace www.example.org --method tcp --port 443
   picket-probe trace 10.0.0.0/24 -q 1 -o ndjson
   picket-probe trace www.example.org --multipath --confidence 99
+  picket-probe trace www.example.org --continuous
+  picket-probe trace 198.51.100.7 --report --cycles 60 --every 500ms
   picket-probe trace 10.0.0.0/24 -o atlas --output-file nmap-xml=paths.xml
 
 Each line is a hop: its address, the round trip of each probe, and what it said beside that: MPLS labels, a changed
@@ -55,9 +67,12 @@ TTL or mark, the code of an ICMP error (!N network, !H host, !P protocol, !F too
 All probes of a path are of one flow, so that routers that spread load show one of their ways; --flow takes another,
 and --multipath looks for all of them: nodes with the flows that lead there, and the nodes that follow.
 
+--continuous shows for each hop its addresses, the packets that were lost, and last, mean, shortest and longest round
+trip in milliseconds with the standard deviation. In a terminal the table is redrawn; otherwise it comes at the end.
+
 The site's limits and policy apply, see `picket-probe scan --help`. Addresses are never looked up as names.
 
-Exit status: 0 every destination was dealt with, 1 failure, 2 wrong usage, 3 interrupted.";
+Exit status: 0 every destination was dealt with, 1 failure, 2 wrong usage, 3 interrupted (0 where nothing else ends it).";
 
 /// How all ways are looked for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
@@ -70,7 +85,7 @@ pub enum Form {
 
 /// Shows which way packets take.
 #[derive(Debug, Clone, PartialEq, Args)]
-#[command(after_help = EXAMPLES)]
+#[command(after_help = EXAMPLES, group(ArgGroup::new("repeated").multiple(true).args(["continuous", "report"])))]
 pub struct TraceArgs {
     /// Addresses, networks, ranges or names; - for standard input
     #[arg(value_name = "TARGETS")]
@@ -87,7 +102,7 @@ pub struct TraceArgs {
     /// Port that is asked [default: 33434 for udp, 80 for tcp]
     #[arg(short, long, value_parser = clap::value_parser!(u16).range(1..))]
     pub port: Option<u16>,
-    /// Probes for each hop that answers [default: 3; 1 for more than 16 destinations]
+    /// Probes for each hop that answers [default: 3; 1 for more than 16 destinations, and in each cycle of --continuous]
     #[arg(short, long, value_name = "N")]
     pub queries: Option<u8>,
     /// The first hop that is asked
@@ -115,6 +130,18 @@ pub struct TraceArgs {
     /// How sure to be that no node has a further successor, in percent
     #[arg(long, value_name = "PERCENT", default_value_t = DEFAULT_CONFIDENCE, requires = "multipath")]
     pub confidence: u8,
+    /// Trace again and again, and show each hop's loss and round trips as mtr does; Ctrl-C ends it
+    #[arg(long, conflicts_with = "multipath")]
+    pub continuous: bool,
+    /// The same, but say nothing before the end
+    #[arg(long, conflicts_with = "multipath")]
+    pub report: bool,
+    /// How often, such as 500ms, 5s or 1m; a cycle that takes longer delays the next one [default: 1s]
+    #[arg(long, value_name = "TIME", value_parser = every, requires = "repeated")]
+    pub every: Option<Duration>,
+    /// How many times [default: for ever; 10 with --report]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..), requires = "repeated")]
+    pub cycles: Option<u64>,
     /// Another flow: the number is added to the source port
     #[arg(long, value_name = "N", default_value_t = 0)]
     pub flow: u16,
@@ -159,24 +186,42 @@ impl TraceArgs {
         Ok((TargetSpec { include: named.set, exclude, ports: None, seed }, named.names))
     }
 
+    /// Whether every destination is traced many times.
+    fn goes_on(&self) -> bool {
+        self.continuous || self.report
+    }
+
+    /// From one cycle to the next.
+    fn interval(&self) -> Duration {
+        self.every.unwrap_or(EVERY)
+    }
+
     /// Where paths go, and how.
     fn outputs(&self) -> Result<Vec<OutputFile<PathOutput>>, StandaloneError> {
         let outputs = chosen(self.output, PathOutput::Table, &self.output_file)?;
-        match outputs.iter().find(|output| self.multipath.is_some() && !output.format.draws_graphs()) {
-            Some(output) => Err(StandaloneError::GraphOutput(name_of(output.format))),
-            None => Ok(outputs),
+        for OutputFile { format, .. } in &outputs {
+            if self.multipath.is_some() && !format.draws_graphs() {
+                return Err(StandaloneError::GraphOutput(name_of(*format)));
+            }
+            if self.goes_on() && !format.goes_on() {
+                return Err(StandaloneError::ContinuousOutput(name_of(*format)));
+            }
         }
+        Ok(outputs)
     }
 
     fn plan(&self, space: Arc<TargetSpace>) -> Result<TracePlan, StandaloneError> {
         let len = space.len();
+        if self.goes_on() && len > DESTINATIONS_MAX {
+            return Err(StandaloneError::ContinuousTargets(len, DESTINATIONS_MAX));
+        }
         let usual = if self.multipath.is_some() { Method::Udp } else { Method::Icmp };
         let plan = TracePlan::new(space, 0, len, self.method.unwrap_or(usual))?;
         let plan = TracePlan {
             port: self.port.unwrap_or(plan.port),
             first_ttl: self.first_hop,
             max_ttl: self.max_hops,
-            queries: self.queries.unwrap_or(plan.queries),
+            queries: self.queries.unwrap_or(if self.goes_on() { 1 } else { plan.queries }),
             gap: self.gap,
             window: self.window.unwrap_or(plan.window),
             shared: plan.shared
@@ -188,10 +233,17 @@ impl TraceArgs {
             tos: self.tos,
             payload: self.payload.unwrap_or(plan.payload),
             flow: self.flow,
+            retry: !self.goes_on(),
             ..plan
         };
         Ok(plan.checked()?)
     }
+}
+
+fn every(text: &str) -> Result<Duration, String> {
+    let every = parse_duration(text).map_err(|error| error.to_string())?;
+    let fits = (EVERY_MIN..=EVERY_MAX).contains(&every);
+    fits.then_some(every).ok_or_else(|| format!("`{text}` is out of range: from 100ms to 1d"))
 }
 
 /// As it is typed.
@@ -219,145 +271,32 @@ pub fn trace(args: &TraceArgs) -> Result<Outcome, StandaloneError> {
     let (sink, events) = mpsc::channel(EVENTS);
     let station = Station::open(&work.config.interface, SourcePorts::default(), sink)?;
     let arguments: Vec<String> = std::env::args().skip(1).collect();
-    let head =
-        Head { plan, names, source: station.source(), arguments: format!("picket-probe {}", arguments.join(" ")), started: clock::wall() };
+    let head = Head {
+        plan: plan.clone(),
+        names,
+        source: station.source(),
+        arguments: format!("picket-probe {}", arguments.join(" ")),
+        started: clock::wall(),
+        sums_only: args.report,
+    };
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(system("start the runtime"))?;
     let signals = Signals::new().map_err(system("listen for signals"))?;
-    let plan = head.plan.clone();
     let printer = Printer::open(head, &outputs)?;
-    runtime.block_on(Run { station, events, work, signals, stopping: false }.once(plan, printer))
-}
-
-/// What takes what an engine tells.
-trait Listener {
-    /// A path is over.
-    fn path(&mut self, traced: &Traced<'_>) -> Result<(), StandaloneError>;
-
-    /// All ways to a destination were looked for.
-    fn graph(&mut self, graph: &Graph) -> Result<(), StandaloneError>;
-
-    /// Time has passed; so many frames have left.
-    fn tick(&mut self, sent: u64) {
-        let _ = sent;
+    let run = Run { station, events, work, signals, stopping: false };
+    if !args.goes_on() {
+        return runtime.block_on(run.once(plan, printer));
     }
-
-    /// Something is said on standard error now.
-    fn clear(&mut self) {}
-}
-
-/// The station, and who may stop it.
-struct Run {
-    station: Station<Event>,
-    events: mpsc::Receiver<DriveEvent<Event>>,
-    work: Work,
-    signals: Signals,
-    /// Somebody wants it to end.
-    stopping: bool,
-}
-
-impl Run {
-    /// Traces once, and writes what comes.
-    async fn once(mut self, plan: TracePlan, printer: Printer) -> Result<Outcome, StandaloneError> {
-        let started = clock::now();
-        let mut all = Once { total: plan.to - plan.from, done: 0, reached: 0, line: ProgressLine::new(started, None), printer };
-        let sums = self.trace(plan, &mut all).await?;
-        all.line.clear();
-        let outcome = if self.stopping { Outcome::Incomplete } else { Outcome::Complete };
-        all.printer.end(&End { outcome, sums, took: clock::now().saturating_since(started), at: clock::wall() })?;
-        Ok(outcome)
-    }
-
-    /// Runs an engine to its end, or until somebody stops it.
-    async fn trace(&mut self, plan: TracePlan, listener: &mut impl Listener) -> Result<Summary, StandaloneError> {
-        let ports = self.station.ports();
-        // Each engine has a key of its own, so that no answer to another one is taken for one of its.
-        let identity = RawIdentity { source: self.station.source(), base_port: ports.first(), ports, key: random()? };
-        let permit = self.work.permit.clone();
-        let task = TaskSpec {
-            name: "trace".to_owned(),
-            engine: engine::trace(plan, identity)?,
-            weight: Weight::Interactive,
-            rate: self.work.granted,
-            targets: None,
-            gate: Arc::new(move |addr| permit.permits(addr)),
-        };
-        let added = self.station.handle().add(task)?;
-        let mut tick = tokio::time::interval(TICK);
-        let mut sums = Summary::default();
-        loop {
-            let event = tokio::select! {
-                event = self.events.recv() => event.ok_or(DriveGone)?,
-                () = self.signals.next(), if !self.stopping => {
-                    listener.clear();
-                    eprintln!("stopping");
-                    self.stopping = true;
-                    self.station.handle().cancel(added.id)?;
-                    continue;
-                }
-                _ = tick.tick() => {
-                    listener.tick(self.station.handle().stats().sent_packets);
-                    continue;
-                }
-            };
-            match event {
-                DriveEvent::Task(_, Event::Path { path, begun, .. }) => {
-                    let ended = clock::wall();
-                    let lasted = begun.map_or(Duration::ZERO, |begun| clock::now().saturating_since(begun));
-                    listener.path(&Traced { path: &path, began: ended.checked_sub(lasted).unwrap_or(ended), ended })?;
-                }
-                DriveEvent::Task(_, Event::Graph { graph, .. }) => listener.graph(&graph)?,
-                DriveEvent::Task(_, Event::Done(summary)) => {
-                    sums = summary;
-                    if !self.stopping {
-                        self.station.handle().cancel(added.id)?;
-                    }
-                }
-                DriveEvent::Ended(id, _) if id == added.id => return Ok(sums),
-                _ => {}
-            }
-        }
-    }
-}
-
-/// Writes what comes, and shows how far it is.
-struct Once {
-    total: u64,
-    done: u64,
-    reached: u64,
-    line: ProgressLine,
-    printer: Printer,
-}
-
-impl Listener for Once {
-    fn path(&mut self, traced: &Traced<'_>) -> Result<(), StandaloneError> {
-        self.done += 1;
-        self.reached += u64::from(traced.path.end == PathEnd::Reached);
-        self.line.clear();
-        Ok(self.printer.path(traced)?)
-    }
-
-    fn graph(&mut self, graph: &Graph) -> Result<(), StandaloneError> {
-        self.done += 1;
-        self.reached += u64::from(graph.end == PathEnd::Reached);
-        self.line.clear();
-        Ok(self.printer.graph(graph)?)
-    }
-
-    fn tick(&mut self, sent: u64) {
-        let (total, begun, answers) = (self.total, self.done, self.reached);
-        self.line.show(clock::now(), || Standing { stage: "paths", total, begun, packets: sent, answers, slow: Vec::new() });
-    }
-
-    fn clear(&mut self) {
-        self.line.clear();
-    }
+    let table = outputs.iter().any(|output| output.format == PathOutput::Table && output.path.as_os_str() == "-");
+    let screen = (table && !args.report && plan.to - plan.from == 1).then(Screen::new).flatten();
+    let cycles = args.cycles.or(args.report.then_some(REPORT_CYCLES));
+    runtime.block_on(run.again(Watch::new(plan, printer, screen), args.interval(), cycles))
 }
 
 /// Says what would be done.
 fn dry_run(args: &TraceArgs, plan: &TracePlan, work: &Work, wanted: &AddrSet) -> io::Result<Outcome> {
     let permitted = work.config.policy.permitted(wanted).len().unwrap_or(u128::MAX);
     let hops = u128::from(plan.max_ttl - plan.first_ttl + 1);
-    let each = plan.multipath.as_ref().map_or(plan.queries.max(2).into(), Ways::most_packets);
+    let each = plan.multipath.as_ref().map_or(plan.attempts().into(), Ways::most_packets);
     let most = permitted.saturating_mul(hops).saturating_mul(each.into());
     let interface = work.config.interface.name.as_deref().unwrap_or_default();
     let rate = work.granted.packets.map_or_else(|| "no limit".to_owned(), |rate| rate.to_string());
@@ -378,11 +317,17 @@ fn dry_run(args: &TraceArgs, plan: &TracePlan, work: &Work, wanted: &AddrSet) ->
             writeln!(out, "refused       {} addresses: {}", prepare::count(&refusal.set), refusal.verdict)?;
         }
         let each = match &plan.multipath {
+            None if args.goes_on() => format!("{} probes for each hop in each cycle, a cycle every {:?}", plan.queries, args.interval()),
             None => format!("{} probes for each hop that answers", plan.queries),
             Some(ways) => format!("all ways, {} % sure of each node's successors", ways.confidence()),
         };
         writeln!(out, "method        {}, hops {} to {}, {each}", plan.method, plan.first_ttl, plan.max_ttl)?;
-        writeln!(out, "packets       {most} at most; a path ends where the destination answers, or {} hops in a row are silent", plan.gap)?;
+        let per_cycle = if args.goes_on() { " in each cycle" } else { "" };
+        writeln!(
+            out,
+            "packets       {most} at most{per_cycle}; a path ends where the destination answers, or {} hops in a row are silent",
+            plan.gap
+        )?;
         writeln!(out, "interface     {interface}, at {rate}")?;
         writeln!(out, "nothing was sent")?;
     }

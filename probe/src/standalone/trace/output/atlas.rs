@@ -4,7 +4,7 @@ use std::io::{self, Write};
 
 use picket_wire::atlas::{Asked, Traceroute};
 
-use super::{Form, Head, Traced};
+use super::{Again, Form, Head, Traced};
 use crate::standalone::output::xml::stamp;
 
 pub(super) struct Atlas;
@@ -27,5 +27,9 @@ impl Form for Atlas {
         };
         serde_json::to_writer(&mut *out, &Traceroute::new(traced.path, &asked))?;
         writeln!(out)
+    }
+
+    fn again(&mut self, head: &Head, again: &Again<'_>, out: &mut dyn Write) -> io::Result<()> {
+        self.path(head, &again.traced, out)
     }
 }

@@ -18,10 +18,12 @@ use crate::standalone::output::file::{Destination, OutputError, OutputFile};
 use crate::standalone::targets::Names;
 use crate::trace::report::Summary;
 use crate::trace::spec::TracePlan;
+use crate::trace::statistics::{HopDelta, Statistics};
 
 mod atlas;
 mod ndjson;
 mod nmap_xml;
+mod report;
 mod table;
 
 /// How paths are written.
@@ -44,6 +46,11 @@ impl PathOutput {
         matches!(self, PathOutput::Table | PathOutput::Ndjson)
     }
 
+    /// Whether it can express many paths to one destination.
+    pub(super) fn goes_on(self) -> bool {
+        !matches!(self, PathOutput::NmapXml)
+    }
+
     fn form(self) -> Box<dyn Form> {
         match self {
             PathOutput::Table => Box::new(table::Table),
@@ -63,6 +70,8 @@ pub(super) struct Head {
     /// The command line, for those forms that keep it.
     pub(super) arguments: String,
     pub(super) started: SystemTime,
+    /// Whether nothing is to be told of paths that are only taken for their sums.
+    pub(super) sums_only: bool,
 }
 
 impl Head {
@@ -93,6 +102,15 @@ pub(super) struct Traced<'a> {
     pub(super) ended: SystemTime,
 }
 
+/// A path of many to its destination.
+pub(super) struct Again<'a> {
+    /// The how manieth it is, from one on.
+    pub(super) cycle: u64,
+    pub(super) traced: Traced<'a>,
+    /// What it saw.
+    pub(super) deltas: &'a [HopDelta],
+}
+
 /// How a run ended.
 pub(super) struct End {
     pub(super) outcome: Outcome,
@@ -113,6 +131,16 @@ trait Form {
 
     /// All ways to a destination; only told to forms that can express it.
     fn graph(&mut self, _head: &Head, _graph: &Graph, _out: &mut dyn Write) -> io::Result<()> {
+        Ok(())
+    }
+
+    /// One more path to a destination.
+    fn again(&mut self, _head: &Head, _again: &Again<'_>, _out: &mut dyn Write) -> io::Result<()> {
+        Ok(())
+    }
+
+    /// What all paths to a destination come to.
+    fn statistics(&mut self, _head: &Head, _statistics: &Statistics, _out: &mut dyn Write) -> io::Result<()> {
         Ok(())
     }
 
@@ -147,6 +175,19 @@ impl Printer {
 
     pub(super) fn graph(&mut self, graph: &Graph) -> Result<(), OutputError> {
         self.each(|form, head, out| form.graph(head, graph, out))
+    }
+
+    pub(super) fn again(&mut self, again: &Again<'_>) -> Result<(), OutputError> {
+        self.each(|form, head, out| form.again(head, again, out))
+    }
+
+    pub(super) fn statistics(&mut self, statistics: &Statistics) -> Result<(), OutputError> {
+        self.each(|form, head, out| form.statistics(head, statistics, out))
+    }
+
+    /// The table of statistics as it stands, for a terminal.
+    pub(super) fn report(&self, statistics: &Statistics) -> String {
+        report::lines(&self.head, statistics).join("\n")
     }
 
     /// Ends all forms and gives the files their names.

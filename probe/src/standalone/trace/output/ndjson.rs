@@ -1,12 +1,14 @@
 //! Paths and graphs for programs: one JSON object on a line.
 
 use std::io::{self, Write};
+use std::time::UNIX_EPOCH;
 
 use picket_wire::trace::{Graph, InterfaceInfo, Path, Reply, ReplyKind};
-use serde_json::{Value, json};
+use serde_json::{Map, Value, json};
 
-use super::{End, Form, Head, Traced, milliseconds, role};
+use super::{Again, End, Form, Head, Traced, milliseconds, role};
 use crate::standalone::Outcome;
+use crate::trace::statistics::{HopDelta, HopStatistics, RoundTrips, Statistics};
 
 pub(super) struct Ndjson;
 
@@ -17,6 +19,17 @@ impl Form for Ndjson {
 
     fn graph(&mut self, head: &Head, graph: &Graph, out: &mut dyn Write) -> io::Result<()> {
         writeln!(out, "{}", graph_object(head, graph))
+    }
+
+    fn again(&mut self, head: &Head, again: &Again<'_>, out: &mut dyn Write) -> io::Result<()> {
+        if head.sums_only {
+            return Ok(());
+        }
+        writeln!(out, "{}", cycle(again))
+    }
+
+    fn statistics(&mut self, head: &Head, statistics: &Statistics, out: &mut dyn Write) -> io::Result<()> {
+        writeln!(out, "{}", sums(head, statistics))
     }
 
     fn end(&mut self, _head: &Head, end: &End, out: &mut dyn Write) -> io::Result<()> {
@@ -98,4 +111,60 @@ fn reply(reply: &Reply) -> Value {
 
 fn interface(info: &InterfaceInfo) -> Value {
     json!({ "role": role(info.role), "index": info.index, "addr": info.addr.map(|addr| addr.to_string()), "name": info.name, "mtu": info.mtu })
+}
+
+/// What one path of many saw, as far as it is new: addresses where they changed, losses where there were any.
+fn cycle(again: &Again<'_>) -> Value {
+    let Traced { path, began, .. } = again.traced;
+    json!({
+        "type": "cycle",
+        "dst": path.dst.to_string(),
+        "cycle": again.cycle,
+        "began_unix": began.duration_since(UNIX_EPOCH).unwrap_or_default().as_millis() as f64 / 1e3,
+        "end": path.end.as_str(),
+        "packets": path.sent,
+        "hops": again.deltas.iter().map(delta).collect::<Vec<_>>(),
+    })
+}
+
+fn delta(delta: &HopDelta) -> Value {
+    let mut object = Map::from_iter([("ttl".to_owned(), delta.ttl.into())]);
+    let mut put = |key: &str, value: Value, there: bool| there.then(|| object.insert(key.to_owned(), value));
+    let from: Vec<Value> = delta.from.iter().map(|addr| addr.to_string().into()).collect();
+    let rtts: Vec<Value> = delta.rtts_us.iter().map(|us| milliseconds(*us).into()).collect();
+    put("from", from.into(), !delta.from.is_empty());
+    put("rtt_ms", rtts.into(), !delta.rtts_us.is_empty());
+    put("lost", delta.lost.into(), delta.lost > 0);
+    object.into()
+}
+
+fn sums(head: &Head, statistics: &Statistics) -> Value {
+    let ends = statistics.ends().iter().map(|(end, count)| (end.as_str().to_owned(), Value::from(*count)));
+    json!({
+        "type": "statistics",
+        "dst": statistics.dst().to_string(),
+        "name": head.name(statistics.dst()),
+        "method": head.plan.method.as_str(),
+        "port": head.port(),
+        "cycles": statistics.paths(),
+        "ends": Map::from_iter(ends),
+        "hops": statistics.hops().map(|(ttl, hop)| hop_sums(ttl, hop)).collect::<Vec<_>>(),
+    })
+}
+
+fn hop_sums(ttl: u8, hop: &HopStatistics) -> Value {
+    let times = hop.round_trips();
+    let time = |of: fn(&RoundTrips) -> f64| times.as_ref().map(|times| of(times).round() / 1e3);
+    json!({
+        "ttl": ttl,
+        "addrs": hop.addresses().iter().map(|(addr, answers)| json!({ "addr": addr.to_string(), "answers": answers })).collect::<Vec<_>>(),
+        "sent": hop.sent(),
+        "answered": hop.answered(),
+        "loss_percent": (hop.loss() * 100.0).round() / 100.0,
+        "last_ms": time(|times| times.last.into()),
+        "avg_ms": time(|times| times.average),
+        "best_ms": time(|times| times.best.into()),
+        "worst_ms": time(|times| times.worst.into()),
+        "stdev_ms": time(|times| times.deviation),
+    })
 }

@@ -5,8 +5,9 @@ use std::io::{self, Write};
 
 use picket_wire::trace::{Graph, GraphHop, Hop, Path, Reply, ReplyKind};
 
-use super::{End, Form, Head, Traced, milliseconds, role};
+use super::{End, Form, Head, Traced, milliseconds, report, role};
 use crate::packet::icmp;
+use crate::trace::statistics::Statistics;
 
 pub(super) struct Table;
 
@@ -17,6 +18,10 @@ impl Form for Table {
 
     fn graph(&mut self, head: &Head, graph: &Graph, out: &mut dyn Write) -> io::Result<()> {
         graph_table(head, graph, out)
+    }
+
+    fn statistics(&mut self, head: &Head, statistics: &Statistics, out: &mut dyn Write) -> io::Result<()> {
+        report::lines(head, statistics).iter().try_for_each(|line| writeln!(out, "{line}"))
     }
 
     fn end(&mut self, _head: &Head, end: &End, out: &mut dyn Write) -> io::Result<()> {
@@ -31,7 +36,7 @@ impl Form for Table {
 }
 
 /// The destination, and how it is asked.
-fn heading(head: &Head, dst: IpAddr) -> String {
+pub(super) fn heading(head: &Head, dst: IpAddr) -> String {
     let name = head.name(dst).map_or_else(String::new, |name| format!(" ({name})"));
     let port = head.port().map_or_else(String::new, |port| format!(", port {port}"));
     format!("{dst}{name} by {}{port}", head.plan.method)

@@ -74,6 +74,7 @@ fn head() -> Head {
         source: Source { v4: Some([192, 0, 2, 2].into()), v6: None },
         arguments: "picket-probe trace box.example.test <\"198.18.0.2\">".to_owned(),
         started: UNIX_EPOCH + Duration::from_secs(1_795_268_648),
+        sums_only: false,
     }
 }
 
@@ -134,4 +135,46 @@ fn tools_of_ripe_atlas_read_it() {
 #[test]
 fn tools_of_nmap_read_it() {
     insta::assert_snapshot!(written(PathOutput::NmapXml, &paths(), None));
+}
+
+/// Three paths to one destination: one way, then another one, then the destination is lost.
+fn repeated(format: PathOutput, sums_only: bool) -> String {
+    let (head, mut form, mut out) = (Head { sums_only, ..head() }, format.form(), Vec::new());
+    let plan = TracePlan { queries: 1, retry: false, gap: 2, ..head.plan.clone() };
+    let hop = |ttl, from: &str, rtt_us| Hop { ttl, sent: 1, replies: vec![answer(from, rtt_us, ReplyKind::TimeExceeded)] };
+    let silent = Hop { ttl: 2, sent: 1, replies: Vec::new() };
+    let path = |end, hops| Path { dst: "198.18.0.1".parse().unwrap(), end, hops, sent: 4 };
+    let paths = [
+        path(PathEnd::Reached, vec![hop(1, "192.0.2.1", 210), silent.clone(), hop(3, "192.0.2.9", 1_000), hop(4, "198.18.0.1", 2_000)]),
+        path(PathEnd::Reached, vec![hop(1, "192.0.2.1", 190), silent.clone(), hop(3, "192.0.2.10", 1_300), hop(4, "198.18.0.1", 2_345)]),
+        path(PathEnd::Silent, vec![hop(1, "192.0.2.1", 199), silent, hop(3, "192.0.2.10", 1_100)]),
+    ];
+    let mut statistics = Statistics::new("198.18.0.1".parse().unwrap());
+    for (cycle, path) in (1..).zip(&paths) {
+        let began = head.started + Duration::from_millis(1_000 * cycle);
+        let traced = Traced { path, began, ended: began + Duration::from_millis(3) };
+        let deltas = statistics.add(path, &plan);
+        form.again(&head, &Again { cycle, traced, deltas: &deltas }, &mut out).unwrap();
+    }
+    form.statistics(&head, &statistics, &mut out).unwrap();
+    String::from_utf8(out).unwrap()
+}
+
+#[test]
+fn people_read_statistics() {
+    insta::assert_snapshot!(repeated(PathOutput::Table, false));
+}
+
+#[test]
+fn programs_read_what_is_new_in_each_cycle_and_the_sums() {
+    let all = repeated(PathOutput::Ndjson, false);
+    insta::assert_snapshot!(all);
+    assert_eq!(repeated(PathOutput::Ndjson, true), all.split_inclusive('\n').skip(3).collect::<String>());
+}
+
+#[test]
+fn each_cycle_is_a_result_of_ripe_atlas() {
+    let lines = repeated(PathOutput::Atlas, true);
+    let times: Vec<&str> = lines.lines().map(|line| line.split("\"timestamp\":").nth(1).unwrap().split(',').next().unwrap()).collect();
+    assert_eq!(times, ["1795268649", "1795268650", "1795268651"]);
 }
