@@ -225,14 +225,15 @@ impl Statistics {
         self.look_at_end(path);
         let over = path.end != PathEnd::Stopped;
         let mut deltas: Vec<HopDelta> = Vec::new();
-        for hop in &path.hops {
+        // What another path was told is no measurement of this one.
+        for hop in path.hops.iter().filter(|hop| !hop.inherited) {
             let lost = u64::from(hop.sent).saturating_sub(hop.replies.len() as u64);
             deltas.extend(self.hop(hop.ttl).map(|known| known.take(hop, if over { lost } else { 0 })));
         }
         if path.end == PathEnd::Silent {
             let next = path.hops.last().map_or(plan.first_ttl, |hop| hop.ttl.saturating_add(1));
             for ttl in next..next.saturating_add(plan.gap).min(plan.max_ttl.saturating_add(1)) {
-                let silent = Hop { ttl, sent: plan.attempts(), replies: Vec::new() };
+                let silent = Hop { ttl, sent: plan.attempts(), ..Hop::default() };
                 deltas.extend(self.hop(ttl).map(|known| known.take(&silent, plan.attempts().into())));
             }
         }
@@ -283,7 +284,7 @@ mod tests {
             mpls: Vec::new(),
             interfaces: Vec::new(),
         };
-        Hop { ttl, sent, replies: replies.iter().map(reply).collect() }
+        Hop { ttl, sent, replies: replies.iter().map(reply).collect(), inherited: false }
     }
 
     fn path(end: PathEnd, hops: Vec<Hop>) -> Path {
