@@ -92,7 +92,9 @@ enum PacketResult {
 struct Answered {
     from: String,
     ttl: u8,
-    rtt: f64,
+    /// Not told of an answer to another path.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    rtt: Option<f64>,
     /// The TTL that was quoted, where it is not the usual one.
     #[serde(skip_serializing_if = "Option::is_none")]
     ittl: Option<u8>,
@@ -188,7 +190,7 @@ fn rest(path: &Path, asked: &Asked<'_>) -> Vec<HopResult> {
 impl HopResult {
     fn of(dst: IpAddr, hop: &Hop) -> Self {
         let silent = usize::from(hop.sent).saturating_sub(hop.replies.len());
-        let answered = hop.replies.iter().map(|reply| PacketResult::Answered(Box::new(Answered::of(dst, reply))));
+        let answered = hop.replies.iter().map(|reply| PacketResult::Answered(Box::new(Answered::of(dst, hop, reply))));
         Self { hop: hop.ttl, error: None, result: Some(answered.chain(core::iter::repeat_n(PacketResult::SILENT, silent)).collect()) }
     }
 }
@@ -198,12 +200,12 @@ impl PacketResult {
 }
 
 impl Answered {
-    fn of(dst: IpAddr, reply: &Reply) -> Self {
+    fn of(dst: IpAddr, hop: &Hop, reply: &Reply) -> Self {
         let quoted = reply.quoted;
         Self {
             from: reply.from.to_string(),
             ttl: reply.ttl,
-            rtt: f64::from(reply.rtt_us) / 1e3,
+            rtt: (!hop.inherited).then(|| f64::from(reply.rtt_us) / 1e3),
             ittl: quoted.map(|quoted| quoted.ttl).filter(|ttl| *ttl != 1),
             itos: quoted.map(|quoted| quoted.tos).filter(|tos| *tos != 0),
             err: match reply.kind {

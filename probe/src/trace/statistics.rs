@@ -344,6 +344,14 @@ mod tests {
     }
 
     #[test]
+    fn what_another_path_was_told_is_not_counted() {
+        let mut statistics = Statistics::new(DST.parse().unwrap());
+        let inherited = Hop { inherited: true, ..hop(1, 0, &[(1, 100)]) };
+        assert_eq!(statistics.add(&path(PathEnd::Reached, vec![inherited, hop(2, 1, &[(9, 5)])]), &asked()).len(), 1);
+        assert_eq!(counts(&statistics), [(1, 0, 0), (2, 1, 1)]);
+    }
+
+    #[test]
     fn addresses_are_told_when_they_change_and_are_bounded() {
         let mut statistics = Statistics::new(DST.parse().unwrap());
         let mut seen = |from: u8| statistics.add(&path(PathEnd::Reached, vec![hop(1, 1, &[(from, 5)])]), &asked()).remove(0).from;

@@ -169,6 +169,11 @@ fn atlas_results_of_paths_that_end_elsewhere_do_not_look_like_success() {
     let prohibited = trace("198.19.7.1");
     let packet = &prohibited["hops"][ROUTERS]["packets"][0];
     assert_eq!((&prohibited["success"], &packet["error"]), (&false.into(), &"Administratively prohibited".into()), "{prohibited}");
+    // Readers take every hop for measured, and so it is.
+    let run = chain.run(&format!("trace -o ndjson --output-file atlas={} 198.19.7.0/27", file.display()));
+    assert_eq!((run.code, run.out.contains("\"inherited\":true")), (Some(0), false), "{}", run.err);
+    let many = read_by_sagan(&file);
+    assert!(many.len() == 32 && many.iter().all(|path| path["hops"][0]["packets"][0]["rtt"].is_f64()), "{many:?}");
     let silent = trace("198.19.8.1");
     assert_eq!((&silent["success"], &silent["arrived"], &silent["bad"]), (&false.into(), &false.into(), &false.into()), "{silent}");
     assert_eq!(silent["hops"].as_array().unwrap().len(), ROUTERS - 1 + 5, "five in vain behind the last answer: {silent}");

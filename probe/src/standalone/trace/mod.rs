@@ -191,6 +191,12 @@ impl TraceArgs {
         self.continuous || self.report
     }
 
+    /// Whether readers will take every hop for measured.
+    fn tells_atlas(&self) -> bool {
+        let formats = self.output.iter().chain(self.output_file.iter().map(|file| &file.format));
+        formats.into_iter().any(|format| *format == PathOutput::Atlas)
+    }
+
     /// From one cycle to the next.
     fn interval(&self) -> Duration {
         self.every.unwrap_or(EVERY)
@@ -223,11 +229,13 @@ impl TraceArgs {
             max_ttl: self.max_hops,
             queries: self.queries.unwrap_or(if self.goes_on() { 1 } else { plan.queries }),
             gap: self.gap,
-            window: self.window.unwrap_or(plan.window),
+            // Cycles after the first one know how far to ask.
+            window: self.window.unwrap_or(if self.goes_on() { plan.window.max(DEFAULT_GAP) } else { plan.window }),
             shared: plan.shared
                 && !self.all_hops
                 && self.queries.is_none_or(|queries| queries == 1)
-                && self.output != Some(PathOutput::Atlas),
+                && !self.goes_on()
+                && !self.tells_atlas(),
             paths: self.paths.unwrap_or(if self.multipath.is_some() { GRAPHS } else { plan.paths }),
             multipath: self.multipath.map(|form| Ways::new(form == Form::Lite, self.confidence)).transpose()?,
             tos: self.tos,

@@ -141,7 +141,8 @@ fn tools_of_nmap_read_it() {
 fn repeated(format: PathOutput, sums_only: bool) -> String {
     let (head, mut form, mut out) = (Head { sums_only, ..head() }, format.form(), Vec::new());
     let plan = TracePlan { queries: 1, retry: false, gap: 2, ..head.plan.clone() };
-    let hop = |ttl, from: &str, rtt_us| Hop { ttl, sent: 1, replies: vec![answer(from, rtt_us, ReplyKind::TimeExceeded)], inherited: false };
+    let hop =
+        |ttl, from: &str, rtt_us| Hop { ttl, sent: 1, replies: vec![answer(from, rtt_us, ReplyKind::TimeExceeded)], inherited: false };
     let silent = Hop { ttl: 2, sent: 1, ..Hop::default() };
     let path = |end, hops| Path { dst: "198.18.0.1".parse().unwrap(), end, hops, sent: 4 };
     let paths = [
