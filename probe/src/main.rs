@@ -24,6 +24,8 @@ enum Command {
     Services(ServicesArgs),
     Discover(DiscoverArgs),
     Trace(TraceArgs),
+    #[cfg(feature = "libpcap")]
+    Capture(standalone::CaptureArgs),
     Fingerprints(FingerprintsArgs),
     Shaper(ShaperArgs),
 }
@@ -37,6 +39,8 @@ fn main() -> ExitCode {
         Command::Services(args) => Ok(standalone::exit_status(standalone::services(&args))),
         Command::Discover(args) => Ok(standalone::exit_status(standalone::discover(&args))),
         Command::Trace(args) => Ok(standalone::exit_status(standalone::trace(&args))),
+        #[cfg(feature = "libpcap")]
+        Command::Capture(args) => Ok(standalone::exit_status(standalone::capture(&args))),
         Command::Fingerprints(args) => commands::run_fingerprints(args),
         Command::Shaper(args) => shaper::run(args),
     };

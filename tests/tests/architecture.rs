@@ -154,9 +154,27 @@ fn probe_modules_keep_their_distance() {
     assert_no_arrow(
         "probe",
         &["capture"],
-        &["scan", "discover", "service", "trace", "agent", "transport", "spool", "standalone", "identity", "config", "net", "station"],
+        &[
+            "scan",
+            "discover",
+            "service",
+            "trace",
+            "agent",
+            "transport",
+            "spool",
+            "standalone",
+            "identity",
+            "config",
+            "station",
+            "net::link",
+            "net::drive",
+            "net::engine",
+            "net::afpacket",
+            "net::pacer",
+        ],
     );
     assert_no_arrow("probe", &["packet", "net", "scan", "discover", "service", "trace", "spool", "transport"], &["capture"]);
+    assert_no_arrow("probe", &["capture::pcapng", "capture::session", "capture::flows", "capture::summary", "capture::filter"], &["net"]);
     assert_no_arrow("probe", &["capture::pcapng"], &["packet"]);
     assert_no_arrow("probe", &["spool"], &["net", "scan", "agent", "transport"]);
     assert_no_arrow("probe", &["transport"], &["scan", "agent", "net::drive", "net::afpacket"]);

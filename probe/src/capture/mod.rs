@@ -1,17 +1,38 @@
-//! Captures: what passes an interface, kept as a file that other tools read.
+//! Captures: what passes an interface, kept as files that other tools read, shown in lines, or counted by flows.
 //!
-//! It must not know the controller, the wire transport, or the engines that measure. It reads packets as bytes and hands out
-//! bytes; who asked for them, and where they go, is somebody else's business.
+//! ```text
+//!  source (libpcap) ▶ run (thread) ▶ session ─┬▶ files (thread) ▶ pcapng on a disk or in a pipe
+//!     filter ▲          stop ▲                ├▶ summary: a line for each packet, at a bounded rate
+//!                                             └▶ flows: records every N seconds
+//! ```
+//!
+//! It must not know the controller, the wire transport, the packet loop or the engines that measure, nor the configuration: what
+//! the probe's own traffic is comes as addresses and ports. All but [`source`] and [`run`] is compiled without libpcap, too.
 //!
 //! **Invariants:**
-//! - Memory is bounded, whatever comes: a block's length, the number of interfaces and every text in a file have a limit.
+//! - Memory is bounded, whatever comes: the kernel's buffer, the buffers on their way to the disk, the table of flows, the lines that
+//!   wait for a terminal, and whatever is read from a file have a limit each.
+//! - Counters add up: what passed the filter was dropped by the kernel, came here, or was still in the kernel's buffer at the end; what
+//!   came here was written or lost on the way to the disk. All of them are told at the end.
+//! - A capture never competes with measuring: it has threads of its own, and waits where the disk is slow.
+//! - The probe's own traffic is left out unless it is asked for.
 //! - Nothing that a file or a packet holds can cause a panic.
 //! - A file is a sequence of whole blocks at every moment, up to the one that is being written: whoever is killed leaves a file
 //!   that reads up to there.
 
 use core::fmt;
 
+pub mod files;
+pub mod filter;
+pub mod flows;
 pub mod pcapng;
+#[cfg(feature = "libpcap")]
+pub mod run;
+pub mod session;
+#[cfg(feature = "libpcap")]
+pub mod source;
+pub mod summary;
+mod view;
 
 /// When a packet was seen: nanoseconds since 1970-01-01 00:00 UTC, leap seconds not counted. Lasts until the year 2554.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]

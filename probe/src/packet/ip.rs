@@ -38,6 +38,40 @@ const MAX_EXTENSIONS: usize = 8;
 /// "Don't fragment" without a fragment offset (RFC 791, section 3.1): such packets need no unique identification (RFC 6864).
 const DONT_FRAGMENT: u16 = 0x4000;
 
+/// What the first bytes of an IP packet say, fragments included.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Head {
+    /// Source address.
+    pub src: IpAddr,
+    /// Destination address.
+    pub dst: IpAddr,
+    /// Protocol (IPv4), or the first next header (IPv6).
+    pub protocol: u8,
+    /// Length of the packet with its headers, as sent.
+    pub len: usize,
+}
+
+impl Head {
+    /// Reads the fixed part of a header; what follows may be missing.
+    pub fn parse(bytes: &[u8]) -> Option<Self> {
+        match bytes.first()? >> 4 {
+            4 => {
+                let header = bytes.first_chunk::<V4_HEADER_LEN>()?;
+                let src = Ipv4Addr::new(header[12], header[13], header[14], header[15]).into();
+                let dst = Ipv4Addr::new(header[16], header[17], header[18], header[19]).into();
+                Some(Self { src, dst, protocol: header[9], len: u16::from_be_bytes([header[2], header[3]]).into() })
+            }
+            6 => {
+                let header = bytes.first_chunk::<V6_HEADER_LEN>()?;
+                let address = |at: usize| header.get(at..at + 16).and_then(|o| <[u8; 16]>::try_from(o).ok()).map(Ipv6Addr::from);
+                let len = V6_HEADER_LEN + usize::from(u16::from_be_bytes([header[4], header[5]]));
+                Some(Self { src: address(8)?.into(), dst: address(24)?.into(), protocol: header[6], len })
+            }
+            _ => None,
+        }
+    }
+}
+
 /// A packet whose headers are known to be complete.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Packet<'a> {
@@ -319,6 +353,11 @@ mod tests {
             let whole = Packet::parse(&bytes);
             let quote = Packet::parse_quote(&bytes);
             prop_assert!(whole.is_none() || whole == quote);
+            if let Some(packet) = quote {
+                let head = Head::parse(&bytes).unwrap();
+                prop_assert_eq!((head.src, head.dst), (packet.src(), packet.dst()));
+                prop_assert!(whole.is_none() || head.len <= bytes.len());
+            }
         }
 
         #[test]

@@ -11,6 +11,7 @@ pub mod extension;
 pub mod guard;
 pub mod icmp;
 pub mod ip;
+pub mod link;
 pub mod mld;
 pub mod ndp;
 pub mod payload;

@@ -30,8 +30,16 @@ impl Flags {
     pub const SYN: u8 = 0x02;
     /// Reset the connection.
     pub const RST: u8 = 0x04;
+    /// Hand over what came so far.
+    pub const PSH: u8 = 0x08;
     /// The acknowledgement field is significant.
     pub const ACK: u8 = 0x10;
+    /// The urgent pointer is significant.
+    pub const URG: u8 = 0x20;
+    /// Congestion was experienced (RFC 3168).
+    pub const ECE: u8 = 0x40;
+    /// The congestion window was reduced (RFC 3168).
+    pub const CWR: u8 = 0x80;
 
     /// Whether all of `bits` are set.
     pub const fn has(self, bits: u8) -> bool {
@@ -64,6 +72,8 @@ pub struct Segment {
     start: Start,
     ack: u32,
     flags: Flags,
+    window: u16,
+    header_len: u8,
 }
 
 impl Segment {
@@ -73,7 +83,8 @@ impl Segment {
         let len = usize::from(header[12] >> 4) * 4;
         let complete = len >= HEADER_LEN && len <= bytes.len();
         let ack = u32::from_be_bytes([header[8], header[9], header[10], header[11]]);
-        complete.then_some(Self { start: Start::parse(bytes)?, ack, flags: Flags(header[FLAGS]) })
+        let window = u16::from_be_bytes([header[14], header[15]]);
+        complete.then_some(Self { start: Start::parse(bytes)?, ack, flags: Flags(header[FLAGS]), window, header_len: len as u8 })
     }
 
     /// Source port.
@@ -99,6 +110,16 @@ impl Segment {
     /// Control bits.
     pub const fn flags(&self) -> Flags {
         self.flags
+    }
+
+    /// Window, as it stands in the header: not scaled.
+    pub const fn window(&self) -> u16 {
+        self.window
+    }
+
+    /// Length of the header with its options, in bytes.
+    pub const fn header_len(&self) -> usize {
+        self.header_len as usize
     }
 }
 
@@ -303,6 +324,8 @@ mod tests {
                 prop_assert_eq!((segment.src_port(), segment.dst_port()), (oracle.get_source(), oracle.get_destination()));
                 prop_assert_eq!((segment.seq(), segment.ack()), (oracle.get_sequence(), oracle.get_acknowledgement()));
                 prop_assert_eq!(segment.flags().0, oracle.get_flags());
+                let (header_len, window) = (usize::from(oracle.get_data_offset()) * 4, oracle.get_window());
+                prop_assert_eq!((segment.header_len(), segment.window()), (header_len, window));
             }
         }
     }

@@ -120,6 +120,19 @@ pub enum StandaloneError {
     /// Fingerprints of the user cannot be used.
     #[error(transparent)]
     Fingerprints(#[from] crate::service::recog::FingerprintError),
+    /// A ring of files without a reason to begin the next one.
+    #[error("--files keeps the newest files of a rotation: add --rotate-size, --rotate-seconds or --rotate-daily")]
+    FilesAlone,
+    /// Two things for standard output.
+    #[error("`-w -` needs standard output for itself: leave out rotation, --lines, --flows and -o ndjson")]
+    PipeAlone,
+    /// Packets cannot be captured.
+    #[cfg(feature = "libpcap")]
+    #[error(transparent)]
+    Capture(#[from] crate::capture::source::SourceError),
+    /// Packets cannot be kept.
+    #[error(transparent)]
+    Files(#[from] crate::capture::files::FileError),
     /// Results cannot be written.
     #[error(transparent)]
     Output(#[from] OutputError),
@@ -159,7 +172,11 @@ impl StandaloneError {
             | Self::Space(_)
             | Self::Spec(_)
             | Self::Trace(_)
+            | Self::FilesAlone
+            | Self::PipeAlone
             | Self::Config(_) => 2,
+            #[cfg(feature = "libpcap")]
+            Self::Capture(crate::capture::source::SourceError::Filter(_)) => 2,
             _ => 1,
         }
     }

@@ -1,4 +1,4 @@
-//! `picket-probe scan`, `services`, `discover` and `trace`: the engines without a controller, for the technician on site.
+//! `picket-probe scan`, `services`, `discover`, `trace` and `capture`: the engines without a controller, for the technician on site.
 //!
 //! Same engines, same loop, same pacer, same site policy as the agent; only that targets come from the command line and
 //! results go to the terminal and into files.
@@ -10,7 +10,8 @@
 //!      services ◀┘└▶ ledger ▶ resume (file) ▶ results (rows, coverage) ▶ output (table, NDJSON, nmap XML, masscan)
 //! ```
 //!
-//! `trace` goes from `prepare` to a station and an engine of its own, and writes paths instead of rows.
+//! `trace` goes from `prepare` to a station and an engine of its own, and writes paths instead of rows. `capture` sends nothing: it needs
+//! neither policy nor pacer, and runs beside a probe that measures.
 //!
 //! **Invariant:** what was asked = answered + silent + refused + not reached, shown at the end of every run, interrupted ones
 //! included.
@@ -18,6 +19,8 @@
 use std::process::ExitCode;
 
 pub mod args;
+#[cfg(feature = "libpcap")]
+mod capture;
 mod dry_run;
 mod engines;
 mod error;
@@ -37,6 +40,8 @@ mod targets;
 mod trace;
 
 pub use args::{DiscoverArgs, ScanArgs, ServicesArgs, nmap_spellings};
+#[cfg(feature = "libpcap")]
+pub use capture::{CaptureArgs, capture};
 pub use error::StandaloneError;
 pub use run::{discover, scan, services};
 pub use trace::{TraceArgs, trace};

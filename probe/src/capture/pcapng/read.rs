@@ -298,6 +298,11 @@ impl Blocks {
         Self::default()
     }
 
+    /// In the middle of a section that this program writes: little-endian, with one interface.
+    pub(crate) fn within_section() -> Self {
+        Self { order: Some(Order::Little), clocks: vec![Clock { resolution: 9, offset: 0 }] }
+    }
+
     /// Looks at what `bytes` begin with, which is where the block before ended.
     ///
     /// # Errors
@@ -454,14 +459,24 @@ impl<R: Read> Reader<R> {
         }
     }
 
-    /// Reads until `wanted` bytes lie at the front of the buffer; false where the stream ends before.
+    /// Reads until `wanted` bytes lie at the front of the buffer, and no more than comes by itself: a stream may be somebody's who is still
+    /// writing. False where it ends before.
     fn fill(&mut self, wanted: usize) -> Result<bool, ReadError> {
         self.buffer.drain(..self.at);
         self.at = 0;
-        let missing = wanted.max(PIECE).saturating_sub(self.buffer.len());
-        let offset = self.offset;
-        let mut piece = (&mut self.input).take(missing as u64);
-        piece.read_to_end(&mut self.buffer).map_err(|source| ReadError::Io { offset, source })?;
-        Ok(self.buffer.len() >= wanted)
+        let mut there = self.buffer.len();
+        while there < wanted {
+            self.buffer.resize(there + PIECE, 0);
+            let taken = self.input.read(self.buffer.get_mut(there..).unwrap_or_default());
+            there += *taken.as_ref().unwrap_or(&0);
+            self.buffer.truncate(there);
+            match taken {
+                Ok(0) => return Ok(false),
+                Ok(_) => {}
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(source) => return Err(ReadError::Io { offset: self.offset, source }),
+            }
+        }
+        Ok(true)
     }
 }

@@ -1,0 +1,548 @@
+//! Where blocks go: a file, a ring of files, or a pipe, written by a thread of its own so that a slow disk does not hold up who
+//! empties the kernel's buffer.
+//!
+//! ```text
+//!  capturing thread ──[at most BUFFERS buffers]──▶ writing thread ──▶ disk
+//!         ▲─────────────── empty ones ──────────────────┘
+//! ```
+//!
+//! It must not know packets or filters; only that what it gets are whole blocks.
+//!
+//! **Invariants:**
+//! - Memory is [`BUFFERS`] times [`BUFFER`]. Whoever is faster than the disk waits for an empty buffer, and the kernel counts what it drops.
+//! - However it ends, a file on a disk is cut behind its last whole block, with room for the counters; what could not be written is
+//!   counted.
+
+use std::ffi::OsString;
+use std::fs::{self, File};
+use std::io::{self, Write};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::mpsc::{Receiver, SyncSender, channel, sync_channel};
+use std::thread::JoinHandle;
+use std::time::Duration;
+
+use super::pcapng::read::{Block, Blocks, Step};
+use super::pcapng::{Packet, Statistics, write};
+use crate::net::clock;
+use crate::net::time::Instant;
+
+/// Size of a buffer, in bytes.
+pub const BUFFER: usize = 256 << 10;
+/// How many there are.
+pub const BUFFERS: usize = 8;
+/// Free space is looked at after so many bytes, or so long.
+const LOOK_BYTES: u64 = 4 << 20;
+const LOOK_EVERY: Duration = Duration::from_millis(500);
+/// Room that is kept behind the last block of a full disk: more than a block of counters is long.
+const ROOM: usize = 160;
+/// Digits of a file's number in a ring.
+const DIGITS: usize = 5;
+
+/// Where to.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum To {
+    /// One file, which is made anew.
+    File(PathBuf),
+    /// Files `NAME-00001.EXT` and so on; of those that are there already the numbers go on. The oldest ones are removed where there
+    /// are more than so many.
+    Ring(PathBuf, Option<u32>),
+    /// Standard output.
+    Pipe,
+}
+
+/// Why writing ended, or did not begin.
+#[derive(Debug, thiserror::Error)]
+pub enum FileError {
+    /// The file cannot be made.
+    #[error("make {}", .path.display())]
+    Create {
+        /// The file.
+        path: PathBuf,
+        /// What the system said.
+        source: io::Error,
+    },
+    /// It cannot be written.
+    #[error("write {}; it is whole up to what was counted", .path.display())]
+    Write {
+        /// The file.
+        path: PathBuf,
+        /// What the system said.
+        source: io::Error,
+    },
+    /// Less is free than was to be kept.
+    #[error("{} has {free} bytes free, and --keep-free {keep} shall stay", .path.display())]
+    Floor {
+        /// The file's directory.
+        path: PathBuf,
+        /// Bytes free.
+        free: u64,
+        /// Bytes to be kept.
+        keep: u64,
+    },
+    /// Whoever read the pipe is gone.
+    #[error("nobody reads standard output any more")]
+    ReaderGone,
+    /// The thread cannot be started.
+    #[error("start the writing thread")]
+    Thread(#[source] io::Error),
+}
+
+/// What was written in all.
+#[derive(Debug, Default)]
+pub struct Written {
+    /// Packets.
+    pub packets: u64,
+    /// Bytes.
+    pub bytes: u64,
+    /// Files that were made; those that a ring removed are counted, too.
+    pub files: u32,
+    /// The last one.
+    pub last: Option<PathBuf>,
+    /// Why it ended early.
+    pub problem: Option<FileError>,
+}
+
+enum Job {
+    Blocks { bytes: Vec<u8>, packets: u64 },
+    Rotate(Vec<u8>),
+    End(Vec<u8>),
+}
+
+/// The capturing thread's end.
+#[derive(Debug)]
+pub struct Files {
+    jobs: SyncSender<Job>,
+    empty: Receiver<Vec<u8>>,
+    buffer: Vec<u8>,
+    packets: u64,
+    /// Bytes handed over, in the file and in all.
+    in_file: u64,
+    in_all: u64,
+    head: u64,
+    failed: Arc<AtomicBool>,
+    thread: JoinHandle<Written>,
+}
+
+impl Files {
+    /// Makes the first file, which begins with `head`, as each one will; `keep_free` bytes of its file system stay free.
+    ///
+    /// # Errors
+    /// The file cannot be made, or too little is free.
+    pub fn start(to: To, head: Vec<u8>, keep_free: u64) -> Result<Self, FileError> {
+        let failed = Arc::new(AtomicBool::new(false));
+        let len = head.len() as u64;
+        let mut writer = Writer::open(to, head, keep_free, failed.clone())?;
+        let (jobs, todo) = sync_channel(BUFFERS);
+        let (give_back, empty) = channel();
+        for _ in 1..BUFFERS {
+            // The receiver is in hand.
+            let _ = give_back.send(Vec::new());
+        }
+        let work = move || {
+            for job in todo {
+                if let Some(buffer) = writer.work(job) {
+                    // A capture that has ended needs no buffer.
+                    let _ = give_back.send(buffer);
+                }
+            }
+            writer.done
+        };
+        let thread = std::thread::Builder::new().name("picket-files".into()).spawn(work).map_err(FileError::Thread)?;
+        let buffer = Vec::with_capacity(BUFFER + (BUFFER >> 2));
+        Ok(Self { jobs, empty, buffer, packets: 0, in_file: len, in_all: len, head: len, failed, thread })
+    }
+
+    /// Bytes of the present file, those on their way to it included.
+    pub fn file_len(&self) -> u64 {
+        self.in_file
+    }
+
+    /// Bytes of all files, those on their way included.
+    pub fn total_len(&self) -> u64 {
+        self.in_all
+    }
+
+    /// Whether writing has ended early: nothing more arrives on the disk.
+    pub fn failed(&self) -> bool {
+        self.failed.load(Ordering::Relaxed)
+    }
+
+    /// Appends a packet. Waits where all buffers are on their way.
+    pub fn packet(&mut self, packet: &Packet<'_>) {
+        let before = self.buffer.len();
+        write::packet(packet, &mut self.buffer);
+        self.packets += 1;
+        self.count(before);
+        if self.buffer.len() >= BUFFER {
+            self.flush();
+        }
+    }
+
+    fn count(&mut self, before: usize) {
+        let more = (self.buffer.len() - before) as u64;
+        self.in_file += more;
+        self.in_all += more;
+    }
+
+    /// Sends what there is on its way.
+    pub fn flush(&mut self) {
+        if self.buffer.is_empty() {
+            return;
+        }
+        // The thread lives until the end is told; without it there would be nobody to write anyway.
+        let mut next = self.empty.recv().unwrap_or_default();
+        next.clear();
+        let bytes = core::mem::replace(&mut self.buffer, next);
+        let _ = self.jobs.send(Job::Blocks { bytes, packets: core::mem::take(&mut self.packets) });
+    }
+
+    /// Ends the present file with counters, and begins the next one of a ring.
+    pub fn rotate(&mut self, statistics: &Statistics) {
+        self.flush();
+        let _ = self.jobs.send(Job::Rotate(block_of(statistics)));
+        self.in_file = self.head;
+        self.in_all += self.head;
+    }
+
+    /// Ends the last file with counters.
+    pub fn finish(mut self, statistics: &Statistics) -> Written {
+        self.flush();
+        let _ = self.jobs.send(Job::End(block_of(statistics)));
+        drop(self.jobs);
+        self.thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+    }
+}
+
+fn block_of(statistics: &Statistics) -> Vec<u8> {
+    let mut bytes = Vec::new();
+    write::statistics(statistics, &mut bytes);
+    bytes
+}
+
+/// What is written to.
+#[derive(Debug)]
+enum Output {
+    File { file: File, path: PathBuf, len: u64 },
+    Pipe(io::Stdout),
+}
+
+#[derive(Debug)]
+struct Writer {
+    to: To,
+    head: Vec<u8>,
+    keep_free: u64,
+    output: Output,
+    /// Files of a ring, the oldest first.
+    ring: Vec<PathBuf>,
+    number: u64,
+    looked: (Instant, u64),
+    done: Written,
+    failed: Arc<AtomicBool>,
+}
+
+impl Writer {
+    fn open(to: To, head: Vec<u8>, keep_free: u64, failed: Arc<AtomicBool>) -> Result<Self, FileError> {
+        let (ring, number) = match &to {
+            To::Ring(path, _) => existing(path),
+            To::File(_) | To::Pipe => (Vec::new(), 0),
+        };
+        let looked = (clock::now(), 0);
+        let output = Output::Pipe(io::stdout());
+        let mut writer = Self { to, head, keep_free, output, ring, number, looked, done: Written::default(), failed };
+        writer.next_file()?;
+        Ok(writer)
+    }
+
+    /// Does a job, and gives its buffer back.
+    fn work(&mut self, job: Job) -> Option<Vec<u8>> {
+        match job {
+            Job::Blocks { bytes, packets } => {
+                if self.done.problem.is_none() {
+                    let outcome = self.floor().and_then(|()| self.append(&bytes, packets));
+                    self.heed(outcome);
+                }
+                Some(bytes)
+            }
+            Job::Rotate(counters) => {
+                if self.done.problem.is_none() {
+                    let outcome = self.append(&counters, 0).and_then(|()| self.next_file());
+                    self.heed(outcome);
+                }
+                None
+            }
+            Job::End(counters) => {
+                self.end(&counters);
+                None
+            }
+        }
+    }
+
+    fn heed(&mut self, outcome: Result<(), FileError>) {
+        if let Err(problem) = outcome {
+            self.done.problem = Some(problem);
+            self.failed.store(true, Ordering::Relaxed);
+        }
+    }
+
+    fn next_file(&mut self) -> Result<(), FileError> {
+        let path = match &self.to {
+            To::Pipe => {
+                let head = core::mem::take(&mut self.head);
+                return self.append(&head, 0);
+            }
+            To::File(path) => path.clone(),
+            To::Ring(path, most) => {
+                self.number += 1;
+                let most = most.map_or(usize::MAX, |most| most as usize);
+                // Room is made before it is needed.
+                while self.ring.len() >= most {
+                    // One that somebody else removed is gone as well.
+                    let _ = fs::remove_file(self.ring.remove(0));
+                }
+                numbered(path, self.number)
+            }
+        };
+        self.looked.1 = LOOK_BYTES;
+        let io = |source| FileError::Create { path: path.clone(), source };
+        self.floor_of(directory(&path))?;
+        let file = File::create(&path).map_err(io)?;
+        self.output = Output::File { file, path: path.clone(), len: 0 };
+        if let To::Ring(..) = self.to {
+            self.ring.push(path.clone());
+        }
+        self.done.files += 1;
+        self.done.last = Some(path);
+        let head = self.head.clone();
+        self.append(&head, 0)
+    }
+
+    /// Looks at what is free, now and then.
+    fn floor(&mut self) -> Result<(), FileError> {
+        let Output::File { path, .. } = &self.output else { return Ok(()) };
+        let dir = directory(path).to_owned();
+        self.floor_of(&dir)
+    }
+
+    fn floor_of(&mut self, dir: &Path) -> Result<(), FileError> {
+        let (at, bytes) = self.looked;
+        if self.keep_free == 0 || (bytes < LOOK_BYTES && clock::now().saturating_since(at) < LOOK_EVERY) {
+            return Ok(());
+        }
+        self.looked = (clock::now(), 0);
+        // A file system that does not say is not held to it.
+        let Ok(stat) = nix::sys::statvfs::statvfs(dir) else { return Ok(()) };
+        #[allow(clippy::useless_conversion, reason = "these have 32 bits on some targets")]
+        let free = u64::from(stat.blocks_available()).saturating_mul(u64::from(stat.fragment_size()));
+        if free < self.keep_free {
+            return Err(FileError::Floor { path: dir.to_owned(), free, keep: self.keep_free });
+        }
+        Ok(())
+    }
+
+    /// Appends whole blocks. Where the disk takes only a part of them, what it took is cut to whole blocks again.
+    fn append(&mut self, bytes: &[u8], packets: u64) -> Result<(), FileError> {
+        let (taken, outcome) = match &mut self.output {
+            Output::Pipe(out) => {
+                let outcome = out.write_all(bytes).and_then(|()| out.flush());
+                (bytes.len(), outcome.map_err(|_| FileError::ReaderGone))
+            }
+            Output::File { file, path, len } => {
+                let (taken, outcome) = write_some(file, bytes);
+                let kept = if outcome.is_ok() { taken } else { whole_blocks(bytes, taken.saturating_sub(ROOM)).0 };
+                *len += kept as u64;
+                // A disk that does not even cut a file leaves a torn block, which readers say and step back from.
+                let cut = outcome.is_ok() || (file.set_len(*len).is_ok() && io::Seek::seek(file, io::SeekFrom::Start(*len)).is_ok());
+                log::debug!("{} of {} bytes written, cut: {cut}", kept, bytes.len());
+                (kept, outcome.map_err(|source| FileError::Write { path: path.clone(), source }))
+            }
+        };
+        match &outcome {
+            Ok(()) => self.done.packets += packets,
+            Err(FileError::ReaderGone) => return outcome,
+            Err(_) => self.done.packets += whole_blocks(bytes, taken).1,
+        }
+        self.done.bytes += taken as u64;
+        self.looked.1 += taken as u64;
+        outcome
+    }
+
+    /// The last counters. They also go behind what a full disk has left room for.
+    fn end(&mut self, counters: &[u8]) {
+        let outcome = self.append(counters, 0);
+        if self.done.problem.is_none() {
+            self.heed(outcome);
+        }
+        if let Output::File { file, path, .. } = &self.output
+            && let Err(source) = file.sync_data()
+            && self.done.problem.is_none()
+        {
+            self.done.problem = Some(FileError::Write { path: path.clone(), source });
+        }
+    }
+}
+
+/// Writes until all is taken or an error comes; gives how much was taken.
+fn write_some(file: &mut File, bytes: &[u8]) -> (usize, io::Result<()>) {
+    let mut taken = 0;
+    while let Some(rest) = bytes.get(taken..)
+        && !rest.is_empty()
+    {
+        match file.write(rest) {
+            Ok(0) => return (taken, Err(io::ErrorKind::WriteZero.into())),
+            Ok(more) => taken += more,
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            Err(error) => return (taken, Err(error)),
+        }
+    }
+    (taken, Ok(()))
+}
+
+/// How many of the first `most` bytes are whole blocks, and how many packets are among these.
+fn whole_blocks(bytes: &[u8], most: usize) -> (usize, u64) {
+    let (mut blocks, mut at, mut packets) = (Blocks::within_section(), 0, 0);
+    while let Ok(Step::Block(block, len)) = blocks.next(bytes.get(at..most).unwrap_or_default()) {
+        at += len;
+        packets += u64::from(matches!(block, Block::Packet(_)));
+    }
+    (at, packets)
+}
+
+fn directory(path: &Path) -> &Path {
+    path.parent().filter(|dir| !dir.as_os_str().is_empty()).unwrap_or(Path::new("."))
+}
+
+/// What a ring's files are called around their number.
+fn around(path: &Path) -> (OsString, OsString) {
+    let mut before = path.file_stem().unwrap_or_default().to_owned();
+    before.push("-");
+    let after = path.extension().map_or_else(OsString::new, |extension| {
+        let mut after = OsString::from(".");
+        after.push(extension);
+        after
+    });
+    (before, after)
+}
+
+fn numbered(path: &Path, number: u64) -> PathBuf {
+    let (mut name, after) = around(path);
+    name.push(format!("{number:0DIGITS$}"));
+    name.push(after);
+    path.with_file_name(name)
+}
+
+/// Files that a ring has already, the oldest first, and the highest number.
+fn existing(path: &Path) -> (Vec<PathBuf>, u64) {
+    let (before, after) = around(path);
+    let (Some(before), Some(after)) = (before.to_str(), after.to_str()) else { return (Vec::new(), 0) };
+    let number = |name: &str| {
+        let digits = name.strip_prefix(before)?.strip_suffix(after)?;
+        let right = digits.len() >= DIGITS && digits.bytes().all(|byte| byte.is_ascii_digit());
+        right.then(|| digits.parse::<u64>().ok()).flatten()
+    };
+    // A directory that cannot be read has none that we know of; making a file in it will say why.
+    let names = fs::read_dir(directory(path)).into_iter().flatten().flatten();
+    let mut found: Vec<(u64, PathBuf)> = names.filter_map(|entry| Some((number(entry.file_name().to_str()?)?, entry.path()))).collect();
+    found.sort();
+    let last = found.last().map_or(0, |(number, _)| *number);
+    (found.into_iter().map(|(_, path)| path).collect(), last)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::capture::UnixNanos;
+    use crate::capture::pcapng::read::Reader;
+    use crate::capture::pcapng::{Interface, Section};
+
+    fn head() -> Vec<u8> {
+        let mut head = Vec::new();
+        write::section(&Section::default(), &mut head);
+        write::interface(&Interface { link_type: 1, snap_len: 0, name: "eth0".into(), filter: String::new() }, &mut head);
+        head
+    }
+
+    fn packet(n: u64, data: &[u8]) -> Packet<'_> {
+        Packet { interface: 0, time: UnixNanos(n), original_len: 1500, data }
+    }
+
+    /// The times of a file's packets, and whether it ends with counters.
+    fn read(path: &Path) -> (Vec<u64>, bool) {
+        let mut reader = Reader::new(File::open(path).unwrap());
+        let (mut times, mut counters) = (Vec::new(), false);
+        while let Some(block) = reader.next_block().unwrap() {
+            counters = matches!(block, Block::Statistics(_));
+            if let Block::Packet(packet) = block {
+                times.push(packet.time.0);
+            }
+        }
+        (times, counters)
+    }
+
+    #[test]
+    fn packets_arrive_in_order() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("a.pcapng");
+        let mut files = Files::start(To::File(path.clone()), head(), 1).unwrap();
+        // Many times what the buffers hold.
+        for n in 0..40_000 {
+            files.packet(&packet(n, &[7; 96]));
+        }
+        let expected = files.total_len();
+        let written = files.finish(&Statistics::default());
+        assert!(written.problem.is_none(), "{written:?}");
+        assert_eq!((written.packets, written.files), (40_000, 1));
+        assert_eq!((written.bytes, fs::metadata(&path).unwrap().len()), (expected + 28, expected + 28));
+        assert_eq!(read(&path), ((0..40_000).collect(), true));
+    }
+
+    #[test]
+    fn a_ring_keeps_the_newest_and_goes_on_where_it_ended() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("r.pcapng");
+        // Somebody else's.
+        for other in ["r-x.pcapng", "r-00001.pcap", "s-00009.pcapng"] {
+            fs::write(dir.path().join(other), "mine").unwrap();
+        }
+        for run in 0..2 {
+            let mut files = Files::start(To::Ring(path.clone(), Some(3)), head(), 0).unwrap();
+            for n in 0..5 {
+                if n > 0 {
+                    files.rotate(&Statistics::default());
+                    assert_eq!(files.file_len(), head().len() as u64);
+                }
+                files.packet(&packet(run * 10 + n, b"hello"));
+            }
+            let written = files.finish(&Statistics::default());
+            assert_eq!((written.packets, written.files), (5, 5));
+        }
+        let mut left: Vec<String> =
+            fs::read_dir(dir.path()).unwrap().map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect();
+        left.sort();
+        assert_eq!(left, ["r-00001.pcap", "r-00008.pcapng", "r-00009.pcapng", "r-00010.pcapng", "r-x.pcapng", "s-00009.pcapng"]);
+        assert_eq!(read(&dir.path().join("r-00009.pcapng")), (vec![13], true));
+    }
+
+    #[test]
+    fn what_cannot_be_begun_is_said() {
+        let dir = tempfile::tempdir().unwrap();
+        let error = Files::start(To::File(dir.path().join("no/such.pcapng")), head(), 0).unwrap_err();
+        assert!(matches!(error, FileError::Create { .. }), "{error}");
+        let error = Files::start(To::File(dir.path().join("a.pcapng")), head(), u64::MAX).unwrap_err();
+        assert!(matches!(error, FileError::Floor { keep: u64::MAX, .. }), "{error}");
+        assert!(!dir.path().join("a.pcapng").exists());
+    }
+
+    #[test]
+    fn only_whole_blocks_are_counted() {
+        let mut bytes = Vec::new();
+        for n in 0..3 {
+            write::packet(&packet(n, b"hello"), &mut bytes);
+        }
+        let one = bytes.len() / 3;
+        for (most, whole) in [(0, 0), (one - 1, 0), (one, 1), (2 * one + 3, 2), (3 * one, 3)] {
+            assert_eq!(whole_blocks(&bytes, most), (whole * one, whole as u64));
+        }
+    }
+}
