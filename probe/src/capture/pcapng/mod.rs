@@ -4,7 +4,7 @@
 //! nanoseconds. Read is what others write too: either byte order, any resolution of time, blocks and options that we do not know
 //! (they are stepped over).
 //!
-//! It must not know where packets come from, nor files: [`write`] appends to a buffer, [`read`] looks at bytes.
+//! It must not know where packets come from, nor files: [`mod@write`] appends to a buffer, [`read`] looks at bytes.
 //!
 //! **Invariants:**
 //! - What was written reads back as it was meant.
