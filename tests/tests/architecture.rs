@@ -118,6 +118,7 @@ fn probe_modules_keep_their_distance() {
             "trace::report",
             "trace::spec",
             "trace::statistics",
+            "trace::stops",
         ],
         &[
             "scan",

@@ -437,9 +437,9 @@ impl<L: Link, E, S: EventSink<E>> Drive<L, E, S> {
         Some(self.pacer.tolerance().map_or(sending, |all| all.min(sending)))
     }
 
-    /// Whether something holds for the interface's limits and for those of each task that has something to send.
-    fn all_pacers(&self, holds: impl Fn(&Pacer) -> bool) -> bool {
-        holds(&self.pacer) && self.tasks.iter().filter(|task| task.hungry).all(|task| holds(&task.pacer))
+    /// Whether what was missed is being caught up: neither the interface's schedule holds, nor that of a task that has something to send.
+    fn is_behind(&self, now: Instant) -> bool {
+        self.pacer.is_behind(now) && self.tasks.iter().filter(|task| task.hungry).all(|task| task.pacer.is_behind(now))
     }
 
     // Sending.
@@ -490,7 +490,8 @@ impl<L: Link, E, S: EventSink<E>> Drive<L, E, S> {
             task.plan = Some(task.pacer.plan(now));
         }
         let most = self.tolerance().map_or(BATCH, |spare| {
-            let share = if self.all_pacers(|pacer| pacer.is_held_up(now)) { BUSY_BATCH_SHARE } else { BATCH_SHARE };
+            let mut plans = self.tasks.iter().filter(|task| task.hungry).filter_map(|task| task.plan.as_ref());
+            let share = if plan.is_held_up() && plans.all(Plan::is_held_up) { BUSY_BATCH_SHARE } else { BATCH_SHARE };
             (spare.as_micros() / share.as_micros()).clamp(1, BATCH as u128) as usize
         });
         let mut misses = 0;

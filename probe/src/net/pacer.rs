@@ -160,6 +160,11 @@ fn advanced(schedule: u128, now: u128, units: u64, unit: u128, burst: u128) -> u
     schedule.max(now.saturating_sub(burst)) + u128::from(units) * unit
 }
 
+/// A millisecond, or half of a burst that is shorter than two.
+fn is_far_behind(schedule: u128, now: u128, burst: u128) -> bool {
+    schedule + (u128::from(NANOS_PER_MILLI) * PICOS_PER_NANO).min(burst / 2) <= now
+}
+
 const fn slot(group: u64) -> usize {
     (group % STAMPS as u64) as usize
 }
@@ -255,8 +260,9 @@ pub struct Plan {
 struct Planned {
     unit: u128,
     schedule: u128,
-    /// Units that the spacing has room for; a last frame may take more.
+    /// Units that the spacing has room for; a last frame may take more. And what it would have if nothing had left.
     room: u64,
+    most: u64,
 }
 
 fn picos(at: Instant) -> u128 {
@@ -321,14 +327,7 @@ impl Pacer {
     /// Whether the sender is so far behind its schedule that the spacing is what it waits for: each moment lost is missing where it
     /// catches up.
     pub fn is_behind(&self, now: Instant) -> bool {
-        let (now, far) = (picos(now), (u128::from(NANOS_PER_MILLI) * PICOS_PER_NANO).min(self.burst / 2));
-        [&self.packets, &self.bits].into_iter().flatten().all(|bucket| bucket.schedule + far <= now)
-    }
-
-    /// Whether the sender is behind and does not even use the spacing's share: its processor is what holds it up.
-    pub fn is_held_up(&self, now: Instant) -> bool {
-        let unused = |bucket: &Bucket| bucket.spacing.room(now.as_nanos()) > bucket.spacing.most / 8;
-        self.is_behind(now) && [&self.packets, &self.bits].into_iter().flatten().all(unused)
+        [&self.packets, &self.bits].into_iter().flatten().all(|bucket| is_far_behind(bucket.schedule, picos(now), self.burst))
     }
 
     /// Whether a frame may leave at `now`.
@@ -362,7 +361,10 @@ impl Pacer {
 
     /// Starts a batch at `now`: how many and how long the frames may be is asked of the plan, frame by frame.
     pub fn plan(&self, now: Instant) -> Plan {
-        let planned = |bucket: &Bucket| Planned { unit: bucket.unit, schedule: bucket.schedule, room: bucket.spacing.room(now.as_nanos()) };
+        let planned = |bucket: &Bucket| {
+            let (room, most) = (bucket.spacing.room(now.as_nanos()), bucket.spacing.most);
+            Planned { unit: bucket.unit, schedule: bucket.schedule, room, most }
+        };
         let [packets, bits] = [&self.packets, &self.bits].map(|bucket| bucket.as_ref().map(planned));
         Plan { now: picos(now), burst: self.burst, packets, bits }
     }
@@ -376,6 +378,12 @@ impl Planned {
 }
 
 impl Plan {
+    /// Whether the sender is behind and does not even use the spacing's share: its processor is what holds it up.
+    pub fn is_held_up(&self) -> bool {
+        let unused = |limit: &Planned| is_far_behind(limit.schedule, self.now, self.burst) && limit.room > limit.most / 8;
+        [&self.packets, &self.bits].into_iter().flatten().all(unused)
+    }
+
     /// Whether one more frame may leave now.
     pub fn admits(&self) -> bool {
         [&self.packets, &self.bits].into_iter().flatten().all(|limit| limit.schedule <= self.now && limit.room > 0)

@@ -113,10 +113,8 @@ impl<C: Course> TraceEngine<C> {
         if slot.course.is_over(&self.plan) {
             return self.finish(id, false);
         }
-        if !slot.counted && slot.course.is_late() {
-            slot.counted = true;
-            self.room = (self.room + GROWTH).min(self.plan.paths);
-        }
+        let late = !slot.counted && slot.course.is_late();
+        slot.counted |= late;
         if hungry && !slot.ready {
             slot.ready = true;
             self.ready.push_back(id);
@@ -131,12 +129,19 @@ impl<C: Course> TraceEngine<C> {
             }
             slot.due = due;
         }
+        if late {
+            self.make_room();
+        }
+    }
+
+    fn make_room(&mut self) {
+        self.room = (self.room + GROWTH).min(self.plan.paths);
     }
 
     fn finish(&mut self, id: u64, stopped: bool) {
         let Some(Slot { course, due, counted, .. }) = self.open.remove(&id) else { return };
         if !counted {
-            self.room = (self.room + GROWTH).min(self.plan.paths);
+            self.make_room();
         }
         if let Some(at) = due {
             self.due.remove(&(at, id));

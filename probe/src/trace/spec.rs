@@ -213,7 +213,7 @@ pub struct TracePlan {
     pub window: u8,
     /// How many hops are asked beyond the farthest answer as long as they answer in time; no more than the gap.
     pub ahead: u8,
-    /// Whether paths take nearer hops from each other, where they meet.
+    /// Whether paths take nearer hops from each other, where they meet; only where each hop is asked once, for one way.
     pub shared: bool,
     /// Paths at a time.
     pub paths: usize,
@@ -290,7 +290,9 @@ impl TracePlan {
         if V6_HEADER_LEN + ECHO_HEADER_LEN + self.payload.max(PAYLOAD_MIN) > LENGTH_MAX {
             return Err(SpecError::Payload(self.payload));
         }
-        Ok(self)
+        // Hops of which more than one answer is wanted are measured, and so are those of all ways.
+        let shared = self.shared && self.queries == 1 && self.multipath.is_none();
+        Ok(Self { shared, ..self })
     }
 
     /// The plan, with no more flows than there are ports.

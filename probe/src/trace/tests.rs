@@ -328,6 +328,11 @@ proptest! {
     }
 }
 
+/// What is random of a network, and the same each time.
+fn hash(seed: u64, what: [u64; 3]) -> u64 {
+    what.iter().fold(seed, |hash, value| sim::mix(hash ^ value))
+}
+
 /// A network of routers that choose by the source port.
 struct Ways {
     seed: u64,
@@ -341,7 +346,7 @@ struct Ways {
 
 impl Ways {
     fn hash(&self, what: [u64; 3]) -> u64 {
-        what.iter().fold(self.seed, |hash, value| sim::mix(hash ^ value))
+        hash(self.seed, what)
     }
 
     fn length(&self, port: u16) -> usize {
@@ -559,8 +564,8 @@ struct Tree {
 }
 
 impl Tree {
-    fn hash(&self, parts: [u64; 3]) -> u64 {
-        parts.into_iter().fold(self.seed, |hash, part| sim::mix(hash ^ part))
+    fn hash(&self, what: [u64; 3]) -> u64 {
+        hash(self.seed, what)
     }
 
     /// The routers before a destination; nobody at silent ones.

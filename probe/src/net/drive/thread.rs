@@ -191,7 +191,7 @@ fn run<L: Link, E, S: EventSink<E>>(drive: &mut Drive<L, E, S>, inbox: &Receiver
 impl<L: Link, E, S: EventSink<E>> Drive<L, E, S> {
     /// Waits for what [`Self::turn`] asked for, and counts being woken late.
     fn wait(&mut self, mut now: Instant, next: Instant, punctual: &mut Punctual) -> Instant {
-        let early = punctual.early(self.tolerance(), self.all_pacers(|pacer| pacer.is_behind(now)));
+        let early = punctual.early(self.tolerance(), self.is_behind(now));
         let asked = next - early;
         if asked > now {
             now = self.link.wait(asked);

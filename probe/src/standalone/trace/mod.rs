@@ -231,11 +231,7 @@ impl TraceArgs {
             gap: self.gap,
             // Cycles after the first one know how far to ask.
             window: self.window.unwrap_or(if self.goes_on() { plan.window.max(DEFAULT_GAP) } else { plan.window }),
-            shared: plan.shared
-                && !self.all_hops
-                && self.queries.is_none_or(|queries| queries == 1)
-                && !self.goes_on()
-                && !self.tells_atlas(),
+            shared: plan.shared && !self.all_hops && !self.goes_on() && !self.tells_atlas(),
             paths: self.paths.unwrap_or(if self.multipath.is_some() { GRAPHS } else { plan.paths }),
             multipath: self.multipath.map(|form| Ways::new(form == Form::Lite, self.confidence)).transpose()?,
             tos: self.tos,
