@@ -344,7 +344,8 @@ impl Course for Tracing {
             nearest: start,
             nearest_wanted: start,
             usual: stops.slowest(),
-            scout: plan.shared && known.is_none(),
+            // Where nobody ever stands before the destinations no start is known, but others have been there.
+            scout: plan.shared && known.is_none() && stops.slowest().is_none(),
             late: 0,
             told: (plan.first_ttl, None),
             met: 0,
