@@ -33,8 +33,8 @@ use crate::secret;
 use crate::store::sqlite::SqliteStore;
 use crate::store::{ApiToken, CertificateRecord, EnrolToken, ProbeRecord, Standing, Store, StoreError, UserRecord};
 use crate::view::{
-    DashboardUser, DashboardUserMade, FleetSummary, Health, HostRow, JobRequest, JobState, JobView, Page, ProbeInvited, ProbeRequest,
-    ProbeView, RebuildCounts, ResultRow, Scope, Submitted, TokenMade, TokenView,
+    DashboardUser, DashboardUserMade, FleetSummary, Health, HostRow, JobRequest, JobState, JobView, Page, PathRow, ProbeInvited,
+    ProbeRequest, ProbeView, RebuildCounts, ResultRow, Scope, Submitted, TokenMade, TokenView,
 };
 
 /// What the service is told once, at its start.
@@ -174,6 +174,25 @@ pub struct HostQuery {
     pub probe: Option<ProbeId>,
     /// Only addresses in this network (a single address is a network too).
     pub net: Option<IpNet>,
+    /// Where the page before ended.
+    pub cursor: Option<String>,
+    /// Rows per page, 1 to 10,000; 1,000 where 0.
+    pub limit: u32,
+}
+
+/// Which paths to list: those of a job by destination, or all of them by destination, probe and flow, the newest of each first.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct PathsQuery {
+    /// Only of this job.
+    pub job: Option<JobId>,
+    /// Only in this site.
+    pub site: Option<SiteName>,
+    /// Only by this probe.
+    pub probe: Option<ProbeId>,
+    /// Only destinations in this network (a single address is a network too).
+    pub net: Option<IpNet>,
+    /// Only the newest of each destination, probe and flow.
+    pub latest: bool,
     /// Where the page before ended.
     pub cursor: Option<String>,
     /// Rows per page, 1 to 10,000; 1,000 where 0.
@@ -454,6 +473,14 @@ impl Service {
         let rows: Vec<(HostRow, String)> = found.iter().map(rows::host_row).collect();
         let next = rows.last().filter(|_| rows.len() == limit).map(|(_, cursor)| cursor.clone());
         Ok(Page { items: rows.into_iter().map(|(row, _)| row).collect(), next })
+    }
+
+    /// Paths that were traced.
+    pub async fn paths(&self, query: &PathsQuery) -> Result<Page<PathRow>, ServiceError> {
+        let limit = rows::page_size(query.limit)? as usize;
+        let found = self.inner.store.paths(&rows::path_query(query)?).await.map_err(internal("read paths"))?;
+        let next = found.last().filter(|_| found.len() == limit).map(|last| rows::path_cursor(query, last));
+        Ok(Page { items: found.iter().map(rows::path_row).collect(), next })
     }
 
     // ---- probes -----------------------------------------------------------------------------------------------------

@@ -10,6 +10,7 @@ use picket_wire::host::SeenBy;
 use picket_wire::ids::{JobId, Label, ProbeId, Role, SiteName};
 use picket_wire::job::{Mode, Priority, Selection, ServiceOptions, Technique, Transport};
 use picket_wire::result::Coverage;
+use picket_wire::trace::{Graph, Hop, Method, PathEnd, WaysOptions};
 use serde::{Deserialize, Serialize};
 
 /// A request for a job: the body of `POST /v1/jobs`.
@@ -54,6 +55,9 @@ pub struct JobRequest {
     /// Ask open ports what serves there.
     #[serde(default)]
     pub services: Option<ServiceOptions>,
+    /// For `trace`: how; what is usual where absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub trace: Option<TraceRequest>,
     /// `interactive` or `bulk`; chosen by size where absent.
     #[serde(default)]
     pub priority: Option<Priority>,
@@ -69,6 +73,90 @@ pub struct JobRequest {
     /// Plan and judge only; nothing is stored or sent.
     #[serde(default)]
     pub dry_run: bool,
+}
+
+/// How paths are traced. What is absent is as usual.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct TraceRequest {
+    /// `icmp`, `udp` or `tcp`; `icmp` where absent, `udp` for all ways, since many routers take echo requests for one flow.
+    pub method: Option<Method>,
+    /// The port that is asked; 33434 for `udp` and 80 for `tcp` where absent.
+    pub port: Option<u16>,
+    /// Probes for each hop that answers, 1 to 16; 3 for up to 16 destinations, 1 for more where absent.
+    pub queries: Option<u8>,
+    /// The first hop that is asked; 1 where absent.
+    pub first_ttl: Option<u8>,
+    /// The last hop that is asked, up to 64; 30 where absent.
+    pub max_ttl: Option<u8>,
+    /// Silent hops in a row that end a path; 5 where absent.
+    pub gap: Option<u8>,
+    /// Type of service or traffic class; 0 where absent.
+    pub tos: Option<u8>,
+    /// Bytes behind the ICMP or UDP header; 12 where absent.
+    pub payload: Option<u16>,
+    /// Another flow: the number is added to the source port.
+    pub flow: Option<u16>,
+    /// Ask every hop of every path. More than 16 destinations, asked once each, otherwise take the first hops from each other.
+    pub all_hops: bool,
+    /// Look for all ways between which load is spread by flow.
+    pub ways: Option<WaysOptions>,
+}
+
+/// A path that was traced: a row of `GET /v1/paths`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PathRow {
+    /// The site in which the address means something.
+    pub site: SiteName,
+    /// The probe from which it leads.
+    pub probe: ProbeId,
+    /// The job.
+    pub job: JobId,
+    /// The destination.
+    pub dst: IpAddr,
+    /// What packets looked like to routers, such as `icmp` or `udp/33434+7`; only paths of the same flow can be compared.
+    pub flow: String,
+    /// How it was asked.
+    pub asked: PathAsked,
+    /// The probe's address that packets were sent from.
+    #[serde(default)]
+    pub source: Option<IpAddr>,
+    /// When its first packet was sent.
+    pub began: String,
+    /// When it was over.
+    pub ended: String,
+    /// How it ended: `reached`, `unreachable`, `loop`, `silent`, `too-far`, `stopped`.
+    pub end: PathEnd,
+    /// Packets that were sent for it.
+    pub sent: u32,
+    /// The hops by TTL, silent ones at the end left out; empty where all ways were looked for.
+    pub hops: Vec<Hop>,
+    /// All ways, where they were looked for.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub ways: Option<Graph>,
+}
+
+/// How a path was asked for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PathAsked {
+    /// `icmp`, `udp` or `tcp`.
+    pub method: Method,
+    /// The port that was asked; absent for `icmp`.
+    pub port: Option<u16>,
+    /// The variation of the flow.
+    pub flow: u16,
+    /// Type of service or traffic class.
+    pub tos: u8,
+    /// Bytes behind the ICMP or UDP header.
+    pub payload: u16,
+    /// The first TTL.
+    pub first_ttl: u8,
+    /// The last TTL.
+    pub max_ttl: u8,
+    /// Silent hops in a row that end a path.
+    pub gap: u8,
+    /// Packets that a silent hop gets.
+    pub attempts: u8,
 }
 
 /// What a job would do, or does: answered to submissions and dry runs.
@@ -431,7 +519,7 @@ pub struct ResultRow {
     pub protocol: Option<Transport>,
     /// `up`, `open`, `closed`, `filtered` or `unfiltered`.
     pub state: String,
-    /// What says so: `echo-reply`, `syn-ack`, `reset`, `connected`, `refused`, or the ICMP type and code and who sent it.
+    /// What says so: `echo-reply`, `trace`, `syn-ack`, `reset`, `connected`, `refused`, or the ICMP type and code and who sent it.
     pub reason: String,
     /// Round trip in microseconds.
     pub rtt_us: u64,
@@ -647,6 +735,9 @@ pub struct RebuildCounts {
     /// Hosts seen on links.
     #[serde(default)]
     pub link_hosts: u64,
+    /// Paths.
+    #[serde(default)]
+    pub paths: u64,
 }
 
 /// Whether the controller is well.

@@ -14,6 +14,7 @@ use serde::{Deserialize, Serialize};
 use crate::ids::{JobId, Label, LeaseId, ProbeId, Role, SiteName};
 use crate::policy::AddressPolicy;
 use crate::space::{SpaceError, TargetSpace, TargetSpec};
+use crate::trace::{TraceError, TraceOptions};
 use crate::units::{BitsPerSecond, PacketsPerSecond, UnixMillis};
 
 /// A job as the controller signs it.
@@ -44,24 +45,82 @@ pub enum JobKind {
     Scan(ScanOptions),
     /// A scan with more to it: chosen host probes, finer limits, services on what is open.
     Survey(Box<Survey>),
+    /// Which way packets take to each destination.
+    Trace(Box<TraceOptions>),
 }
 
 impl JobKind {
-    /// How it asks.
+    /// How it asks. Of a trace: how many probes each hop gets.
     pub fn scan(&self) -> ScanOptions {
         match self {
             JobKind::Scan(options) => *options,
             JobKind::Survey(survey) => survey.scan,
+            JobKind::Trace(options) => ScanOptions { technique: Technique::Trace, attempts: options.queries },
         }
+    }
+
+    /// How it traces, where it does.
+    pub fn trace(&self) -> Option<&TraceOptions> {
+        match self {
+            JobKind::Trace(options) => Some(options),
+            JobKind::Scan(_) | JobKind::Survey(_) => None,
+        }
+    }
+
+    /// Limits beyond the job's packet rate.
+    pub fn limits(&self) -> RateLimits {
+        match self {
+            JobKind::Scan(_) => RateLimits::default(),
+            JobKind::Survey(survey) => survey.limits,
+            JobKind::Trace(options) => options.limits,
+        }
+    }
+
+    /// Verifies that it can be done at all.
+    ///
+    /// # Errors
+    /// Why it cannot.
+    pub fn check(&self) -> Result<(), KindError> {
+        let scan = self.scan();
+        match self {
+            JobKind::Trace(options) => Ok(options.check()?),
+            _ if scan.technique == Technique::Trace => Err(KindError::BareTrace),
+            _ if !(1..=MAX_ATTEMPTS).contains(&scan.attempts) => Err(KindError::Attempts(scan.attempts)),
+            _ => Ok(()),
+        }
+    }
+
+    /// The most packets that one target costs.
+    pub fn packets_at_most(&self) -> u64 {
+        self.trace().map_or(self.scan().attempts.into(), TraceOptions::packets_at_most)
+    }
+
+    /// About how many packets two targets cost: of those of a scan one answers the first packet and the other none.
+    pub fn packets_for_two(&self) -> u64 {
+        self.trace().map_or(1 + u64::from(self.scan().attempts), |options| options.packets_about().saturating_mul(2))
     }
 
     /// What it wants besides a plain scan, where it wants anything.
     pub fn survey(&self) -> Option<&Survey> {
         match self {
-            JobKind::Scan(_) => None,
+            JobKind::Scan(_) | JobKind::Trace(_) => None,
             JobKind::Survey(survey) => Some(survey),
         }
     }
+}
+
+/// Why a kind of job cannot be done.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum KindError {
+    /// Not 1 to 10.
+    #[error("{0} attempts are asked for: 1 to {MAX_ATTEMPTS} are possible")]
+    Attempts(u8),
+    /// The technique of traces without their options.
+    #[error("a scan does not trace: that is a job of its own kind")]
+    BareTrace,
+    /// A trace that cannot be.
+    #[error(transparent)]
+    Trace(#[from] TraceError),
 }
 
 /// A scan with more to it. Everything left at its default makes it the same as a plain [`JobKind::Scan`].
@@ -244,6 +303,8 @@ pub enum Technique {
     /// overheard, addresses guessed. Its space is the link, one position ([`TargetSpace::link`]); the targets say which of its
     /// addresses are wanted, and what is found is told as [`crate::result::Record::Hosts`].
     Link,
+    /// Packets whose TTL ends on the way: which routers lead to the host? Only as [`JobKind::Trace`].
+    Trace,
 }
 
 /// The largest range of IPv6 addresses that a discovery asks for one by one, unless somebody says how: a quarter of an hour at 1000
@@ -270,7 +331,9 @@ impl Technique {
             Technique::Syn | Technique::Connect | Technique::Ack => Some(Transport::Tcp),
             Technique::Udp => Some(Transport::Udp),
             Technique::Sctp => Some(Transport::Sctp),
-            Technique::Echo | Technique::Timestamp | Technique::Neighbour | Technique::Discover | Technique::Link => None,
+            Technique::Echo | Technique::Timestamp | Technique::Neighbour | Technique::Discover | Technique::Link | Technique::Trace => {
+                None
+            }
         }
     }
 
@@ -287,6 +350,7 @@ impl Technique {
             Technique::Neighbour => "neighbour",
             Technique::Discover => "discover",
             Technique::Link => "link",
+            Technique::Trace => "trace",
         }
     }
 
@@ -296,6 +360,7 @@ impl Technique {
             Technique::Udp => "open|filtered",
             Technique::Syn | Technique::Connect | Technique::Ack | Technique::Sctp => "filtered",
             Technique::Echo | Technique::Timestamp | Technique::Neighbour | Technique::Discover | Technique::Link => "down",
+            Technique::Trace => "not reached by a trace",
         }
     }
 }
@@ -379,7 +444,8 @@ impl JobSpec {
     pub fn needs(&self) -> Needs {
         let technique = self.kind.scan().technique;
         let (ipv4, ipv6) = if technique == Technique::Link { (false, false) } else { self.targets.include.families() };
-        Needs { role: Role::Scan, raw_socket: technique != Technique::Connect, ipv4, ipv6 }
+        let role = if technique == Technique::Trace { Role::Trace } else { Role::Scan };
+        Needs { role, raw_socket: technique != Technique::Connect, ipv4, ipv6 }
     }
 
     /// The space that its leases and results speak of.

@@ -16,6 +16,7 @@ use serde::{Deserialize, Serialize};
 use crate::host::HostBatch;
 use crate::ids::{JobId, LeaseId};
 use crate::job::Technique;
+use crate::path::PathBatch;
 use crate::service::ServiceBatch;
 use crate::units::{RttCode, UnixMillis};
 
@@ -110,6 +111,7 @@ impl State {
     /// What made a scan by `technique` say so: `syn-ack`, `reset`, `icmp 3/13 from 192.0.2.1`.
     pub fn reason(self, technique: Technique) -> String {
         let text = match (self, technique) {
+            (State::Up, Technique::Trace) => "trace",
             (State::Up, _) => "echo-reply",
             (State::UpBy(by), _) => by.as_str(),
             (State::Open, Technique::Connect) => "connected",
@@ -478,6 +480,8 @@ pub enum Record {
     Services(ServiceBatch),
     /// Hosts seen on the probe's own link, with their hardware addresses.
     Hosts(HostBatch),
+    /// Paths that were traced. Stands before the batch that says who was reached, so that the batch is the checkpoint of both.
+    Paths(PathBatch),
 }
 
 /// Answers to positions that a batch has reported as silent.
@@ -502,7 +506,7 @@ pub struct LateAnswer {
     pub ttl: u8,
 }
 
-/// Most entries in a [`LateBatch`], a [`ServiceBatch`] or a [`HostBatch`].
+/// Most entries in a [`LateBatch`], a [`ServiceBatch`], a [`HostBatch`] or a [`PathBatch`].
 pub const EXTRAS_MAX: usize = 1_024;
 
 /// Why a lease ended.

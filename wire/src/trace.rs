@@ -9,12 +9,144 @@ use core::str::FromStr;
 
 use serde::{Deserialize, Serialize};
 
+use crate::job::RateLimits;
+
 /// The largest TTL that is asked for.
 pub const MAX_TTL: u8 = 64;
 /// Most probes for each hop.
 pub const MAX_QUERIES: u8 = 16;
 /// Most labels of a stack that are kept; deeper ones are not seen in practice.
 pub const MPLS_MAX: usize = 8;
+
+/// Hops that are tried where nobody says how many, as in other traceroutes.
+pub const DEFAULT_MAX_TTL: u8 = 30;
+/// Silent hops in a row that end a path where nobody says how many, as in scamper.
+pub const DEFAULT_GAP: u8 = 5;
+/// Bytes of payload where nobody says how many: with a header they are 40 bytes over IPv4, below the least frame of an Ethernet.
+pub const DEFAULT_PAYLOAD: u16 = 12;
+/// How sure a graph is where nobody says how much, in percent.
+pub const DEFAULT_CONFIDENCE: u8 = 95;
+/// Flows to one destination where all ways are looked for, at most.
+pub const FLOWS_MAX: u16 = 512;
+/// So many destinations are few: somebody waits for them, and every hop is asked.
+pub const FEW: u64 = 16;
+/// The longest payload: what is longer than a frame of an Ethernet would be cut into fragments.
+const PAYLOAD_MAX: u16 = 1_452;
+/// Hops of a path like most, for sharing work out.
+const USUAL_HOPS: u64 = 12;
+
+/// How a job traces. Everything that a request left open is chosen when it is submitted, so that paths of years can be compared.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct TraceOptions {
+    /// What is sent.
+    pub method: Method,
+    /// The destination port; 0 for ICMP.
+    pub port: u16,
+    /// The first TTL.
+    pub first_ttl: u8,
+    /// The last TTL.
+    pub max_ttl: u8,
+    /// Probes for each hop that answers, 1 to [`MAX_QUERIES`]. A silent one gets two at least.
+    pub queries: u8,
+    /// Silent hops in a row that end a path.
+    pub gap: u8,
+    /// Type of service or traffic class.
+    pub tos: u8,
+    /// Bytes behind the ICMP or UDP header.
+    pub payload: u16,
+    /// Which of the possible flows is taken: routers that spread load may send another one another way.
+    pub flow: u16,
+    /// Whether every hop of every path is asked, also where another path of the run has met it.
+    pub all_hops: bool,
+    /// Whether all ways are looked for, and not one only.
+    pub ways: Option<WaysOptions>,
+    /// Limits beyond the job's packet rate.
+    pub limits: RateLimits,
+}
+
+/// How all ways to a destination are looked for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct WaysOptions {
+    /// How sure to be that no node has a further successor, in percent: 50 to 99.
+    pub confidence: u8,
+    /// Whether every node is looked at one by one, also where nothing speaks for it that links are meshed or uneven.
+    pub full: bool,
+}
+
+/// Why a job cannot trace so.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{what} of {value}: from {least} up to {most} are possible")]
+pub struct TraceError {
+    /// What is wrong.
+    pub what: &'static str,
+    /// What it is.
+    pub value: u64,
+    /// The least that is possible.
+    pub least: u64,
+    /// The most that is possible.
+    pub most: u64,
+}
+
+impl TraceOptions {
+    /// What is usual, for few destinations or for many.
+    pub fn usual(method: Method, few: bool) -> Self {
+        Self {
+            method,
+            port: method.port(),
+            first_ttl: 1,
+            max_ttl: DEFAULT_MAX_TTL,
+            queries: if few { 3 } else { 1 },
+            gap: DEFAULT_GAP,
+            tos: 0,
+            payload: DEFAULT_PAYLOAD,
+            flow: 0,
+            all_hops: false,
+            ways: None,
+            limits: RateLimits::default(),
+        }
+    }
+
+    /// Verifies that a probe can do it.
+    ///
+    /// # Errors
+    /// When it cannot.
+    pub fn check(&self) -> Result<(), TraceError> {
+        let bound = |what, value: u64, least: u64, most: u64| match (least..=most).contains(&value) {
+            true => Ok(()),
+            false => Err(TraceError { what, value, least, most }),
+        };
+        bound("a first hop", self.first_ttl.into(), 1, MAX_TTL.into())?;
+        bound("a last hop", self.max_ttl.into(), self.first_ttl.into(), MAX_TTL.into())?;
+        bound("probes for each hop", self.queries.into(), 1, MAX_QUERIES.into())?;
+        bound("a gap", self.gap.into(), 1, MAX_TTL.into())?;
+        bound("a payload", self.payload.into(), 0, PAYLOAD_MAX.into())?;
+        match self.method {
+            Method::Icmp => bound("a port for icmp", self.port.into(), 0, 0)?,
+            Method::Udp | Method::Tcp => bound("a port", self.port.into(), 1, u16::MAX.into())?,
+        }
+        self.ways.map_or(Ok(()), |ways| bound("a confidence in percent", ways.confidence.into(), 50, 99))
+    }
+
+    /// Probes that a silent hop gets.
+    pub fn attempts(&self) -> u8 {
+        self.queries.max(2)
+    }
+
+    /// The most packets that one destination can cost.
+    pub fn packets_at_most(&self) -> u64 {
+        let hops = u64::from(self.max_ttl.saturating_sub(self.first_ttl)) + 1;
+        // All flows, the first one once more, and repetitions of one to know that it is not sent by chance.
+        let each = if self.ways.is_some() { u64::from(FLOWS_MAX) + 8 } else { self.attempts().into() };
+        hops * each
+    }
+
+    /// About how many packets a destination costs.
+    pub fn packets_about(&self) -> u64 {
+        let each = if self.ways.is_some() { 8 } else { u64::from(self.queries) };
+        (USUAL_HOPS * each).min(self.packets_at_most())
+    }
+}
 
 /// What a traced packet is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default, Serialize, Deserialize)]
@@ -276,6 +408,18 @@ pub enum InterfaceRole {
     Outgoing,
     /// The address of the next hop.
     NextHop,
+}
+
+impl InterfaceRole {
+    /// Its name.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            InterfaceRole::Incoming => "incoming",
+            InterfaceRole::SubIncoming => "sub-incoming",
+            InterfaceRole::Outgoing => "outgoing",
+            InterfaceRole::NextHop => "next-hop",
+        }
+    }
 }
 
 /// An interface as a router names it (RFC 5837).

@@ -23,10 +23,15 @@ use picket_wire::ids::{JobId, LeaseId, Role, SessionId, StreamId};
 use picket_wire::job::{
     HostProbe, JobKind, JobSpec, Lease, Mode, NetworkLimit, Priority, RateLimits, ScanOptions, ServiceOptions, Survey, Technique,
 };
+use picket_wire::path::{Found, PathBatch, TracedPath};
 use picket_wire::policy::AddressPolicy;
 use picket_wire::result::{Answer, BatchHead, LateAnswer, LateBatch, LeaseEnd, NotReached, Record, ResultBatch, Runs, State, UpReason};
 use picket_wire::service::{Service, ServiceBatch, ServiceFound, ServiceOutcome};
 use picket_wire::space::TargetSpec;
+use picket_wire::trace::{
+    Graph, GraphHop, Hop, InterfaceInfo, InterfaceRole, Link, Method, MplsLabel, Node, Path as TracePath, PathEnd, Quoted, Reply,
+    ReplyKind, TraceOptions, WaysOptions,
+};
 use picket_wire::units::{BitsPerSecond, PacketsPerSecond, RttCode, UnixMillis};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
@@ -306,6 +311,111 @@ fn findings_beside_batches() {
     }
 }
 
+fn trace_options() -> TraceOptions {
+    TraceOptions {
+        method: Method::Tcp,
+        port: 443,
+        first_ttl: 2,
+        max_ttl: 40,
+        queries: 3,
+        gap: 6,
+        tos: 0xb8,
+        payload: 12,
+        flow: 700,
+        all_hops: true,
+        ways: Some(WaysOptions { confidence: 99, full: true }),
+        limits: RateLimits { bits: None, per_address: PacketsPerSecond::new(20), per_network: None },
+    }
+}
+
+#[test]
+fn traces() {
+    let targets = TargetSpec { ports: None, ..spec().targets };
+    let job = |options| JobSpec { kind: JobKind::Trace(Box::new(options)), targets: targets.clone(), ..spec() };
+    frozen("command-job-trace", &Command::Job(job(trace_options())));
+    frozen("command-job-trace-usual", &Command::Job(job(TraceOptions::usual(Method::Icmp, false))));
+
+    let quoted = |ttl| Some(Quoted { ttl, tos: 0xb8 });
+    let reply = |from: &str, rtt_us, kind, quoted| Reply {
+        from: from.parse().unwrap(),
+        rtt_us,
+        ttl: 250,
+        kind,
+        quoted,
+        mpls: vec![],
+        interfaces: vec![],
+    };
+    let router = |from: &str, rtt_us| reply(from, rtt_us, ReplyKind::TimeExceeded, quoted(1));
+    let hop = |ttl, sent, replies| Hop { ttl, sent, replies, inherited: false };
+    let info = InterfaceInfo {
+        role: InterfaceRole::Incoming,
+        index: Some(3),
+        addr: Some("198.18.3.2".parse().unwrap()),
+        name: Some("ge-0/0/1".into()),
+        mtu: Some(1500),
+    };
+    let labelled = Reply {
+        mpls: vec![MplsLabel { label: 1_048_575, tc: 5, bottom: true, ttl: 3 }],
+        interfaces: vec![info],
+        ..router("198.18.3.2", 21_000)
+    };
+    let ends = [
+        PathEnd::Reached,
+        PathEnd::Unreachable,
+        PathEnd::Loop,
+        PathEnd::Silent,
+        PathEnd::TooFar,
+        PathEnd::Refused,
+        PathEnd::NoRoute,
+        PathEnd::Stopped,
+    ];
+    let v4 = |end| TracePath {
+        dst: "198.18.9.2".parse().unwrap(),
+        end,
+        hops: vec![
+            hop(2, 3, vec![router("198.18.1.2", 300), router("198.18.1.2", 290), router("198.18.1.2", 4_000)]),
+            hop(3, 2, vec![]),
+            Hop { inherited: true, ..hop(4, 0, vec![router("198.18.2.2", 900)]) },
+            hop(5, 1, vec![labelled.clone()]),
+            hop(6, 1, vec![reply("198.18.9.1", 30_000, ReplyKind::Unreachable { icmp_type: 3, icmp_code: 13 }, quoted(4))]),
+            hop(7, 1, vec![reply("198.18.9.2", 31_000, ReplyKind::Answer, None)]),
+        ],
+        sent: 20,
+    };
+    let v6 = TracePath {
+        dst: "2001:db8:9::2".parse().unwrap(),
+        end: PathEnd::Reached,
+        hops: vec![
+            hop(1, 1, vec![router("2001:db8:1::2", 300)]),
+            Hop { inherited: true, ..hop(2, 0, vec![router("2001:db8:2::2", 300)]) },
+            hop(3, 1, vec![reply("2001:db8:9::2", 900, ReplyKind::Answer, None)]),
+        ],
+        sent: 3,
+    };
+    let node = |from: &str| Node { flows: 9, least_rtt_us: 700, reply: router(from, 800) };
+    let graph = Graph {
+        dst: "198.18.9.2".parse().unwrap(),
+        end: PathEnd::Reached,
+        confidence: 99,
+        hops: vec![
+            GraphHop { ttl: 1, sure: true, by_packet: false, silent: 0, nodes: vec![node("198.18.1.2")] },
+            GraphHop { ttl: 2, sure: false, by_packet: true, silent: 3, nodes: vec![node("198.18.2.2"), node("198.18.100.2")] },
+        ],
+        links: vec![Link { ttl: 1, from: 0, to: 0 }, Link { ttl: 1, from: 0, to: 1 }],
+        sent: 40,
+    };
+    let took = Duration::from_millis(1_200);
+    let mut paths: Vec<TracedPath> = (4096..).zip(ends).map(|(at, end)| TracedPath::path(at, took, &v4(end), 0xb8)).collect();
+    paths.push(TracedPath::path(5000, took, &v6, 0xb8));
+    paths.push(TracedPath::ways(5001, took, graph));
+    paths[0].ago_ms = 700;
+    let sources = ["198.18.1.1", "2001:db8:1::1"].map(|text| text.parse().unwrap()).to_vec();
+    let batch = PathBatch { lease: lease(), at: UnixMillis(1_700_000_000_000), sources, tos: 0xb8, paths };
+    assert_eq!(batch.check(), Ok(()));
+    assert_eq!(batch.paths[0].found(v4(PathEnd::Reached).dst, 0xb8), Found::Path(v4(PathEnd::Reached)));
+    frozen("record-paths", &Record::Paths(batch));
+}
+
 #[test]
 fn envelopes() {
     let key = SigningKey::from_bytes(&[42; 32]);
@@ -335,6 +445,7 @@ fn damaged_messages_are_refused_and_never_panic() {
                 match decode::<Record>(&damaged) {
                     Ok(Record::Batch(batch)) => drop(batch.check()),
                     Ok(Record::Services(services)) => drop(services.check()),
+                    Ok(Record::Paths(paths)) => drop(paths.check()),
                     _ => {}
                 }
             }

@@ -75,6 +75,7 @@ pub fn routes() -> Vec<Route> {
         route(Method::POST, "/v1/jobs/{id}/cancel", Access::Token(Operate), post(jobs::cancel)),
         read("/v1/results", get(results::list)),
         read("/v1/hosts", get(results::hosts)),
+        read("/v1/paths", get(results::paths)),
         read("/v1/fleet", get(probes::fleet)),
         read("/v1/probes", get(probes::list)),
         read("/v1/probes/{id}", get(probes::show)),

@@ -13,8 +13,8 @@ use super::extract::{Parameters, field};
 use super::jobs::{PAGE_MAX, limit};
 use super::problem::ApiError;
 use crate::errors::chain;
-use crate::service::{HostQuery, ResultQuery, ServiceError};
-use crate::view::{HostRow, Page, ResultRow};
+use crate::service::{HostQuery, PathsQuery, ResultQuery, ServiceError};
+use crate::view::{HostRow, Page, PathRow, ResultRow};
 
 const STATES: [&str; 5] = ["up", "open", "closed", "filtered", "unfiltered"];
 /// Pages of the service that one page of the API may look through for rows of several states.
@@ -68,6 +68,32 @@ pub(super) async fn hosts(State(api): State<Api>, Parameters(query): Parameters<
         limit: limit(query.limit.as_deref(), PAGE_MAX)?,
     };
     Ok(Json(api.service.link_hosts(&query).await?))
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct PathsParameters {
+    job: Option<String>,
+    site: Option<String>,
+    probe: Option<String>,
+    addr: Option<String>,
+    latest: Option<String>,
+    cursor: Option<String>,
+    limit: Option<String>,
+}
+
+/// `/v1/paths`: paths that were traced.
+pub(super) async fn paths(State(api): State<Api>, Parameters(query): Parameters<PathsParameters>) -> Result<Json<Page<PathRow>>, ApiError> {
+    let query = PathsQuery {
+        job: field("job", query.job.as_deref())?,
+        site: field("site", query.site.as_deref())?,
+        probe: field("probe", query.probe.as_deref())?,
+        net: field("addr", query.addr.as_deref())?,
+        latest: field("latest", query.latest.as_deref())?.unwrap_or_default(),
+        cursor: query.cursor.clone(),
+        limit: limit(query.limit.as_deref(), PAGE_MAX)?,
+    };
+    Ok(Json(api.service.paths(&query).await?))
 }
 
 /// Which rows: what the service can select by itself, and the states where there are several.

@@ -190,6 +190,7 @@ pub(super) fn shown(job: &JobView) -> String {
                 left.unwrap_or_default()
             ),
         ),
+        ("paths", if job.technique == Technique::Trace { format!("see picket paths --job {}", job.id) } else { String::new() }),
         ("hosts", if job.technique == Technique::Link { format!("see picket hosts --job {}", job.id) } else { String::new() }),
         ("packets", format::count(job.coverage.packets)),
         ("coverage", format::coverage(&job.coverage)),

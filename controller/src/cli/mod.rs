@@ -14,6 +14,7 @@ mod format;
 mod hosts;
 mod interrupt;
 mod jobs;
+mod paths;
 mod place;
 mod probes;
 mod progress;
@@ -22,6 +23,7 @@ mod scan;
 mod table;
 #[cfg(test)]
 mod tests;
+mod trace;
 
 use std::ffi::OsString;
 use std::io::{IsTerminal, Write};
@@ -72,6 +74,11 @@ enum Command {
         after_help = "Examples:\n  picket discover 198.18.0.0/24\n  picket discover 198.18.0.0/16 --exclude 198.18.7.0/24 --site hq\n  picket discover 198.18.0.0/24 --host-probes echo,syn:22,udp:53\n  picket discover 2001:db8:7::/64 --site hq\n  picket discover --link --probe attic"
     )]
     Discover(scan::DiscoverArgs),
+    /// Trace which way packets take
+    #[command(
+        after_help = "Examples:\n  picket trace 198.18.9.2 --probe attic\n  picket trace www.example.org --mode each --method tcp --port 443\n  picket trace 198.18.0.0/22 --rate 1kpps --output ndjson > paths.ndjson\n  picket trace 198.18.9.2 --probe attic --multipath --confidence 99\n\nProbes need the role trace: picket probe add attic --role scan,trace"
+    )]
+    Trace(trace::TraceArgs),
     /// List, show, watch and cancel jobs
     #[command(subcommand)]
     Job(jobs::JobCommand),
@@ -83,6 +90,11 @@ enum Command {
     /// Show the hosts that were seen on the probes' own links
     #[command(after_help = "Example:\n  picket hosts --site hq --addr 198.18.0.0/24")]
     Hosts(hosts::HostsArgs),
+    /// Show the paths to destinations: the latest of each probe, and those before
+    #[command(
+        after_help = "Examples:\n  picket paths\n  picket paths 198.18.9.2 --probe attic\n  picket paths --job 65f0c1d200a4b7e1 --output atlas > paths.json"
+    )]
+    Paths(paths::PathsArgs),
     /// Add, list, show and revoke probes
     #[command(subcommand)]
     Probe(probes::ProbeCommand),
@@ -198,6 +210,8 @@ async fn dispatch(command: Command, context: &mut Context<'_>) -> Result<Exit, F
         Command::Serve(_) => Err(Failure::usage("the service is not started from here")),
         Command::Scan(args) => scan::scan(args, context).await,
         Command::Discover(args) => scan::discover(args, context).await,
+        Command::Trace(args) => trace::run(args, context).await,
+        Command::Paths(args) => paths::run(args, context).await,
         Command::Job(command) => jobs::run(command, context).await,
         Command::Results(args) => results::run(args, context).await,
         Command::Hosts(args) => hosts::run(args, context).await,

@@ -1,4 +1,4 @@
-//! `picket scan` and `picket discover`: submit, watch, print what was found.
+//! `picket scan` and `picket discover`, and what `picket trace` has in common with them: submit, watch, print what was found.
 
 use picket_wire::ids::{Label, ProbeId, SiteName};
 use picket_wire::job::{HostProbe, MAX_ATTEMPTS, Mode, NetworkLimit, Priority, Selection, ServiceOptions, Technique, Transport};
@@ -11,6 +11,7 @@ use super::client::Client;
 use super::failure::{Exit, Failure};
 use super::follow::{Followed, OnInterrupt, follow};
 use super::interrupt::Interrupts;
+use super::paths::{self, PathOutput, PathOutputArgs};
 use super::progress::{Progress, Style};
 use super::results::{self, Output, OutputArgs, Shape};
 use super::{Context, format, hosts};
@@ -30,6 +31,8 @@ pub(super) struct ScanArgs {
     top_ports: Option<u16>,
     #[command(flatten)]
     work: WorkArgs,
+    #[command(flatten)]
+    ask: AskArgs,
     /// How ports are asked; one for each protocol [default: syn for TCP, udp, sctp]
     #[arg(long, value_enum, value_delimiter = ',')]
     technique: Vec<PortTechnique>,
@@ -56,6 +59,8 @@ pub(super) struct DiscoverArgs {
     link: bool,
     #[command(flatten)]
     work: WorkArgs,
+    #[command(flatten)]
+    ask: AskArgs,
     /// How hosts are asked, in this order: echo, timestamp, syn:PORT, ack:PORT, udp:PORT, sctp:PORT [default: echo, syn:443, ack:80,
     /// timestamp; on the probe's own link always ARP or neighbour discovery]
     #[arg(long, value_name = "PROBES", value_delimiter = ',')]
@@ -171,9 +176,17 @@ enum PriorityArg {
     Bulk,
 }
 
+/// How targets are asked, one by one.
+#[derive(Debug, clap::Args)]
+struct AskArgs {
+    /// How often a silent target is asked in all [default: 2; for discover once in each way]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u8).range(1..=i64::from(MAX_ATTEMPTS)))]
+    attempts: Option<u8>,
+}
+
 /// What every measurement takes.
 #[derive(Debug, clap::Args)]
-struct WorkArgs {
+pub(super) struct WorkArgs {
     /// Targets to leave out, in the same forms; may be given several times
     #[arg(long, value_name = "TARGETS", value_parser = targets)]
     exclude: Vec<String>,
@@ -186,9 +199,6 @@ struct WorkArgs {
     /// Packets per second of each probe towards any one network of a size, such as 100pps/24 or 100pps/24,48 (IPv4, IPv6)
     #[arg(long, value_name = "RATE/SIZE")]
     per_network: Option<NetworkLimit>,
-    /// How often a silent target is asked in all [default: 2; for discover once in each way]
-    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u8).range(1..=i64::from(MAX_ATTEMPTS)))]
-    attempts: Option<u8>,
     /// Whether the probes share the work or each does all of it
     #[arg(long, value_enum, default_value_t = ModeArg::Split)]
     mode: ModeArg,
@@ -228,7 +238,7 @@ struct WorkArgs {
 }
 
 /// Forms are checked here; whether a name exists is the controller's to say.
-fn targets(text: &str) -> Result<String, String> {
+pub(super) fn targets(text: &str) -> Result<String, String> {
     parse_items(text).map(|_| text.to_owned()).map_err(|error| error.to_string())
 }
 
@@ -251,13 +261,13 @@ impl WorkArgs {
         self.rate.iter().filter_map(bits).min()
     }
 
-    fn request(&self, targets: &[String], technique: Technique, ports: Option<&PortSet>) -> JobRequest {
+    pub(super) fn request(&self, targets: &[String], technique: Technique, ports: Option<&PortSet>) -> JobRequest {
         JobRequest {
             targets: targets.to_vec(),
             exclude: self.exclude.clone(),
             ports: ports.map(PortSet::to_string),
             technique,
-            attempts: self.attempts,
+            attempts: None,
             mode: Some(match self.mode {
                 ModeArg::Split => Mode::Split,
                 ModeArg::Each => Mode::Each,
@@ -268,6 +278,7 @@ impl WorkArgs {
             per_network: self.per_network.map(|limit| limit.to_string()),
             host_probes: Vec::new(),
             services: None,
+            trace: None,
             priority: self.priority.map(|priority| match priority {
                 PriorityArg::Interactive => Priority::Interactive,
                 PriorityArg::Bulk => Priority::Bulk,
@@ -295,13 +306,17 @@ pub(super) async fn scan(args: ScanArgs, context: &mut Context<'_>) -> Result<Ex
     let asked = |technique: Technique| services.filter(|_| technique != Technique::Ack && technique != Technique::Sctp);
     let requests: Vec<JobRequest> = works
         .iter()
-        .map(|(technique, ports)| JobRequest { services: asked(*technique), ..args.work.request(&args.targets, *technique, Some(ports)) })
+        .map(|(technique, ports)| JobRequest {
+            services: asked(*technique),
+            attempts: args.ask.attempts,
+            ..args.work.request(&args.targets, *technique, Some(ports))
+        })
         .collect();
-    measure(&requests, &args.work, &args.output, context).await
+    measure(&requests, &args.work, Shown::Results(&args.output), context).await
 }
 
 pub(super) async fn discover(args: DiscoverArgs, context: &mut Context<'_>) -> Result<Exit, Failure> {
-    measure(&args.requests(), &args.work, &args.output, context).await
+    measure(&args.requests(), &args.work, Shown::Results(&args.output), context).await
 }
 
 impl DiscoverArgs {
@@ -313,11 +328,8 @@ impl DiscoverArgs {
             |text: &&str| self.link || self.host_probes.is_empty() && text.parse::<TargetItem>().is_ok_and(|item| item.is_a_link());
         let (links, singles): (Vec<&str>, Vec<&str>) = items.into_iter().partition(is_link);
         let owned = |texts: Vec<&str>| texts.into_iter().map(str::to_owned).collect::<Vec<_>>();
-        let link = (self.link || !links.is_empty()).then(|| JobRequest {
-            mode: Some(Mode::Each),
-            attempts: None,
-            ..self.work.request(&owned(links), Technique::Link, None)
-        });
+        let link = (self.link || !links.is_empty())
+            .then(|| JobRequest { mode: Some(Mode::Each), ..self.work.request(&owned(links), Technique::Link, None) });
         let sweep = (!singles.is_empty()).then(|| self.sweep(&owned(singles)));
         sweep.into_iter().chain(link).collect()
     }
@@ -326,12 +338,42 @@ impl DiscoverArgs {
         // Echo alone is what every probe can do, also an older one.
         let technique = if self.host_probes == [HostProbe::Echo] { Technique::Echo } else { Technique::Discover };
         let host_probes = self.host_probes.iter().filter(|_| technique == Technique::Discover).map(ToString::to_string).collect();
-        JobRequest { host_probes, ..self.work.request(targets, technique, None) }
+        JobRequest { host_probes, attempts: self.ask.attempts, ..self.work.request(targets, technique, None) }
+    }
+}
+
+/// What of a job is shown in the end.
+#[derive(Debug, Clone, Copy)]
+pub(super) enum Shown<'a> {
+    /// What answered.
+    Results(&'a OutputArgs),
+    /// Paths.
+    Paths(&'a PathOutputArgs),
+}
+
+impl Shown<'_> {
+    fn json(self) -> bool {
+        match self {
+            Shown::Results(args) => args.json,
+            Shown::Paths(args) => args.json,
+        }
+    }
+
+    fn is_table(self) -> bool {
+        match self {
+            Shown::Results(args) => args.output == Output::Table,
+            Shown::Paths(args) => args.output == PathOutput::Table,
+        }
     }
 }
 
 /// Runs one job for each request: a job works on ports of one protocol.
-async fn measure(requests: &[JobRequest], work: &WorkArgs, output: &OutputArgs, context: &mut Context<'_>) -> Result<Exit, Failure> {
+pub(super) async fn measure(
+    requests: &[JobRequest],
+    work: &WorkArgs,
+    output: Shown<'_>,
+    context: &mut Context<'_>,
+) -> Result<Exit, Failure> {
     let client = context.client()?;
     // From the submission on, Ctrl-C is about the jobs.
     let mut interrupts = Interrupts::new().map_err(|error| Failure::new(Exit::Failure, format!("listen for Ctrl-C: {error}")))?;
@@ -352,7 +394,7 @@ async fn measure(requests: &[JobRequest], work: &WorkArgs, output: &OutputArgs, 
         announce(job, plan, context);
     }
     // All of them run; they are followed and shown one after the other.
-    let list = jobs.len() > 1 && output.json;
+    let list = jobs.len() > 1 && output.json();
     if list {
         context.line("[")?;
     }
@@ -413,8 +455,8 @@ async fn submit(client: &Client, request: &JobRequest) -> Result<Submitted, Fail
     client.post_once(&["jobs"], request, &hex::encode(key)).await
 }
 
-fn dry_run(submitted: &[Submitted], requests: &[JobRequest], output: &OutputArgs, context: &mut Context<'_>) -> Result<Exit, Failure> {
-    match (output.json, submitted) {
+fn dry_run(submitted: &[Submitted], requests: &[JobRequest], output: Shown<'_>, context: &mut Context<'_>) -> Result<Exit, Failure> {
+    match (output.json(), submitted) {
         (true, [one]) => context.json(one)?,
         (true, all) => context.json(&all)?,
         (false, all) => {
@@ -432,8 +474,8 @@ fn dry_run(submitted: &[Submitted], requests: &[JobRequest], output: &OutputArgs
     Ok(Exit::Complete)
 }
 
-fn detached(jobs: &[(JobView, Plan)], output: &OutputArgs, context: &mut Context<'_>) -> Result<Exit, Failure> {
-    if output.json {
+fn detached(jobs: &[(JobView, Plan)], output: Shown<'_>, context: &mut Context<'_>) -> Result<Exit, Failure> {
+    if output.json() {
         let submitted: Vec<Submitted> = jobs.iter().map(|(job, plan)| Submitted { job: Some(job.clone()), plan: plan.clone() }).collect();
         match submitted.as_slice() {
             [one] => context.json(one)?,
@@ -459,12 +501,16 @@ async fn report(
     client: &Client,
     followed: &Followed,
     plan: &Plan,
-    output: &OutputArgs,
+    output: Shown<'_>,
     place: Place,
     context: &mut Context<'_>,
 ) -> Result<(), Failure> {
     let job = followed.job();
     let query = vec![("job", job.id.to_string())];
+    let output = match output {
+        Shown::Results(output) => output,
+        Shown::Paths(output) => return report_paths(client, followed, plan, output, context).await,
+    };
     let hosts = match job.technique {
         Technique::Link => Some(hosts::all(client, query.clone()).await?),
         _ => None,
@@ -488,13 +534,39 @@ async fn report(
             results::print(client, query, output, &shape, context).await?;
         }
     }
+    sum_up(followed, Shown::Results(output), context)
+}
+
+/// Prints what a trace found.
+async fn report_paths(
+    client: &Client,
+    followed: &Followed,
+    plan: &Plan,
+    output: &PathOutputArgs,
+    context: &mut Context<'_>,
+) -> Result<(), Failure> {
+    let job = followed.job();
+    let query = vec![("job", job.id.to_string())];
+    if output.json {
+        let (job, plan) = (json!(job), json!(plan));
+        write!(context.out, "{{\"job\":{job},\"plan\":{plan},\"paths\":").map_err(Failure::output)?;
+        paths::json(client, query, context).await?;
+        return context.line("}");
+    }
+    paths::print(client, query, output.output, &plan.names, context).await?;
+    sum_up(followed, Shown::Paths(output), context)
+}
+
+/// How the job fared as a whole.
+fn sum_up(followed: &Followed, output: Shown<'_>, context: &mut Context<'_>) -> Result<(), Failure> {
+    let job = followed.job();
     let mut lines = vec![format::coverage(&job.coverage)];
     lines.extend(ending(followed));
     lines.extend(clipped(job));
     for line in lines {
-        match output.output {
-            Output::Table => context.line(line)?,
-            _ => context.note(line),
+        match output.is_table() {
+            true => context.line(line)?,
+            false => context.note(line),
         }
     }
     Ok(())

@@ -594,11 +594,13 @@ impl Core {
                 ingest.losses.push((raw.stream, records, bytes));
                 Ok(Fate::Counted)
             }
-            found @ (Record::Late(_) | Record::Services(_) | Record::Hosts(_)) => self.extras(probe, raw, &found, ingest),
+            found @ (Record::Late(_) | Record::Services(_) | Record::Hosts(_) | Record::Paths(_)) => {
+                self.extras(probe, raw, &found, ingest)
+            }
         })
     }
 
-    /// What is told beside batches: late answers, services, hosts on the link.
+    /// What is told beside batches: late answers, services, hosts on the link, paths.
     fn extras(&mut self, probe: &ProbeId, raw: &RawRecord, record: &Record, ingest: &mut Ingest) -> Result<Fate, String> {
         let id = project::lease_of(record).ok_or("it is of no lease")?;
         let unknown = || format!("lease {id} was never granted to this probe");
@@ -610,6 +612,10 @@ impl Core {
             Record::Late(late) => project::late(late, lease, &job.space, origin, &mut ingest.projection),
             Record::Services(services) => project::services(services, lease, &job.space, origin, &mut ingest.projection),
             Record::Hosts(hosts) => project::hosts(hosts, origin, &mut ingest.projection),
+            Record::Paths(paths) => {
+                let options = job.record.spec.kind.trace();
+                project::paths(paths, lease, &job.space, options, origin, &mut ingest.projection)
+            }
             _ => Err("it tells no findings".to_owned()),
         }
     }

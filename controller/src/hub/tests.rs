@@ -11,12 +11,14 @@ use picket_wire::envelope::{self, Serials};
 use picket_wire::event::{Activity, Event, LeaseStatus, Live};
 use picket_wire::host::{HardwareAddress, HostBatch, HostSeen, SeenBy};
 use picket_wire::ids::{JobId, LeaseId, ProbeId, Role, SessionId, StreamId};
-use picket_wire::job::{JobSpec, Lease, Transport};
+use picket_wire::job::{JobSpec, Lease, Technique, Transport};
+use picket_wire::path::{PathBatch, TracedPath};
 use picket_wire::policy::AddressPolicy;
 use picket_wire::result::{Answer, BatchHead, EXTRAS_MAX, LateAnswer, LateBatch, LeaseEnd, Record, ResultBatch, Runs, State};
 use picket_wire::service::{BANNER_MAX, Service as Served, ServiceBatch, ServiceFound, ServiceOutcome};
 use picket_wire::space::{Target, TargetSpace};
 use picket_wire::topic::{Prefix, Topic};
+use picket_wire::trace::{Hop, Path, PathEnd, Quoted, Reply, ReplyKind};
 use picket_wire::units::{RttCode, UnixMillis};
 use tokio::sync::mpsc;
 
@@ -24,10 +26,10 @@ use super::{Inbound, Outgoing};
 use crate::clock::{Clock, date};
 use crate::fleet::registry::tests::{beat, birth, record};
 use crate::pki::{Names, Pki};
-use crate::service::{HostQuery, ResultQuery, Service, ServiceConfig, Timing};
+use crate::service::{HostQuery, PathsQuery, ResultQuery, Service, ServiceConfig, Timing};
 use crate::store::sqlite::SqliteStore;
 use crate::store::{ProbeRecord, Store};
-use crate::view::{JobRequest, JobState, JobView, ProbeState, ResultRow};
+use crate::view::{JobRequest, JobState, JobView, PathRow, ProbeState, ResultRow};
 
 /// A probe with a spool that survives everything.
 struct Probe {
@@ -223,7 +225,8 @@ impl Field {
         std::fs::set_permissions(dir.path().join("data"), std::os::unix::fs::PermissionsExt::from_mode(0o700)).unwrap();
         let store = SqliteStore::open(&dir.path().join("data/picket.db")).await.unwrap();
         for id in probes {
-            store.put_probe(&ProbeRecord { key: 0, site: id.parse().unwrap(), ..record(id) }).await.unwrap();
+            let roles = vec![Role::Scan, Role::Trace];
+            store.put_probe(&ProbeRecord { key: 0, site: id.parse().unwrap(), roles, ..record(id) }).await.unwrap();
         }
         drop(store);
         let (service, outbox) = open(&dir, &clock).await;
@@ -621,6 +624,9 @@ async fn what_is_not_believed_is_kept_and_acknowledged() {
         seen(nobody, "198.18.0.1", 1),
         seen(mine, "224.0.0.1", 1),
         seen(mine, "198.18.0.1", EXTRAS_MAX + 1),
+        traced(foreign, &[lease.from], now),
+        // Its lease is one of a scan.
+        traced(mine, &[field.probes[0].leases[&mine].0.from], now),
     ] {
         field.probes[0].append(&record);
     }
@@ -631,7 +637,7 @@ async fn what_is_not_believed_is_kept_and_acknowledged() {
     assert!(field.probes[0].spool.is_empty(), "they block nothing");
     assert_eq!(field.service.job(job.id).await.unwrap().coverage.asked, 0);
     let counts = field.service.rebuild().await.unwrap();
-    assert_eq!((counts.records, counts.rejected, counts.batches), (15, 14, 0));
+    assert_eq!((counts.records, counts.rejected, counts.batches), (17, 16, 0));
     assert_eq!((counts.hosts, counts.services, counts.link_hosts), (0, 0, 0));
     field.finish(job.id).await;
     assert_truth(&field.of_job(job.id).await);
@@ -639,6 +645,77 @@ async fn what_is_not_believed_is_kept_and_acknowledged() {
 
 fn late_answer(position: u64) -> LateAnswer {
     LateAnswer { position, state: State::Open, rtt: RttCode::encode(Duration::from_millis(900)), ttl: 60 }
+}
+
+/// Paths to positions: over one router, and nobody behind it.
+fn traced(lease: LeaseId, positions: &[u64], at: UnixMillis) -> Record {
+    let from = "198.18.1.2".parse().unwrap();
+    let quoted = Some(Quoted { ttl: 1, tos: 0 });
+    let reply = Reply { from, rtt_us: 300, ttl: 64, kind: ReplyKind::TimeExceeded, quoted, mpls: vec![], interfaces: vec![] };
+    let hops = vec![Hop { ttl: 1, sent: 1, replies: vec![reply], inherited: false }];
+    // The destination is not told.
+    let path = Path { dst: from, end: PathEnd::Silent, hops, sent: 9 };
+    let packed = |position: &u64| TracedPath::path(*position, Duration::from_millis(200), &path, 0);
+    let sources = vec!["198.18.1.1".parse().unwrap(), "2001:db8:1::1".parse().unwrap()];
+    Record::Paths(PathBatch { lease, at, sources, tos: 0, paths: positions.iter().map(packed).collect() })
+}
+
+#[tokio::test]
+async fn paths_are_kept_once_for_each_destination_and_probe() {
+    let mut field = Field::new(&["attic", "cellar"]).await;
+    let trace = |mode| serde_json::json!({ "targets": ["198.18.0.0/29", "2001:db8::/126"], "technique": "trace", "mode": mode });
+    let job = field.submit(trace("each")).await;
+    let now = field.clock.now().wall;
+    for probe in &mut field.probes {
+        let (id, lease) = probe.leases.iter().next().map(|(id, (lease, _))| (*id, lease.clone())).unwrap();
+        let all: Vec<u64> = (lease.from..lease.to).collect();
+        assert_eq!(all.len(), 12);
+        // As after a crash between some paths and their batch: they are told again.
+        probe.append(&traced(id, &all[..5], now));
+        probe.append(&traced(id, &all, now));
+    }
+    field.quiet().await;
+    let done = field.finish(job.id).await;
+    assert_eq!((done.state, done.technique, done.coverage.asked), (JobState::Done, Technique::Trace, 24));
+    let pages = async |field: &Field, query: PathsQuery| {
+        let (mut rows, mut cursor) = (Vec::new(), None);
+        loop {
+            let page = field.service.paths(&PathsQuery { cursor: cursor.clone(), limit: 5, ..query.clone() }).await.unwrap();
+            rows.extend(page.items);
+            match page.next {
+                Some(next) => cursor = Some(next),
+                None => return rows,
+            }
+        }
+    };
+    let of_job = PathsQuery { job: Some(job.id), ..PathsQuery::default() };
+    let rows = pages(&field, of_job.clone()).await;
+    let seen: BTreeSet<(String, String)> = rows.iter().map(|row| (row.dst.to_string(), row.probe.to_string())).collect();
+    assert_eq!((rows.len(), seen.len()), (24, 24));
+    for row in &rows {
+        assert_eq!((row.hops[0].replies[0].from.to_string().as_str(), row.end, row.sent), ("198.18.1.2", PathEnd::Silent, 9));
+        assert_eq!((row.flow.as_str(), row.source.unwrap().is_ipv4()), ("icmp", row.dst.is_ipv4()));
+        assert_eq!(row.asked.attempts, 3);
+    }
+    // A later job of one probe is the latest of it; the other's stays.
+    field.wait(Duration::from_secs(5)).await;
+    let later =
+        field.submit(serde_json::json!({ "targets": ["198.18.0.3"], "technique": "trace", "select": { "probes": ["attic"] } })).await;
+    let now = field.clock.now().wall;
+    let id = field.probes[0].leases.keys().next().copied().unwrap();
+    field.probes[0].append(&traced(id, &[0], now));
+    field.finish(later.id).await;
+    let to = |latest| PathsQuery { net: Some("198.18.0.3".parse().unwrap()), latest, ..PathsQuery::default() };
+    let jobs = |rows: &[PathRow]| rows.iter().map(|row| (row.probe.to_string(), row.job)).collect::<Vec<_>>();
+    let (attic, cellar) = ("attic".to_owned(), "cellar".to_owned());
+    assert_eq!(jobs(&pages(&field, to(true)).await), [(attic.clone(), later.id), (cellar.clone(), job.id)]);
+    assert_eq!(jobs(&pages(&field, to(false)).await), [(attic.clone(), later.id), (attic, job.id), (cellar, job.id)]);
+    // The projection is made again from what came.
+    let before = pages(&field, PathsQuery::default()).await;
+    assert_eq!(field.service.rebuild().await.unwrap().paths, 25);
+    assert_eq!(pages(&field, PathsQuery::default()).await, before);
+    let wrong = field.service.paths(&PathsQuery { cursor: Some("x".into()), ..of_job }).await;
+    assert!(wrong.unwrap_err().to_string().contains("is not a cursor"));
 }
 
 #[tokio::test]

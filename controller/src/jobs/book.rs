@@ -288,7 +288,7 @@ impl Job {
             mode: spec.mode,
             len: self.space.len(),
             whole: self.record.whole,
-            attempts: self.options().attempts,
+            packets_for_two: spec.kind.packets_for_two(),
             rate: spec.rate.map(PacketsPerSecond::get),
             needs: spec.needs(),
             select: self.record.request.select.clone(),
@@ -352,7 +352,7 @@ impl Job {
     /// What it asks of each probe.
     fn asked_rates(&self) -> Rates {
         let spec = &self.record.spec;
-        Rates { packets: spec.rate, bits: spec.kind.survey().and_then(|survey| survey.limits.bits) }
+        Rates { packets: spec.rate, bits: spec.kind.limits().bits }
     }
 
     /// The part of a probe whose interface has these limits.

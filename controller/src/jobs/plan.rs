@@ -120,8 +120,8 @@ pub struct Work {
     pub len: u64,
     /// Whether one probe should do all of it (one host, somebody waits).
     pub whole: bool,
-    /// Packets per target that silence costs.
-    pub attempts: u8,
+    /// About how many packets two targets cost.
+    pub packets_for_two: u64,
     /// Packets per second that it asks of each probe.
     pub rate: Option<u32>,
     /// What it asks of a probe.
@@ -429,8 +429,7 @@ fn grant(
         for worker in turn {
             let Some(span) = free.first() else { return };
             let rate = rate_of(worker, job.rate);
-            // Some targets answer the first packet: between one packet each and all attempts, the middle.
-            let targets_per_lease = rate.saturating_mul(LEASE_TIME.as_secs()).saturating_mul(2) / (1 + u64::from(job.attempts));
+            let targets_per_lease = rate.saturating_mul(LEASE_TIME.as_secs()).saturating_mul(2) / job.packets_for_two.max(1);
             let share = u64::try_from(u128::from(left) * u128::from(rate) / u128::from(all_rates)).unwrap_or(u64::MAX);
             let wish = if job.whole { u64::MAX } else { targets_per_lease.min(share + 1).max(LEASE_MIN) };
             // A rest too small for a lease of its own goes along.

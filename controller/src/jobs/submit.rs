@@ -18,6 +18,7 @@ use picket_wire::policy::AddressPolicy;
 use picket_wire::port::{PortSelection, Services};
 use picket_wire::space::{TargetSpace, TargetSpec};
 use picket_wire::target::{self, HostName, TargetError, TargetItem};
+use picket_wire::trace::{FEW, Method, TraceOptions};
 use picket_wire::units::{PacketsPerSecond, PortSet, UnixMillis};
 
 use super::plan::{self, Worker};
@@ -178,7 +179,7 @@ fn ports(request: &JobRequest, services: &Services) -> Result<Option<PortSet>, S
 }
 
 /// What is measured: a plain scan where nothing more is asked for, which probes of every version understand.
-fn kind(request: &JobRequest, attempts: Option<u8>) -> Result<JobKind, ServiceError> {
+fn kind(request: &JobRequest, attempts: Option<u8>, few: bool) -> Result<JobKind, ServiceError> {
     fn read<T: std::str::FromStr<Err: ToString>>(field: &'static str, text: Option<&String>) -> Result<Option<T>, ServiceError> {
         text.map(|text| text.parse().map_err(|error: T::Err| invalid(field, error))).transpose()
     }
@@ -202,6 +203,12 @@ fn kind(request: &JobRequest, attempts: Option<u8>) -> Result<JobKind, ServiceEr
         per_address: read("per_address", request.per_address.as_ref())?,
         per_network: read("per_network", request.per_network.as_ref())?,
     };
+    if technique == Technique::Trace {
+        return trace(request, limits, few);
+    }
+    if request.trace.is_some() {
+        return Err(invalid("trace", format!("a {} scan does not trace: use the technique trace", technique.as_str())));
+    }
     if technique == Technique::Link && attempts.is_some_and(|attempts| attempts != LINK_ATTEMPTS) {
         return Err(invalid("attempts", format!("a link is always asked {LINK_ATTEMPTS} times: leave it out")));
     }
@@ -216,6 +223,32 @@ fn kind(request: &JobRequest, attempts: Option<u8>) -> Result<JobKind, ServiceEr
         return Ok(JobKind::Scan(scan));
     }
     Ok(JobKind::Survey(Box::new(Survey { scan, host_probes, limits, services: request.services })))
+}
+
+/// How a job traces: what the request leaves open is chosen here, for few destinations or for many.
+fn trace(request: &JobRequest, limits: RateLimits, few: bool) -> Result<JobKind, ServiceError> {
+    if request.attempts.is_some() {
+        return Err(invalid("attempts", "a trace asks hops, not targets: say `trace.queries`"));
+    }
+    let asked = request.trace.clone().unwrap_or_default();
+    let usual = if asked.ways.is_some() { Method::Udp } else { Method::Icmp };
+    let usual = TraceOptions::usual(asked.method.unwrap_or(usual), few);
+    let options = TraceOptions {
+        method: usual.method,
+        port: asked.port.unwrap_or(usual.port),
+        first_ttl: asked.first_ttl.unwrap_or(usual.first_ttl),
+        max_ttl: asked.max_ttl.unwrap_or(usual.max_ttl),
+        queries: asked.queries.unwrap_or(usual.queries),
+        gap: asked.gap.unwrap_or(usual.gap),
+        tos: asked.tos.unwrap_or(usual.tos),
+        payload: asked.payload.unwrap_or(usual.payload),
+        flow: asked.flow.unwrap_or(usual.flow),
+        all_hops: asked.all_hops,
+        ways: asked.ways,
+        limits,
+    };
+    options.check().map_err(|error| invalid("trace", error))?;
+    Ok(JobKind::Trace(Box::new(options)))
 }
 
 fn check_fields(request: &JobRequest, workers: &[Worker]) -> Result<(), ServiceError> {
@@ -249,10 +282,10 @@ pub fn draft(request: JobRequest, setting: Setting<'_>) -> Result<Draft, Service
     }
     let rate: Option<PacketsPerSecond> =
         request.rate.as_ref().map(|rate| rate.parse()).transpose().map_err(|error| invalid("rate", error))?;
-    let kind = kind(&request, request.attempts)?;
-    let attempts = kind.scan().attempts;
     let mode = mode(&request)?;
     let include = included(&request, setting.include)?;
+    let few = include.minus(setting.exclude).len().is_some_and(|len| len <= FEW.into());
+    let kind = kind(&request, request.attempts, few)?;
     let targets = TargetSpec { include, exclude: setting.exclude.clone(), ports, seed: setting.seed };
     let space = TargetSpace::of(request.technique, &targets).map_err(|error| invalid("targets", error))?;
     let left = targets.include.minus(&targets.exclude);
@@ -262,7 +295,7 @@ pub fn draft(request: JobRequest, setting: Setting<'_>) -> Result<Draft, Service
         return Err(invalid("targets", format!("the fleet's policy refuses every target ({example})")));
     }
     // Somebody waits for the few seconds that a link takes, however much it may come to.
-    let most = if request.technique == Technique::Link { 0 } else { space.len().saturating_mul(attempts.into()) };
+    let most = if request.technique == Technique::Link { 0 } else { space.len().saturating_mul(kind.packets_at_most()) };
     let small = if most <= INTERACTIVE_MAX { Priority::Interactive } else { Priority::Bulk };
     let priority = request.priority.unwrap_or(small);
     let after = |seconds| setting.now.wall.after(Duration::from_secs(seconds));
@@ -349,13 +382,11 @@ fn outlook(
     let (mut fit, unfit) = plan::candidates(setting.workers, &spec.needs(), &request.select, &BTreeMap::new());
     let most = if whole { Some(1) } else { request.select.count };
     fit.truncate(most.map_or(usize::MAX, |most| most as usize));
-    let options = spec.kind.scan();
-    let is_link = options.technique == Technique::Link;
+    let is_link = request.technique == Technique::Link;
     let sent = space.len() - refused_by_policy;
-    let once = if is_link { LINK_PACKETS_MAX } else { sent.saturating_mul(options.attempts.into()) };
+    let once = if is_link { LINK_PACKETS_MAX } else { sent.saturating_mul(spec.kind.packets_at_most()) };
     let rates = fit.iter().map(|worker| plan::rate_of(worker, spec.rate.map(PacketsPerSecond::get)));
-    // Some targets answer the first packet: between one packet each and all attempts, the middle.
-    let likely = sent.saturating_mul(1 + u64::from(options.attempts)) / 2;
+    let likely = sent.saturating_mul(spec.kind.packets_for_two()) / 2;
     let (packets_at_most, rate) = match spec.mode {
         Mode::Split => (once, rates.sum()),
         Mode::Each => (once.saturating_mul(fit.len() as u64), rates.min().unwrap_or(0)),
@@ -409,8 +440,11 @@ pub fn job_id(now: UnixMillis, random: u32) -> JobId {
 
 #[cfg(test)]
 mod tests {
+    use picket_wire::trace::WaysOptions;
+
     use super::*;
     use crate::clock::Clock;
+    use crate::view::TraceRequest;
 
     fn request() -> JobRequest {
         JobRequest {
@@ -426,6 +460,7 @@ mod tests {
             per_network: None,
             host_probes: vec![],
             services: None,
+            trace: None,
             priority: None,
             select: Default::default(),
             deadline_seconds: None,
@@ -508,6 +543,38 @@ mod tests {
     }
 
     #[test]
+    fn a_trace_is_chosen_for_few_destinations_or_many() {
+        let plain = |targets: &str| JobRequest { technique: Technique::Trace, ports: None, targets: vec![targets.to_owned()], ..request() };
+        let traced = |request| {
+            let draft = try_draft(request).unwrap();
+            let options = draft.record.spec.kind.trace().unwrap().clone();
+            (options, draft)
+        };
+        let (few, draft) = traced(plain("198.18.0.0/28"));
+        assert_eq!(few, TraceOptions::usual(Method::Icmp, true));
+        assert_eq!((draft.plan.targets, draft.plan.packets_at_most), (16, 16 * 30 * 3));
+        assert_eq!((draft.record.spec.needs().role, draft.record.spec.needs().raw_socket), (picket_wire::ids::Role::Trace, true));
+        let (many, draft) = traced(plain("198.18.0.0/20"));
+        assert_eq!((many, draft.record.spec.priority), (TraceOptions::usual(Method::Icmp, false), Priority::Bulk));
+        let asked = TraceRequest {
+            method: Some(Method::Tcp),
+            port: Some(443),
+            queries: Some(2),
+            max_ttl: Some(40),
+            flow: Some(7),
+            ..TraceRequest::default()
+        };
+        let limited = JobRequest { trace: Some(asked), per_address: Some("5pps".into()), ..plain("198.18.0.7") };
+        let (options, _) = traced(limited);
+        assert_eq!((options.method, options.port, options.queries, options.max_ttl, options.flow), (Method::Tcp, 443, 2, 40, 7));
+        assert_eq!(options.limits.per_address.unwrap().get(), 5);
+        let ways = TraceRequest { ways: Some(WaysOptions { confidence: 99, full: false }), ..TraceRequest::default() };
+        let (options, draft) = traced(JobRequest { trace: Some(ways), ..plain("198.18.0.7") });
+        assert_eq!((options.method, options.port), (Method::Udp, 33_434));
+        assert!(draft.plan.packets_at_most > 30 * 512);
+    }
+
+    #[test]
     fn a_link_is_one_target_of_each_probe() {
         let link = |targets: &str| JobRequest {
             technique: Technique::Link,
@@ -562,6 +629,17 @@ mod tests {
             refusal(|r| r.host_probes = vec!["echo".into()]),
             refusal(|r| (r.technique, r.ports, r.host_probes) = (Technique::Discover, None, vec!["ping".into()])),
             refusal(|r| (r.technique, r.ports, r.services) = (Technique::Echo, None, Some(Default::default()))),
+            refusal(|r| (r.technique, r.ports, r.attempts) = (Technique::Trace, None, Some(2))),
+            refusal(|r| r.trace = Some(TraceRequest::default())),
+            refusal(|r| {
+                (r.technique, r.ports) = (Technique::Trace, None);
+                r.trace = Some(TraceRequest { max_ttl: Some(65), ..TraceRequest::default() });
+            }),
+            refusal(|r| {
+                (r.technique, r.ports) = (Technique::Trace, None);
+                r.trace = Some(TraceRequest { port: Some(80), ..TraceRequest::default() });
+            }),
+            refusal(|r| r.technique = Technique::Trace),
             refusal(|r| r.attempts = Some(0)),
             refusal(|r| r.rate = Some("500".into())),
             refusal(|r| r.deadline_seconds = Some(0)),

@@ -8,6 +8,7 @@ use picket_wire::ids::{JobId, ProbeId};
 use picket_wire::job::Transport;
 use picket_wire::result::Record;
 use picket_wire::space::TargetSpace;
+use picket_wire::trace::TraceOptions;
 
 use super::project::{self, Origin};
 use crate::jobs::ranges::Spans;
@@ -16,6 +17,7 @@ use crate::store::{Fate, JobStored, LeaseRecord, ProbeRecord, Projection, Projec
 struct Known {
     space: Arc<TargetSpace>,
     transport: Option<Transport>,
+    trace: Option<TraceOptions>,
     leases: HashMap<u32, LeaseRecord>,
     covered: BTreeMap<u32, Spans>,
 }
@@ -33,7 +35,8 @@ impl Rebuild {
             let space = Arc::new(stored.job.spec.space().ok()?);
             let leases = stored.leases.into_iter().map(|lease| (lease.number, lease)).collect();
             let transport = stored.job.spec.kind.scan().technique.transport();
-            Some((stored.job.spec.id, Known { space, transport, leases, covered: BTreeMap::new() }))
+            let trace = stored.job.spec.kind.trace().cloned();
+            Some((stored.job.spec.id, Known { space, transport, trace, leases, covered: BTreeMap::new() }))
         };
         Self {
             jobs: jobs.into_iter().filter_map(known).collect(),
@@ -68,6 +71,7 @@ impl Rebuild {
             Record::Late(late) => project::late(late, lease, &job.space, origin, out),
             Record::Services(services) => project::services(services, lease, &job.space, origin, out),
             Record::Hosts(hosts) => project::hosts(hosts, origin, out),
+            Record::Paths(paths) => project::paths(paths, lease, &job.space, job.trace.as_ref(), origin, out),
             Record::LeaseEnded { .. } | Record::JobRefused { .. } | Record::Loss { .. } => Ok(Fate::Counted),
         }
     }

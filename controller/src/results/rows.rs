@@ -5,14 +5,17 @@ use std::net::IpAddr;
 use picket_wire::addr::{AddrSet, IpNet};
 use picket_wire::ids::{ProbeId, SiteName};
 use picket_wire::job::{Technique, Transport};
+use picket_wire::path;
 use picket_wire::service::ServiceOutcome;
 use picket_wire::space::{Target, TargetSpace};
-use picket_wire::units::PortSet;
+use picket_wire::units::{PortSet, UnixMillis};
 
 use crate::clock::rfc3339;
-use crate::service::{HostQuery, ResultQuery, ServiceError};
-use crate::store::{Found, FoundHost, FoundPort, FoundService, LinkHostQuery, ObservationQuery, PortQuery};
-use crate::view::{HostRow, ResultRow, ServiceView};
+use crate::service::{HostQuery, PathsQuery, ResultQuery, ServiceError};
+use crate::store::{
+    Found, FoundHost, FoundPath, FoundPort, FoundService, LinkHostQuery, ObservationQuery, PathAfter, PathQuery, PortQuery,
+};
+use crate::view::{HostRow, PathAsked, PathRow, ResultRow, ServiceView};
 
 const LIMIT_DEFAULT: u32 = 1_000;
 const LIMIT_MAX: u32 = 10_000;
@@ -221,4 +224,78 @@ pub fn host_row(found: &FoundHost) -> (HostRow, String) {
         last_seen: rfc3339(row.seen),
     };
     (row, cursor)
+}
+
+/// The database's form of a query for paths.
+pub fn path_query(query: &PathsQuery) -> Result<PathQuery, ServiceError> {
+    let rank = |cursor: &str| {
+        let (rank, probe) = cursor.split_once('.')?;
+        Some(PathAfter::Rank(rank.parse().ok()?, probe.parse().ok()?))
+    };
+    let path = |cursor: &str| {
+        let mut parts = cursor.splitn(5, '_');
+        let mut part = || parts.next();
+        Some(PathAfter::Path {
+            dst: part()?.parse().ok()?,
+            probe: part()?.parse().ok()?,
+            seen: UnixMillis(part()?.parse().ok()?),
+            job: part()?.parse().ok()?,
+            flow: part()?.to_owned(),
+        })
+    };
+    let parse = |cursor: &str| if query.job.is_some() { rank(cursor) } else { path(cursor) };
+    let after = query.cursor.as_deref().map(|cursor| parse(cursor).ok_or_else(|| bad_cursor(cursor))).transpose()?;
+    Ok(PathQuery {
+        job: query.job,
+        site: query.site.clone(),
+        probe: query.probe.clone(),
+        addrs: query.net.map(bounds),
+        latest: query.latest,
+        after,
+        limit: page_size(query.limit)?,
+    })
+}
+
+/// The cursor behind a path.
+pub fn path_cursor(query: &PathsQuery, FoundPath { row, .. }: &FoundPath) -> String {
+    match query.job {
+        Some(_) => format!("{}.{}", row.rank, row.probe),
+        None => format!("{}_{}_{}_{}_{}", row.dst, row.probe, row.seen.0, row.job, row.trace.flow()),
+    }
+}
+
+/// A path as people see it.
+pub fn path_row(FoundPath { row, probe }: &FoundPath) -> PathRow {
+    let options = &row.trace.options;
+    let found = row.trace.found(row.dst);
+    let (end, sent) = (found.end(), found.sent());
+    let (hops, ways) = match found {
+        path::Found::Path(path) => (path.hops, None),
+        path::Found::Ways(graph) => (Vec::new(), Some(*graph)),
+    };
+    PathRow {
+        site: row.site.clone(),
+        probe: probe.clone(),
+        job: row.job,
+        dst: row.dst,
+        flow: row.trace.flow(),
+        asked: PathAsked {
+            method: options.method,
+            port: (options.port != 0).then_some(options.port),
+            flow: options.flow,
+            tos: options.tos,
+            payload: options.payload,
+            first_ttl: options.first_ttl,
+            max_ttl: options.max_ttl,
+            gap: options.gap,
+            attempts: options.attempts(),
+        },
+        source: row.trace.source,
+        began: rfc3339(row.began),
+        ended: rfc3339(row.seen),
+        end,
+        sent,
+        hops,
+        ways,
+    }
 }

@@ -10,6 +10,7 @@ use picket_wire::policy::AddressPolicy;
 use picket_wire::result::{Answer, BatchHead, Coverage, NotReached, Record, ResultBatch, Runs, State, UpReason};
 use picket_wire::service::{Service, ServiceOutcome};
 use picket_wire::space::{Target, TargetSpace, TargetSpec};
+use picket_wire::trace::{Hop, Method, Path, PathEnd, Quoted, Reply, ReplyKind, WaysOptions};
 use picket_wire::units::UnixMillis;
 
 use super::*;
@@ -106,6 +107,7 @@ pub(crate) async fn suite(store: Arc<dyn Store>) {
     lates(store).await;
     services(store).await;
     link_hosts(store).await;
+    paths(store).await;
 }
 
 async fn numbers(store: &dyn Store) {
@@ -480,4 +482,70 @@ async fn link_hosts(store: &dyn Store) {
     assert_eq!(of(LinkHostQuery { site: Some("elsewhere".parse().unwrap()), ..query.clone() }).await, 0);
     let after = Some(("hq".parse().unwrap(), all[0].row.host.addr, probe.id.clone()));
     assert_eq!(store.link_hosts(&LinkHostQuery { after, ..query }).await.unwrap(), [all[1].clone()]);
+}
+
+/// A path over one router, of `job`, to the destination at `rank`.
+fn path_row(probe: i64, job: u64, rank: u64, dst: &str, router: u8, seen: u64, options: TraceOptions) -> PathRow {
+    let dst: IpAddr = dst.parse().unwrap();
+    let quoted = Some(Quoted { ttl: 1, tos: 0 });
+    let from = [198, 18, 1, router].into();
+    let reply = Reply { from, rtt_us: 300, ttl: 64, kind: ReplyKind::TimeExceeded, quoted, mpls: vec![], interfaces: vec![] };
+    let hops = vec![Hop { ttl: 1, sent: 1, replies: vec![reply], inherited: false }];
+    let found = Path { dst, end: PathEnd::Silent, hops, sent: 9 };
+    let path = TracedPath::path(rank + 100, std::time::Duration::from_millis(9), &found, options.tos);
+    let trace = Trace { options, source: Some([198, 18, 1, 1].into()), path };
+    PathRow { site: "hq".parse().unwrap(), job: JobId(job), rank, probe, dst, began: UnixMillis(seen - 9), seen: UnixMillis(seen), trace }
+}
+
+async fn paths(store: &dyn Store) {
+    let keys: Vec<(i64, ProbeId)> = store.probes().await.unwrap().into_iter().map(|probe| (probe.key, probe.id)).collect();
+    let [(one, one_id), (two, _)] = keys.as_slice() else { panic!("the suite has two probes") };
+    let usual = || TraceOptions::usual(Method::Icmp, true);
+    let udp = TraceOptions { flow: 7, ..TraceOptions::usual(Method::Udp, true) };
+    let put = async |rows: Vec<PathRow>| {
+        let projection = Projection { paths: rows, ..Projection::default() };
+        store.ingest(&Ingest { projection, ..Ingest::default() }).await.unwrap();
+    };
+    let first = path_row(*one, 20, 3, "198.18.0.3", 2, 100, usual());
+    let again = path_row(*one, 20, 3, "198.18.0.3", 4, 150, usual());
+    let other = path_row(*one, 20, 9, "2001:db8::9", 2, 100, usual());
+    // Told twice, in one transaction and after it, as a probe does that was killed between paths and their batch.
+    put(vec![first.clone(), other.clone(), first.clone()]).await;
+    put(vec![again.clone()]).await;
+    let later = path_row(*one, 21, 0, "198.18.0.3", 5, 300, usual());
+    let elsewhere = path_row(*two, 21, 0, "198.18.0.3", 6, 200, usual());
+    let by_udp = path_row(*one, 22, 0, "198.18.0.3", 7, 50, udp.clone());
+    put(vec![later.clone(), elsewhere.clone(), by_udp.clone()]).await;
+
+    let query = PathQuery { limit: 10, ..PathQuery::default() };
+    let of = async |query: PathQuery| store.paths(&query).await.unwrap().into_iter().map(|found| found.row).collect::<Vec<_>>();
+    assert_eq!(of(PathQuery { job: Some(JobId(20)), ..query.clone() }).await, [again.clone(), other.clone()]);
+    let all = [later.clone(), again.clone(), by_udp.clone(), elsewhere.clone(), other.clone()];
+    assert_eq!(of(query.clone()).await, all);
+    let latest = [later.clone(), by_udp.clone(), elsewhere.clone(), other.clone()];
+    assert_eq!(of(PathQuery { latest: true, ..query.clone() }).await, latest);
+    let narrow = PathQuery { addrs: Some(("198.18.0.0".parse().unwrap(), "198.18.0.255".parse().unwrap())), ..query.clone() };
+    assert_eq!(of(PathQuery { probe: Some(one_id.clone()), ..narrow.clone() }).await, all[..3]);
+    assert_eq!(of(PathQuery { site: Some("elsewhere".parse().unwrap()), ..narrow }).await, []);
+
+    for query in [query.clone(), PathQuery { latest: true, ..query.clone() }, PathQuery { job: Some(JobId(20)), ..query.clone() }] {
+        let whole = of(query.clone()).await;
+        let mut paged: Vec<PathRow> = Vec::new();
+        loop {
+            let after = paged.last().map(|row| match query.job {
+                Some(_) => PathAfter::Rank(row.rank, row.probe),
+                None => PathAfter::Path { dst: row.dst, probe: row.probe, flow: row.trace.flow(), seen: row.seen, job: row.job },
+            });
+            let page = of(PathQuery { after, limit: 1, ..query.clone() }).await;
+            if page.is_empty() {
+                break;
+            }
+            paged.extend(page);
+        }
+        assert_eq!(paged, whole);
+    }
+    assert_eq!([&first.trace, &by_udp.trace].map(Trace::flow), ["icmp", "udp/33434+7"]);
+    let ways = Some(WaysOptions { confidence: 95, full: false });
+    let marked = Trace { options: TraceOptions { tos: 184, ways, ..udp }, ..by_udp.trace };
+    assert_eq!(marked.flow(), "udp/33434+7 tos 184 all ways");
 }

@@ -17,9 +17,12 @@ use picket_wire::event::Birth;
 use picket_wire::host::HostSeen;
 use picket_wire::ids::{JobId, Label, LeaseId, ProbeId, Role, SiteName, StreamId};
 use picket_wire::job::{JobSpec, Technique, Transport};
+use picket_wire::path::TracedPath;
 use picket_wire::result::{Coverage, State};
 use picket_wire::service::ServiceOutcome;
+use picket_wire::trace::TraceOptions;
 use picket_wire::units::UnixMillis;
+use serde::{Deserialize, Serialize};
 
 use crate::jobs::plan::Outcome;
 use crate::jobs::ranges::Span;
@@ -390,6 +393,62 @@ pub struct LinkHostRow {
     pub seen: UnixMillis,
 }
 
+/// A path that was traced.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct PathRow {
+    /// The site.
+    pub site: SiteName,
+    /// The job.
+    pub job: JobId,
+    /// Rank of the destination in the natural order of the job's space.
+    pub rank: u64,
+    /// The probe.
+    pub probe: i64,
+    /// The destination.
+    pub dst: IpAddr,
+    /// When its first packet was sent.
+    pub began: UnixMillis,
+    /// When it was over.
+    pub seen: UnixMillis,
+    /// How it was asked, and what was found.
+    pub trace: Trace,
+}
+
+/// A path with what belongs to it, as it is kept.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Trace {
+    /// How it was asked.
+    pub options: TraceOptions,
+    /// Where its packets were sent from.
+    pub source: Option<IpAddr>,
+    /// The path, packed as it came.
+    pub path: TracedPath,
+}
+
+impl Trace {
+    /// What its packets looked like to routers: only paths of the same flow can be compared.
+    pub fn flow(&self) -> String {
+        let TraceOptions { method, port, flow, tos, ways, .. } = &self.options;
+        let mut text = method.to_string();
+        let mut add = |name: &str, value: u64| text.push_str(&format!("{name}{value}"));
+        if *port != 0 {
+            add("/", (*port).into());
+        }
+        if *flow != 0 {
+            add("+", (*flow).into());
+        }
+        if *tos != 0 {
+            add(" tos ", (*tos).into());
+        }
+        if ways.is_some() { text + " all ways" } else { text }
+    }
+
+    /// What was found of the way to `dst`, its destination.
+    pub fn found(&self, dst: IpAddr) -> picket_wire::path::Found {
+        self.path.found(dst, self.options.tos)
+    }
+}
+
 /// What raw records mean, ready to be stored.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct Projection {
@@ -405,6 +464,8 @@ pub struct Projection {
     pub services: Vec<ServiceRow>,
     /// Hosts seen on links.
     pub link_hosts: Vec<LinkHostRow>,
+    /// Paths.
+    pub paths: Vec<PathRow>,
 }
 
 /// Raw records with everything that follows from them.
@@ -493,6 +554,54 @@ pub struct FoundHost {
     pub row: LinkHostRow,
     /// When it was seen first; within a job the same as last.
     pub first_seen: UnixMillis,
+    /// The probe.
+    pub probe: ProbeId,
+}
+
+/// Which paths to read: those of a job by rank and probe, or all by destination, probe and flow, the newest of each first.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct PathQuery {
+    /// Only of this job.
+    pub job: Option<JobId>,
+    /// Only in this site.
+    pub site: Option<SiteName>,
+    /// Only by this probe.
+    pub probe: Option<ProbeId>,
+    /// Destinations from the first to the second.
+    pub addrs: Option<(IpAddr, IpAddr)>,
+    /// Only the newest of each destination, probe and flow.
+    pub latest: bool,
+    /// Only after this.
+    pub after: Option<PathAfter>,
+    /// At most so many.
+    pub limit: u32,
+}
+
+/// Where a page of paths ended.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum PathAfter {
+    /// Within a job: rank and probe.
+    Rank(u64, i64),
+    /// Over all jobs.
+    Path {
+        /// The destination.
+        dst: IpAddr,
+        /// The probe.
+        probe: i64,
+        /// See [`Trace::flow`].
+        flow: String,
+        /// When it was over.
+        seen: UnixMillis,
+        /// The job.
+        job: JobId,
+    },
+}
+
+/// A path with the name that goes with it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct FoundPath {
+    /// The path.
+    pub row: PathRow,
     /// The probe.
     pub probe: ProbeId,
 }
@@ -601,6 +710,8 @@ pub trait Store: Send + Sync {
     async fn ports(&self, query: &PortQuery) -> Result<Vec<FoundPort>, StoreError>;
     /// Hosts on links, by site, address and probe.
     async fn link_hosts(&self, query: &LinkHostQuery) -> Result<Vec<FoundHost>, StoreError>;
+    /// Paths; see [`PathQuery`] for their order.
+    async fn paths(&self, query: &PathQuery) -> Result<Vec<FoundPath>, StoreError>;
 }
 
 /// The number that stands for a state in the database and its queries.

@@ -1,10 +1,11 @@
 //! The database in SQLite: one file, one writer, several readers beside it (write-ahead log).
 //!
-//! Services, hosts on links and late answers are written and read in `extras`.
+//! Services, hosts on links and late answers are written and read in `extras`, paths in `paths`.
 //!
 //! **Invariant:** a commit is on the disk when it returns (`synchronous = FULL`): probes delete what is acknowledged.
 
 mod extras;
+mod paths;
 
 use std::collections::{BTreeMap, HashMap};
 use std::net::IpAddr;
@@ -28,9 +29,9 @@ use sqlx::sqlite::{
 use sqlx::{QueryBuilder, Row, Sqlite, Transaction};
 
 use super::{
-    ApiToken, BatchRow, CertificateRecord, Change, EnrolToken, Fate, Found, FoundHost, FoundPort, Ingest, Ingested, JobRecord, JobStored,
-    LateRow, LeaseEnding, LeaseRecord, LinkHostQuery, Observation, ObservationQuery, PartRecord, PortQuery, PortRow, ProbeRecord,
-    Projection, Projector, RawRecord, Standing, Store, StoreError, StreamRecord, UserRecord, state_number,
+    ApiToken, BatchRow, CertificateRecord, Change, EnrolToken, Fate, Found, FoundHost, FoundPath, FoundPort, Ingest, Ingested, JobRecord,
+    JobStored, LateRow, LeaseEnding, LeaseRecord, LinkHostQuery, Observation, ObservationQuery, PartRecord, PathQuery, PortQuery, PortRow,
+    ProbeRecord, Projection, Projector, RawRecord, Standing, Store, StoreError, StreamRecord, UserRecord, state_number,
 };
 use crate::jobs::ranges::Span;
 use crate::pki::Serial;
@@ -43,9 +44,10 @@ const ROWS: usize = 500;
 const REBUILD_PAGE: i64 = 500;
 
 /// The steps from an empty database to today's, in order. What was released is never changed, only added to.
-const MIGRATIONS: [(i64, &str, &str); 2] = [
+const MIGRATIONS: [(i64, &str, &str); 3] = [
     (1, "initial", include_str!("../../migrations/sqlite/0001_initial.sql")),
     (2, "surveys", include_str!("../../migrations/sqlite/0002_surveys.sql")),
+    (3, "paths", include_str!("../../migrations/sqlite/0003_paths.sql")),
 ];
 
 /// The migrations that are part of the program; the first so many of them.
@@ -620,6 +622,7 @@ async fn write_projection(connection: &mut SqliteConnection, projection: &Projec
     write_ports(connection, &projection.ports).await?;
     extras::write_services(connection, &projection.services).await?;
     extras::write_link_hosts(connection, &projection.link_hosts).await?;
+    paths::write(connection, &projection.paths).await?;
     extras::write_lates(connection, &projection.lates).await
 }
 
@@ -892,7 +895,7 @@ impl Store for SqliteStore {
 
     async fn rebuild(&self, projector: &mut dyn Projector) -> Result<RebuildCounts> {
         let mut transaction = self.begin().await?;
-        for table in ["batches", "observations", "ports", "hosts", "services", "job_services", "link_hosts", "job_hosts"] {
+        for table in ["batches", "observations", "ports", "hosts", "services", "job_services", "link_hosts", "job_hosts", "paths"] {
             sqlx::query(&format!("DELETE FROM {table}")).execute(&mut *transaction).await.doing("clear the projections")?;
         }
         let mut counts = RebuildCounts::default();
@@ -936,6 +939,7 @@ impl Store for SqliteStore {
         counts.ports = count(&mut transaction, "SELECT count(*) FROM ports").await?;
         counts.services = count(&mut transaction, "SELECT count(*) FROM services").await?;
         counts.link_hosts = count(&mut transaction, "SELECT count(*) FROM link_hosts").await?;
+        counts.paths = count(&mut transaction, "SELECT count(*) FROM paths").await?;
         transaction.commit().await.doing("store the projections")?;
         Ok(counts)
     }
@@ -1037,6 +1041,10 @@ impl Store for SqliteStore {
 
     async fn link_hosts(&self, query: &LinkHostQuery) -> Result<Vec<FoundHost>> {
         extras::link_hosts(&self.readers, query).await
+    }
+
+    async fn paths(&self, query: &PathQuery) -> Result<Vec<FoundPath>> {
+        paths::read(&self.readers, query).await
     }
 }
 

@@ -13,7 +13,8 @@ use picket_wire::event::{
 };
 use picket_wire::host::{HostBatch, HostSeen};
 use picket_wire::ids::{JobId, LeaseId, ProbeId, Role, SessionId, StreamId};
-use picket_wire::job::{JobSpec, Lease, MAX_ATTEMPTS};
+use picket_wire::job::{JobSpec, Lease};
+use picket_wire::path::PathBatch;
 use picket_wire::result::{EXTRAS_MAX, LateAnswer, LateBatch, LeaseEnd, Record, ResultBatch};
 use picket_wire::service::ServiceBatch;
 use picket_wire::space::TargetSpace;
@@ -71,7 +72,8 @@ impl Unacked {
                 *to = batch.to.max(*to);
             }
             Record::LeaseEnded { lease, .. } => self.0.entry(*lease).or_default().1 = Some(seq),
-            Record::JobRefused { .. } | Record::Loss { .. } | Record::Late(_) | Record::Services(_) | Record::Hosts(_) => {}
+            Record::JobRefused { .. } | Record::Loss { .. } => {}
+            Record::Late(_) | Record::Services(_) | Record::Hosts(_) | Record::Paths(_) => {}
         }
     }
 }
@@ -537,9 +539,7 @@ impl<J: Journal> Agent<J> {
         }
         let space = spec.space().map_err(|error| error.to_string())?;
         let options = spec.kind.scan();
-        if !(1..=MAX_ATTEMPTS).contains(&options.attempts) {
-            return Err(format!("{} attempts are asked for: 1 to {MAX_ATTEMPTS} are possible", options.attempts));
-        }
+        spec.kind.check().map_err(|error| error.to_string())?;
         if options.technique.has_ports() != spec.targets.ports.is_some() {
             return Err(format!("technique {} and the presence of ports contradict each other", options.technique.as_str()));
         }
@@ -687,6 +687,19 @@ impl<J: Journal> Agent<J> {
             Some(_) => saved.position = batch.to,
             None => self.spool_is_full(now, id),
         }
+    }
+
+    /// A trace finished a chunk of its lease: the paths, and who was reached. Chunks come in order; where the paths find no room the chunk
+    /// is not reported either, and traced again.
+    pub fn on_paths(&mut self, now: Instant, paths: PathBatch, batch: &ResultBatch) {
+        let id = batch.lease;
+        if self.saved.lease(id).is_none_or(|saved| batch.from != saved.position || saved.ended.is_some()) {
+            return;
+        }
+        if !paths.paths.is_empty() && self.journal.append(&encode_record(&Record::Paths(paths))).is_none() {
+            return self.spool_is_full(now, id);
+        }
+        self.on_batch(now, batch);
     }
 
     /// What serves on ports of a chunk that is not reported yet. `false` when there is no room: then the chunk must not be

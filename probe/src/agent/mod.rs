@@ -6,7 +6,8 @@
 //!
 //! It must not know how packets are made or sent, nor which transport carries its messages.
 //!
-//! Measurements are engines of the packet loop, one for each lease ([`tasks`]); discovery of the probe's own link is one too ([`link`]).
+//! Measurements are engines of the packet loop, one for each lease ([`tasks`]); discovery of the probe's own link is one too ([`link`]), and so are
+//! traces ([`traces`]).
 //!
 //! **Invariant:** appending a batch to the spool is the checkpoint: after any crash a lease goes on exactly behind the last
 //! batch that the spool or the saved state knows, so that no position is reported twice and none is left out.
@@ -27,3 +28,4 @@ pub mod surveys;
 pub mod tasks;
 #[cfg(test)]
 mod tests;
+pub mod traces;

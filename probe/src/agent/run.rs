@@ -27,10 +27,12 @@ use crate::config::Config;
 use crate::errors::chain;
 use crate::identity::Identity;
 use crate::net::drive::{DriveEvent, DriveStats};
+use crate::net::engine::Source;
 use crate::net::ports::SourcePorts;
 use crate::net::time::Instant;
 use crate::net::{clock, netlink};
 use crate::scan;
+use crate::scan::report::TracedChunk;
 use crate::shaper;
 use crate::spool::{DiskFs, Spool, SpoolConfig};
 use crate::station::{self, Station};
@@ -292,6 +294,14 @@ impl<'a> Shell<'a> {
                 } else {
                     self.agent.on_batch(now, &batch);
                 }
+            }
+            Some(TaskEvent::Paths(lease, chunk)) => {
+                let TracedChunk { report, tos, paths } = *chunk;
+                self.policy_refused += report.refused.count();
+                let (trusted, source) = (self.agent.trusted_now(now), self.station.as_ref().map(Station::source));
+                let source = source.unwrap_or(Source { v4: None, v6: None });
+                let paths = tasks::path_batch(lease, tasks::unix_now(trusted), source, tos, paths);
+                self.agent.on_paths(now, paths, &tasks::batch(lease, report, trusted));
             }
             Some(TaskEvent::Hosts(lease, hosts)) => {
                 let at = tasks::unix_now(self.agent.trusted_now(now));

@@ -4,6 +4,7 @@
 
 use core::ops::Range;
 use std::collections::BTreeMap;
+use std::net::IpAddr;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, UNIX_EPOCH};
 
@@ -11,6 +12,7 @@ use picket_wire::event::{LeasePace, Pace, Rates};
 use picket_wire::host::HostSeen;
 use picket_wire::ids::LeaseId;
 use picket_wire::job::{JobSpec, Priority, Technique, Transport};
+use picket_wire::path::{PathBatch, TracedPath};
 use picket_wire::policy::{AddressPolicy, Permit};
 use picket_wire::result::ResultBatch;
 use picket_wire::space::TargetSpace;
@@ -20,6 +22,7 @@ use tokio::sync::{mpsc, oneshot};
 use super::core::TaskProgress;
 use super::link::{self, LinkMeasurement, Seeds};
 use super::surveys::{self, Ground};
+use super::traces::TraceMeasurement;
 use crate::errors::chain;
 use crate::net::clock;
 use crate::net::drive::{BoxEngine, DriveEvent, DriveStats, Gate, TaskId, TaskSpec, Weight};
@@ -29,10 +32,11 @@ use crate::net::ports::RawIdentity;
 use crate::net::target_pacer::{TargetLimits, TargetPacer};
 use crate::scan::connect::{self, ConnectOptions};
 use crate::scan::engine::ScanEngine;
-use crate::scan::report::{ChunkReport, Event, LateReport, Progress, ProxySeen};
+use crate::scan::report::{ChunkReport, Event, LateReport, Progress, ProxySeen, TracedChunk};
 use crate::scan::spec::{Cut, ScanPlan};
 use crate::service::fragile::SitePolicy;
 use crate::station::Station;
+use crate::trace::spec::TracePlan;
 
 /// Most positions in one chunk, so that a batch in which every port is open still fits one message.
 const CHUNK_POSITIONS: u32 = 32_768;
@@ -44,6 +48,8 @@ const CHUNK_POSITIONS_ASKED: u32 = 2_048;
 pub enum TaskEvent {
     /// A chunk of a lease is finished.
     Chunk(LeaseId, ChunkReport),
+    /// A chunk of a lease is finished, with its paths.
+    Paths(LeaseId, Box<TracedChunk>),
     /// Hosts seen on the link by the measurement of a lease, at most a few thousand at a time.
     Hosts(LeaseId, Vec<HostSeen>),
     /// One hardware address answers for very many addresses.
@@ -146,6 +152,7 @@ impl Tasks {
                 let station = station.ok_or("the packet socket is not open")?;
                 let (engine, gate, progress) = match technique {
                     Technique::Link => self.link_engine(station, spec)?,
+                    Technique::Trace => self.trace_engine(station, spec, space, positions)?,
                     _ => self.scan_engine(station, spec, self.plan(spec, space, positions)?)?,
                 };
                 let weight = match spec.priority {
@@ -181,6 +188,17 @@ impl Tasks {
         self.engines += 1;
         let engine = ScanEngine::new(&plan, identity).map_err(|error| error.to_string())?;
         let engine = engine.on_link(station.local_link()).on_stop(Cut::Resumable);
+        let progress = engine.progress();
+        Ok((Box::new(engine), self.gate(spec), progress))
+    }
+
+    fn trace_engine(&self, station: &Station, spec: &JobSpec, space: Arc<TargetSpace>, positions: Range<u64>) -> Result<RawWork, String> {
+        let options = spec.kind.trace().ok_or("the job does not say how to trace")?;
+        let plan = TracePlan::of_job(space, positions.start, positions.end, options).map_err(|error| error.to_string())?;
+        let ports = station.ports();
+        // All traces use the same flows, so that paths of different jobs can be compared; their keys tell them apart.
+        let identity = RawIdentity { source: station.source(), base_port: ports.first(), ports, key: key()? };
+        let engine = TraceMeasurement::new(plan, identity).map_err(|error| error.to_string())?;
         let progress = engine.progress();
         Ok((Box::new(engine), self.gate(spec), progress))
     }
@@ -312,6 +330,7 @@ impl Tasks {
     fn on_scan(&mut self, station: Option<&Station>, lease: LeaseId, event: Event) -> Option<TaskEvent> {
         match event {
             Event::Chunk(report) => Some(TaskEvent::Chunk(lease, report)),
+            Event::Paths(chunk) => Some(TaskEvent::Paths(lease, chunk)),
             Event::Hosts(hosts) => {
                 self.seeds.take(&hosts);
                 Some(TaskEvent::Hosts(lease, hosts))
@@ -366,14 +385,13 @@ impl Tasks {
 /// A job's limits towards each address and network, for its scan and the questions about services together. `None` where it has
 /// none; what fails is said in words.
 pub fn target_pacer(spec: &JobSpec) -> Result<Option<TargetPacer>, String> {
-    let limits = TargetLimits::from(spec.kind.survey().map(|survey| survey.limits).unwrap_or_default());
-    TargetPacer::random(limits).map_err(|error| format!("no randomness for the limits towards targets: {error}"))
+    TargetPacer::random(TargetLimits::from(spec.kind.limits()))
+        .map_err(|error| format!("no randomness for the limits towards targets: {error}"))
 }
 
 /// What a job asks for.
 fn asked_rate(spec: &JobSpec) -> Limits {
-    let bits = spec.kind.survey().and_then(|survey| survey.limits.bits);
-    Limits { packets: spec.rate, bits, burst: DEFAULT_BURST }
+    Limits { packets: spec.rate, bits: spec.kind.limits().bits, burst: DEFAULT_BURST }
 }
 
 /// What a job may send by each of its ways: where open ports are asked while the scan goes on, each has half.
@@ -404,6 +422,12 @@ fn half(limits: Limits) -> Limits {
 pub fn unix_now(trusted_now: Option<UnixMillis>) -> UnixMillis {
     let wall = || clock::wall().duration_since(UNIX_EPOCH).unwrap_or(Duration::ZERO);
     trusted_now.unwrap_or_else(|| UnixMillis(u64::try_from(wall().as_millis()).unwrap_or(u64::MAX)))
+}
+
+/// Paths as they go into the spool before the batch of their chunk.
+pub fn path_batch(lease: LeaseId, at: UnixMillis, source: Source, tos: u8, paths: Vec<TracedPath>) -> PathBatch {
+    let sources = source.v4.map(IpAddr::V4).into_iter().chain(source.v6.map(IpAddr::V6)).collect();
+    PathBatch { lease, at, sources, tos, paths }
 }
 
 /// The report as a batch, its start on the clock that the controller told, or on the box's own before that.

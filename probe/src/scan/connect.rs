@@ -461,7 +461,7 @@ mod tests {
         loop {
             match receiver.recv().await.expect("the end is told") {
                 Event::Chunk(report) => chunks.push(report),
-                Event::Hosts(_) | Event::Proxy(_) => panic!("connections see no hardware addresses"),
+                Event::Hosts(_) | Event::Proxy(_) | Event::Paths(_) => panic!("connections see no hardware addresses, and trace nothing"),
                 Event::Late(late) => panic!("no socket is open for {late:?}"),
                 Event::Done(done) => return (chunks, done),
             }

@@ -145,7 +145,7 @@ impl OnLink {
                     Event::Proxy(ProxySeen { mac: HardwareAddress(mac.0), addresses, reported })
                 }));
             }
-            Event::Hosts(_) | Event::Proxy(_) | Event::Late(_) => {}
+            Event::Hosts(_) | Event::Proxy(_) | Event::Late(_) | Event::Paths(_) => {}
         }
     }
 }

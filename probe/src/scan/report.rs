@@ -5,6 +5,7 @@ use core::time::Duration;
 
 use picket_wire::host::{HardwareAddress, HostSeen};
 use picket_wire::ids::LeaseId;
+use picket_wire::path::TracedPath;
 use picket_wire::result::{Answer, BatchHead, Coverage, LateAnswer, NotReached, ResultBatch, Runs, State};
 use picket_wire::units::{RttCode, UnixMillis};
 
@@ -22,6 +23,8 @@ pub enum Event {
     Proxy(ProxySeen),
     /// A position that a chunk has reported as silent has answered after all.
     Late(LateReport),
+    /// A range of positions is finished, with the paths to them. Ranges follow on each other without a gap.
+    Paths(Box<TracedChunk>),
     /// Nothing more will come.
     Done(Done),
 }
@@ -47,6 +50,17 @@ impl core::fmt::Display for ProxySeen {
             _ => write!(f, ", but for {reported} that were reported before this was known"),
         }
     }
+}
+
+/// What traces to a range of positions came to.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct TracedChunk {
+    /// Who was reached, and who was not.
+    pub report: ChunkReport,
+    /// The type of service that was sent.
+    pub tos: u8,
+    /// A path for each position to which anything was sent.
+    pub paths: Vec<TracedPath>,
 }
 
 /// Results for positions `from..to`, complete: what is in no list was asked and stayed silent.

@@ -374,7 +374,7 @@ fn run(mut engine: ScanEngine, mut world: World, cut: Option<(Instant, Cut)>) ->
                     reported = Some(report.to);
                     chunks.push((now, report));
                 }
-                Event::Hosts(_) | Event::Proxy(_) => panic!("this network has no neighbours"),
+                Event::Hosts(_) | Event::Proxy(_) | Event::Paths(_) => panic!("this network has no neighbours, and nothing is traced"),
                 Event::Late(report) => {
                     assert!(reported.is_some_and(|reported| report.position < reported), "late means after the report");
                     assert_eq!(late.insert(report.position, report), None, "an answer counts once");

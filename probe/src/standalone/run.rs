@@ -343,6 +343,8 @@ impl Session {
                 eprintln!("warning: {proxy}");
                 self.ledger.proxy(proxy);
             }
+            // A pass scans, and traces nothing.
+            Told::Scan(_, Event::Paths(_)) => {}
             Told::Scan(pass, Event::Done(_)) => self.engines.ended(pass),
             Told::Link { up } => eprintln!("the interface is {}", if up { "up again" } else { "down: waiting for it" }),
         }

@@ -20,6 +20,8 @@ use crate::net::time::Instant;
 /// or waits for somebody who is late, makes room for [`GROWTH`] more.
 const FIRST_PATHS: usize = 16;
 const GROWTH: usize = 2;
+/// No path begins so far behind the first one that is still open: whoever tells them in order keeps no more than so many.
+pub const AHEAD_MAX: u64 = 16_384;
 /// A token is the course's number above the packet's.
 const NUMBER_BITS: u32 = 16;
 
@@ -54,6 +56,8 @@ pub(super) struct TraceEngine<C> {
     /// The next position, and the number of the next course.
     next: u64,
     started: u64,
+    /// No course with a smaller number is open.
+    oldest: u64,
     open: HashMap<u64, Slot<C>>,
     /// Open courses by destination: a destination is in a space once.
     by_dst: HashMap<IpAddr, u64>,
@@ -79,6 +83,7 @@ impl<C: Course> TraceEngine<C> {
             next: plan.from,
             plan,
             started: 0,
+            oldest: 0,
             open: HashMap::new(),
             by_dst: HashMap::new(),
             ready: VecDeque::new(),
@@ -91,7 +96,7 @@ impl<C: Course> TraceEngine<C> {
 
     /// Begins the next path, where there is one and there is room for it.
     fn begin(&mut self) -> bool {
-        if self.open.len() >= self.room || self.next >= self.plan.to {
+        if self.open.len() >= self.room || self.next >= self.plan.to || self.is_far_ahead() {
             return false;
         }
         let position = self.next;
@@ -105,6 +110,14 @@ impl<C: Course> TraceEngine<C> {
             self.ready.push_back(id);
         }
         true
+    }
+
+    /// Whether the next course would be too far from the oldest one that is open. Their numbers go up with their positions.
+    fn is_far_ahead(&mut self) -> bool {
+        while self.oldest < self.started && !self.open.contains_key(&self.oldest) {
+            self.oldest += 1;
+        }
+        self.started - self.oldest >= AHEAD_MAX
     }
 
     /// Looks anew at a path to which something has happened.

@@ -4,18 +4,17 @@ use core::time::Duration;
 use std::sync::Arc;
 
 use picket_wire::space::TargetSpace;
-use picket_wire::trace::{MAX_QUERIES, MAX_TTL, Method};
+use picket_wire::trace::{self, FEW, FLOWS_MAX, MAX_QUERIES, MAX_TTL, Method, TraceOptions};
+pub use picket_wire::trace::{DEFAULT_CONFIDENCE, DEFAULT_GAP, DEFAULT_MAX_TTL};
 
 use super::packet::PAYLOAD_MIN;
 use crate::packet::icmp::ECHO_HEADER_LEN;
 use crate::packet::ip::V6_HEADER_LEN;
 
-/// Hops that are tried where nobody says how many, as in other traceroutes.
-pub const DEFAULT_MAX_TTL: u8 = 30;
-/// Silent hops in a row that end a path where nobody says how many, as in scamper.
-pub const DEFAULT_GAP: u8 = 5;
-/// Bytes of payload where nobody says how many: with a header they are 40 bytes over IPv4, below the least frame of an Ethernet.
-pub const DEFAULT_PAYLOAD: usize = 12;
+/// Bytes of payload where nobody says how many.
+pub const DEFAULT_PAYLOAD: usize = trace::DEFAULT_PAYLOAD as usize;
+/// Graphs at a time where nobody says how many: each may remember thousands of packets.
+pub const GRAPHS: usize = 64;
 /// The longest packet of an Ethernet: what is longer would be cut into fragments here.
 const LENGTH_MAX: usize = 1_500;
 
@@ -63,12 +62,8 @@ pub enum SpecError {
     NoSource,
 }
 
-/// Flows to one destination, at most.
-const FLOWS_MAX: u16 = 512;
 /// Nodes at one distance for which it is known how many flows they ask for.
 const NODES_MAX: usize = 64;
-/// How sure a graph is where nobody says how much, in percent.
-pub const DEFAULT_CONFIDENCE: u8 = 95;
 
 /// How all ways to a destination are looked for.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -244,7 +239,7 @@ impl TracePlan {
         if space.target(from).is_some_and(|target| target.port.is_some()) {
             return Err(SpecError::Ports);
         }
-        let few = to - from <= 16;
+        let few = to - from <= FEW;
         Ok(Self {
             space,
             from,
@@ -267,6 +262,30 @@ impl TracePlan {
             live: false,
             multipath: None,
         })
+    }
+
+    /// The plan for a lease of a job. Whether its destinations are few is the whole job's to say, not the lease's.
+    pub fn of_job(space: Arc<TargetSpace>, from: u64, to: u64, options: &TraceOptions) -> Result<Self, SpecError> {
+        let few = space.len() <= FEW;
+        let plan = Self::new(space, from, to, options.method)?;
+        let multipath = options.ways.map(|ways| Ways::new(!ways.full, ways.confidence)).transpose()?;
+        let plan = Self {
+            port: options.port,
+            first_ttl: options.first_ttl,
+            max_ttl: options.max_ttl,
+            queries: options.queries,
+            gap: options.gap,
+            window: if few { 16 } else { 1 },
+            ahead: if few { MAX_TTL } else { 1 },
+            shared: !few && !options.all_hops,
+            paths: if multipath.is_some() { GRAPHS } else { plan.paths },
+            tos: options.tos,
+            payload: options.payload.into(),
+            flow: options.flow,
+            multipath,
+            ..plan
+        };
+        plan.checked()
     }
 
     /// The plan, if what was changed in it is possible.

@@ -13,6 +13,7 @@
 //! Invariant: only processes that a lab started, or that run in a namespace of a lab whose owner is dead, are ever killed.
 
 pub mod answer;
+pub mod behind;
 pub mod chain;
 pub mod delay;
 pub mod flood;

@@ -50,6 +50,7 @@ pub struct Plan {
     bits: String,
     log: Option<String>,
     only: Option<BTreeSet<String>>,
+    roles: Option<String>,
 }
 
 impl Default for Plan {
@@ -63,6 +64,7 @@ impl Default for Plan {
             bits: "100Mbit".to_owned(),
             log: None,
             only: None,
+            roles: None,
         }
     }
 }
@@ -121,6 +123,13 @@ impl Plan {
     #[must_use]
     pub fn only(mut self, probes: &[&str]) -> Self {
         self.only = Some(probes.iter().map(|text| (*text).to_owned()).collect());
+        self
+    }
+
+    /// The roles of every probe, such as `scan,trace`.
+    #[must_use]
+    pub fn roles(mut self, roles: &str) -> Self {
+        self.roles = Some(roles.to_owned());
         self
     }
 
@@ -281,7 +290,9 @@ impl Fleet {
     /// # Errors
     /// When the controller or the box's program refuses.
     pub fn enrol_at(&mut self, name: &str, namespace: &Namespace) -> Result<()> {
-        let invited: ProbeInvited = self.json(&["probe", "add", name, "--json"])?;
+        let roles = self.plan.roles.as_deref().map(|roles| ["--role", roles]);
+        let args = [&["probe", "add", name, "--json"], roles.as_ref().map_or(&[][..], |roles| roles)].concat();
+        let invited: ProbeInvited = self.json(&args)?;
         let lab = self.site.lab();
         let data = lab.make_dir(&format!("probe-{name}"))?;
         restrict(&data)?;

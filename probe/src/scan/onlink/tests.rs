@@ -120,6 +120,7 @@ fn collect(space: &TargetSpace, mut drive: Sim, ended: Instant) -> Run {
             Event::Hosts(seen) => hosts.extend(seen),
             Event::Proxy(proxy) => proxies.push(proxy),
             Event::Late(answer) => drop(late.insert(space.target(answer.position).unwrap().addr)),
+            Event::Paths(chunk) => panic!("nothing is traced: {chunk:?}"),
             Event::Done(end) => done = Some(end),
         }
     }

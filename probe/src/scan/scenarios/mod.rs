@@ -291,7 +291,7 @@ fn collect(space: &TargetSpace, mut drive: Sim, took: Duration) -> Outcome {
                 assert_eq!(states.insert(space.target(late.position).unwrap(), late.state), None, "an answer counts once");
             }
             Event::Done(end) => done = Some(end),
-            Event::Hosts(_) | Event::Proxy(_) => {}
+            Event::Hosts(_) | Event::Proxy(_) | Event::Paths(_) => {}
         }
     }
     Outcome { coverage, done: done.expect("the scan ends"), states, late_told, took }

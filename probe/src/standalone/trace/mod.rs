@@ -36,13 +36,10 @@ use crate::logging;
 use crate::net::clock;
 use crate::net::ports::SourcePorts;
 use crate::station::Station;
-use crate::trace::spec::{DEFAULT_CONFIDENCE, DEFAULT_GAP, DEFAULT_MAX_TTL, TracePlan, Ways};
+use crate::trace::spec::{DEFAULT_CONFIDENCE, DEFAULT_GAP, DEFAULT_MAX_TTL, GRAPHS, TracePlan, Ways};
 
 /// Events that wait for the terminal before sending pauses.
 const EVENTS: usize = 256;
-/// Graphs at a time where nobody says how many: each may remember thousands of packets.
-const GRAPHS: usize = 64;
-
 /// Destinations that can be traced again and again: statistics are kept of each.
 const DESTINATIONS_MAX: u64 = 1_024;
 /// From one cycle to the next where nobody says how long, and the bounds of it.

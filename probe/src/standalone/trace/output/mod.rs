@@ -10,7 +10,7 @@ use std::io::{self, Write};
 use std::time::SystemTime;
 
 use clap::ValueEnum;
-use picket_wire::trace::{Graph, InterfaceRole, Path};
+use picket_wire::trace::{Graph, Path};
 
 use crate::net::engine::Source;
 use crate::standalone::Outcome;
@@ -194,16 +194,6 @@ impl Printer {
     pub(super) fn end(&mut self, end: &End) -> Result<(), OutputError> {
         self.each(|form, head, out| form.end(head, end, out))?;
         self.channels.iter_mut().try_for_each(|(_, to)| to.commit())
-    }
-}
-
-/// What a router's interface is to the packet, in a word.
-fn role(role: InterfaceRole) -> &'static str {
-    match role {
-        InterfaceRole::Incoming => "incoming",
-        InterfaceRole::SubIncoming => "sub-incoming",
-        InterfaceRole::Outgoing => "outgoing",
-        InterfaceRole::NextHop => "next-hop",
     }
 }
 

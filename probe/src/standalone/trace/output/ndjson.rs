@@ -6,7 +6,7 @@ use std::time::UNIX_EPOCH;
 use picket_wire::trace::{Graph, InterfaceInfo, Path, Reply, ReplyKind};
 use serde_json::{Map, Value, json};
 
-use super::{Again, End, Form, Head, Traced, milliseconds, role};
+use super::{Again, End, Form, Head, Traced, milliseconds};
 use crate::standalone::Outcome;
 use crate::trace::statistics::{HopDelta, HopStatistics, RoundTrips, Statistics};
 
@@ -110,7 +110,7 @@ fn reply(reply: &Reply) -> Value {
 }
 
 fn interface(info: &InterfaceInfo) -> Value {
-    json!({ "role": role(info.role), "index": info.index, "addr": info.addr.map(|addr| addr.to_string()), "name": info.name, "mtu": info.mtu })
+    json!({ "role": info.role.as_str(), "index": info.index, "addr": info.addr.map(|addr| addr.to_string()), "name": info.name, "mtu": info.mtu })
 }
 
 /// What one path of many saw, as far as it is new: addresses where they changed, losses where there were any.

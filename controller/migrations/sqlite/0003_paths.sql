@@ -1,0 +1,14 @@
+-- Paths that were traced: one for each destination of a job and probe, which together are the history of a vantage.
+CREATE TABLE paths (
+    job   INTEGER NOT NULL,
+    rank  INTEGER NOT NULL,
+    probe INTEGER NOT NULL,
+    site  TEXT NOT NULL,
+    addr  BLOB NOT NULL,                  -- the destination: a byte 4 or 6, then the address
+    flow  TEXT NOT NULL,                  -- what packets looked like to routers, in words
+    began INTEGER NOT NULL,
+    seen  INTEGER NOT NULL,               -- when it was over
+    trace BLOB NOT NULL,                  -- how it was asked, where from, and the path as it came, encoded
+    PRIMARY KEY (job, rank, probe)
+) WITHOUT ROWID;
+CREATE INDEX paths_by_destination ON paths (addr, probe, flow, seen);

@@ -1,0 +1,366 @@
+//! `picket paths`, and the paths that `picket trace` ends with.
+
+use std::net::IpAddr;
+
+use picket_wire::addr::IpNet;
+use picket_wire::atlas::{Asked, Traceroute};
+use picket_wire::ids::{JobId, ProbeId, SiteName};
+use picket_wire::trace::{Path, PathEnd, ReplyKind};
+use picket_wire::trace_text;
+use time::OffsetDateTime;
+use time::format_description::well_known::Rfc3339;
+
+use super::client::{Client, Query};
+use super::failure::{Exit, Failure};
+use super::table::{Align, Columns};
+use super::{Context, format};
+use crate::view::{Page, PathRow, ResolvedName};
+
+/// Rows asked for at once.
+const PAGE: usize = 500;
+/// Earlier paths that are shown of each, where nobody says how many.
+const HISTORY: usize = 10;
+
+/// How paths are printed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+pub(super) enum PathOutput {
+    /// A line for each hop, for people
+    Table,
+    /// One JSON object per line
+    Ndjson,
+    /// As RIPE Atlas tells traceroutes, one JSON object per line
+    Atlas,
+}
+
+/// In which form.
+#[derive(Debug, Clone, Copy, clap::Args)]
+pub(super) struct PathOutputArgs {
+    /// Form of the paths
+    #[arg(long, short, value_enum, default_value_t = PathOutput::Table, help_heading = "Output")]
+    pub(super) output: PathOutput,
+    /// Print one JSON document
+    #[arg(long, conflicts_with = "output", help_heading = "Output")]
+    pub(super) json: bool,
+}
+
+impl PathOutputArgs {
+    /// Whether the form can tell all ways.
+    pub(super) fn draws_graphs(&self) -> Result<(), Failure> {
+        match self.output {
+            PathOutput::Atlas => Err(Failure::usage("--output atlas tells one way and not all: leave out --multipath, or use ndjson")),
+            PathOutput::Table | PathOutput::Ndjson => Ok(()),
+        }
+    }
+}
+
+/// `picket paths` and its flags.
+#[derive(Debug, clap::Args)]
+pub(super) struct PathsArgs {
+    /// The destination, or a network of destinations; with one address its paths are shown hop by hop, and those before
+    #[arg(value_name = "DESTINATION")]
+    destination: Option<IpNet>,
+    /// Paths of this job [default: the latest of every probe, destination and flow]
+    #[arg(long, value_name = "JOB")]
+    job: Option<JobId>,
+    /// Only from this site
+    #[arg(long, value_name = "SITE")]
+    site: Option<SiteName>,
+    /// Only from this probe
+    #[arg(long, value_name = "PROBE")]
+    probe: Option<ProbeId>,
+    /// Earlier paths of each that are listed behind the latest; 0 for none [default: 10 for one destination, else none]
+    #[arg(long, value_name = "N")]
+    history: Option<usize>,
+    #[command(flatten)]
+    output: PathOutputArgs,
+}
+
+pub(super) async fn run(args: PathsArgs, context: &mut Context<'_>) -> Result<Exit, Failure> {
+    let client = context.client()?;
+    let single = args.destination.is_some_and(|net| net.prefix() == if net.addr().is_ipv4() { 32 } else { 128 });
+    let history = args.history.unwrap_or(if single && args.job.is_none() { HISTORY } else { 0 });
+    let mut query: Query = Vec::new();
+    let mut add = |name, value: Option<String>| query.extend(value.map(|value| (name, value)));
+    add("addr", args.destination.map(|net| net.to_string()));
+    add("job", args.job.map(|id| id.to_string()));
+    add("site", args.site.map(|site| site.to_string()));
+    add("probe", args.probe.map(|probe| probe.to_string()));
+    add("latest", (args.job.is_none() && history == 0).then(|| "true".to_owned()));
+    if args.output.json {
+        json(&client, query, context).await?;
+    } else if args.output.output != PathOutput::Table || args.job.is_some() {
+        print(&client, query, args.output.output, &[], context).await?;
+    } else if single {
+        detailed(&client, query, history, context).await?;
+    } else {
+        summary(&client, query, history, context).await?;
+    }
+    Ok(Exit::Complete)
+}
+
+/// Calls `take` for each path that a query selects.
+async fn each(client: &Client, query: Query, mut take: impl FnMut(PathRow) -> Result<(), Failure>) -> Result<(), Failure> {
+    let mut cursor: Option<String> = None;
+    loop {
+        let more = [("limit", PAGE.to_string())].into_iter().chain(cursor.map(|cursor| ("cursor", cursor)));
+        let asked: Query = query.iter().cloned().chain(more).collect();
+        let page: Page<PathRow> = client.get(&["paths"], &asked).await?;
+        page.items.into_iter().try_for_each(&mut take)?;
+        match page.next {
+            Some(next) => cursor = Some(next),
+            None => return Ok(()),
+        }
+    }
+}
+
+/// Prints paths as one JSON list, without holding them all.
+pub(super) async fn json(client: &Client, query: Query, context: &mut Context<'_>) -> Result<(), Failure> {
+    let out = &mut *context.out;
+    let mut before = "[\n";
+    each(client, query, |row| {
+        out.write_all(core::mem::replace(&mut before, ",\n").as_bytes()).map_err(Failure::output)?;
+        serde_json::to_writer(&mut *out, &row).map_err(|error| Failure::output(error.into()))
+    })
+    .await?;
+    let end = if before == "[\n" { "[]\n" } else { "\n]\n" };
+    out.write_all(end.as_bytes()).map_err(Failure::output)
+}
+
+/// Prints all paths that a query selects, one after the other. `names` are those that destinations were given by.
+pub(super) async fn print(
+    client: &Client,
+    query: Query,
+    output: PathOutput,
+    names: &[ResolvedName],
+    context: &mut Context<'_>,
+) -> Result<(), Failure> {
+    let name = |dst: IpAddr| names.iter().find(|name| name.addresses.contains(&dst)).map(|name| name.name.as_str());
+    let mut graphs = 0;
+    let out = &mut *context.out;
+    each(client, query, |row| {
+        let text = match output {
+            PathOutput::Table => hops(&row, name(row.dst)).join("\n"),
+            PathOutput::Ndjson => serde_json::json!(row).to_string(),
+            PathOutput::Atlas if row.ways.is_some() => {
+                graphs += 1;
+                return Ok(());
+            }
+            PathOutput::Atlas => serde_json::json!(atlas(&row, name(row.dst))).to_string(),
+        };
+        writeln!(out, "{text}").map_err(Failure::output)
+    })
+    .await?;
+    if graphs > 0 {
+        context.note(format!("{} left out: RIPE Atlas's form tells one way, not all", format::plural(graphs, "destination")));
+    }
+    Ok(())
+}
+
+/// The destination, how it was asked and from where, and a line for each hop.
+fn hops(row: &PathRow, name: Option<&str>) -> Vec<String> {
+    let name = name.map(|name| format!(" ({name})")).unwrap_or_default();
+    let sure = row.ways.as_ref().map(|graph| format!(", {} % sure of each node's successors", graph.confidence)).unwrap_or_default();
+    let heading = format!("{}{name} by {} from {} ({}){sure}", row.dst, row.flow, row.probe, row.site);
+    let lines = match &row.ways {
+        Some(graph) => trace_text::graph(graph, row.asked.tos),
+        None => trace_text::path(&path(row), row.asked.tos),
+    };
+    // Names of interfaces are the routers' words.
+    std::iter::once(heading).chain(lines).map(|line| format::clean(&line)).collect()
+}
+
+fn path(row: &PathRow) -> Path {
+    Path { dst: row.dst, end: row.end, hops: row.hops.clone(), sent: row.sent }
+}
+
+fn atlas(row: &PathRow, name: Option<&str>) -> Traceroute {
+    let seconds =
+        |text: &str| OffsetDateTime::parse(text, &Rfc3339).ok().and_then(|at| u64::try_from(at.unix_timestamp()).ok()).unwrap_or(0);
+    let asked = Asked {
+        method: row.asked.method,
+        name,
+        source: row.source,
+        began: seconds(&row.began),
+        ended: seconds(&row.ended),
+        size: row.asked.payload.into(),
+        flow: row.asked.flow,
+        first_ttl: row.asked.first_ttl,
+        max_ttl: row.asked.max_ttl,
+        gap: row.asked.gap,
+        attempts: row.asked.attempts,
+    };
+    Traceroute::new(&path(row), &asked)
+}
+
+/// How far it is, and how long the destination's own answer took.
+fn distance(row: &PathRow) -> (String, String) {
+    let own = |kind: ReplyKind| kind != ReplyKind::TimeExceeded;
+    let (last, rtt) = match &row.ways {
+        Some(graph) => {
+            let nodes = graph.hops.last().map(|hop| hop.nodes.as_slice()).unwrap_or_default();
+            (graph.hops.last().map(|hop| hop.ttl), nodes.iter().find(|node| own(node.reply.kind)).map(|node| node.least_rtt_us))
+        }
+        None => {
+            let replies = row.hops.last().map(|hop| hop.replies.as_slice()).unwrap_or_default();
+            (row.hops.last().map(|hop| hop.ttl), replies.iter().find(|reply| own(reply.kind)).map(|reply| reply.rtt_us))
+        }
+    };
+    let rtt = rtt.filter(|_| row.end == PathEnd::Reached).map(|us| format::rtt(us.into())).unwrap_or_default();
+    (last.map(|ttl| ttl.to_string()).unwrap_or_default(), rtt)
+}
+
+/// Whose paths can be compared.
+fn key(row: &PathRow) -> (IpAddr, &ProbeId, &str) {
+    (row.dst, &row.probe, row.flow.as_str())
+}
+
+/// The rows of a query; of each destination, probe and flow the newest and so many before it.
+async fn newest(client: &Client, query: Query, history: usize) -> Result<Vec<Vec<PathRow>>, Failure> {
+    let mut groups: Vec<Vec<PathRow>> = Vec::new();
+    each(client, query, |row| {
+        match groups.last_mut().filter(|group| group.first().is_some_and(|first| key(first) == key(&row))) {
+            Some(group) if group.len() > history => {}
+            Some(group) => group.push(row),
+            None => groups.push(vec![row]),
+        }
+        Ok(())
+    })
+    .await?;
+    Ok(groups)
+}
+
+/// The latest path of each hop by hop, and those before in a line each.
+async fn detailed(client: &Client, query: Query, history: usize, context: &mut Context<'_>) -> Result<(), Failure> {
+    let groups = newest(client, query, history).await?;
+    if groups.is_empty() {
+        return context.line("no path is known");
+    }
+    for (index, group) in groups.iter().enumerate() {
+        if index > 0 {
+            context.line("")?;
+        }
+        let Some((latest, before)) = group.split_first() else { continue };
+        for line in hops(latest, None) {
+            context.line(line)?;
+        }
+        context.line(format!("    seen {}, job {}", format::moment(&latest.ended), latest.job))?;
+        if !before.is_empty() {
+            context.line("before that:")?;
+            context.line(columns(before.iter()))?;
+        }
+    }
+    Ok(())
+}
+
+/// A line for each.
+async fn summary(client: &Client, query: Query, history: usize, context: &mut Context<'_>) -> Result<(), Failure> {
+    let groups = newest(client, query, history).await?;
+    match groups.is_empty() {
+        true => context.line("no path is known"),
+        false => context.line(columns(groups.iter().flatten())),
+    }
+}
+
+fn columns<'a>(rows: impl Iterator<Item = &'a PathRow>) -> Columns {
+    use Align::{Left, Right};
+    let heading = [("DESTINATION", Left), ("FLOW", Left), ("END", Left), ("HOPS", Right), ("RTT", Right)];
+    let mut columns = Columns::new(&[&heading[..], &["PROBE", "SITE", "SEEN", "JOB"].map(|name| (name, Left))].concat());
+    for row in rows {
+        let (hops, rtt) = distance(row);
+        columns.row([
+            row.dst.to_string(),
+            row.flow.clone(),
+            row.end.as_str().to_owned(),
+            hops,
+            rtt,
+            row.probe.to_string(),
+            row.site.to_string(),
+            format::moment(&row.ended),
+            row.job.to_string(),
+        ]);
+    }
+    columns
+}
+
+#[cfg(test)]
+mod tests {
+    use picket_wire::trace::{Graph, GraphHop, Hop, InterfaceInfo, InterfaceRole, Link, Method, Node, Quoted, Reply};
+
+    use super::*;
+    use crate::view::PathAsked;
+
+    fn reply(from: [u8; 4], rtt_us: u32, kind: ReplyKind) -> Reply {
+        let quoted = (kind == ReplyKind::TimeExceeded).then_some(Quoted { ttl: 1, tos: 0 });
+        Reply { from: from.into(), rtt_us, ttl: 62, kind, quoted, mpls: vec![], interfaces: vec![] }
+    }
+
+    fn row() -> PathRow {
+        let name = "ge\u{1b}[31m".to_owned();
+        let info = InterfaceInfo { role: InterfaceRole::Incoming, index: None, addr: None, name: Some(name), mtu: None };
+        let router = Reply { interfaces: vec![info], ..reply([198, 18, 1, 2], 410, ReplyKind::TimeExceeded) };
+        PathRow {
+            site: "hq".parse().unwrap(),
+            probe: "attic".parse().unwrap(),
+            job: JobId(0x65f0_c1d2_00a4_b7e1),
+            dst: [198, 18, 9, 2].into(),
+            flow: "icmp".into(),
+            asked: PathAsked {
+                method: Method::Icmp,
+                port: None,
+                flow: 0,
+                tos: 0,
+                payload: 12,
+                first_ttl: 1,
+                max_ttl: 30,
+                gap: 5,
+                attempts: 2,
+            },
+            source: Some([198, 18, 1, 1].into()),
+            began: "2026-11-21T10:00:00.123Z".into(),
+            ended: "2026-11-21T10:00:01Z".into(),
+            end: PathEnd::Reached,
+            sent: 5,
+            hops: vec![
+                Hop { ttl: 1, sent: 1, replies: vec![router], inherited: false },
+                Hop { ttl: 2, sent: 2, replies: vec![], inherited: false },
+                Hop { ttl: 3, sent: 1, replies: vec![reply([198, 18, 9, 2], 1_300, ReplyKind::Answer)], inherited: false },
+            ],
+            ways: None,
+        }
+    }
+
+    fn graph() -> PathRow {
+        let node = |from, kind| Node { flows: 6, least_rtt_us: 700, reply: reply(from, 800, kind) };
+        let hop = |ttl, nodes| GraphHop { ttl, sure: true, by_packet: false, silent: 0, nodes };
+        let exceeded = ReplyKind::TimeExceeded;
+        let hops = vec![
+            hop(1, vec![node([198, 18, 1, 2], exceeded), node([198, 18, 100, 2], exceeded)]),
+            hop(2, vec![node([198, 18, 9, 2], ReplyKind::Answer)]),
+        ];
+        let links = vec![Link { ttl: 1, from: 0, to: 0 }, Link { ttl: 1, from: 1, to: 0 }];
+        let graph = Graph { dst: row().dst, end: PathEnd::Reached, confidence: 95, hops, links, sent: 30 };
+        PathRow { hops: vec![], ways: Some(graph), sent: 30, flow: "udp/33434 all ways".into(), ..row() }
+    }
+
+    #[test]
+    fn paths_as_people_see_them() {
+        let silent = PathRow { end: PathEnd::Silent, hops: vec![], ..row() };
+        let all = [row(), graph(), silent];
+        let text = [hops(&all[0], Some("www.example.org")), hops(&all[1], None), vec![columns(all.iter()).to_string()]].concat();
+        assert!(!text.iter().any(|line| line.contains('\u{1b}')));
+        insta::assert_snapshot!(text.join("\n"));
+    }
+
+    #[test]
+    fn paths_as_ripe_atlas_has_them() {
+        insta::assert_snapshot!(serde_json::to_string_pretty(&atlas(&row(), None)).unwrap());
+    }
+
+    #[test]
+    fn what_is_printed_is_read_back() {
+        for row in [row(), graph()] {
+            let text = serde_json::to_string(&row).unwrap();
+            assert_eq!(serde_json::from_str::<PathRow>(&text).unwrap(), row);
+        }
+    }
+}

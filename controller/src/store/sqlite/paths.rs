@@ -1,0 +1,85 @@
+//! Paths that were traced.
+
+use std::collections::BTreeMap;
+
+use picket_wire::codec;
+use picket_wire::ids::JobId;
+use sqlx::sqlite::{SqliteConnection, SqlitePool, SqliteRow};
+use sqlx::{QueryBuilder, Row};
+
+use super::{Doing, ROWS, Result, addr_bytes, damaged, moment, number, parse, parse_addr, run, unsigned};
+use crate::store::{FoundPath, PathAfter, PathQuery, PathRow, Trace};
+
+/// Stores paths. One that was told again, since its batch was lost with a crash, takes the place of the one before.
+pub(super) async fn write(connection: &mut SqliteConnection, paths: &[PathRow]) -> Result<()> {
+    let last: BTreeMap<_, &PathRow> = paths.iter().map(|row| ((row.job, row.rank, row.probe), row)).collect();
+    let rows: Vec<&PathRow> = last.into_values().collect();
+    for chunk in rows.chunks(ROWS) {
+        let mut builder = QueryBuilder::new("INSERT INTO paths (job, rank, probe, site, addr, flow, began, seen, trace) ");
+        builder.push_values(chunk, |mut values, row| {
+            values.push_bind(number(row.job.0)).push_bind(number(row.rank)).push_bind(row.probe).push_bind(row.site.as_str());
+            values.push_bind(addr_bytes(row.dst)).push_bind(row.trace.flow()).push_bind(number(row.began.0));
+            values.push_bind(number(row.seen.0)).push_bind(codec::encode(&row.trace));
+        });
+        builder.push(
+            " ON CONFLICT (job, rank, probe) DO UPDATE SET site = excluded.site, flow = excluded.flow, began = excluded.began, \
+             seen = excluded.seen, trace = excluded.trace",
+        );
+        run(connection, builder, chunk.len(), "store paths").await?;
+    }
+    Ok(())
+}
+
+/// What is newer comes first.
+const ORDER: &str = "t.addr, t.probe, t.flow, -t.seen, -t.job";
+
+pub(super) async fn read(readers: &SqlitePool, query: &PathQuery) -> Result<Vec<FoundPath>> {
+    let mut builder = QueryBuilder::new("SELECT t.*, p.id AS probe_id FROM paths t JOIN probes p ON p.key = t.probe WHERE 1");
+    if let Some(job) = query.job {
+        builder.push(" AND t.job = ").push_bind(number(job.0));
+    }
+    match &query.after {
+        Some(PathAfter::Rank(rank, probe)) => {
+            builder.push(" AND (t.rank, t.probe) > (").push_bind(number(*rank)).push(", ").push_bind(*probe).push(")");
+        }
+        Some(PathAfter::Path { dst, probe, flow, seen, job }) => {
+            builder.push(format!(" AND ({ORDER}) > (")).push_bind(addr_bytes(*dst)).push(", ").push_bind(*probe);
+            builder.push(", ").push_bind(flow.clone()).push(", ").push_bind(-number(seen.0)).push(", ").push_bind(-number(job.0)).push(")");
+        }
+        None => {}
+    }
+    if let Some((first, last)) = query.addrs {
+        builder.push(" AND t.addr BETWEEN ").push_bind(addr_bytes(first)).push(" AND ").push_bind(addr_bytes(last));
+    }
+    if let Some(site) = &query.site {
+        builder.push(" AND t.site = ").push_bind(site.as_str());
+    }
+    if let Some(probe) = &query.probe {
+        builder.push(" AND p.id = ").push_bind(probe.as_str());
+    }
+    if query.latest {
+        builder.push(
+            " AND NOT EXISTS (SELECT 1 FROM paths n WHERE n.addr = t.addr AND n.probe = t.probe AND n.flow = t.flow \
+             AND (n.seen, n.job) > (t.seen, t.job))",
+        );
+    }
+    let order = if query.job.is_some() { "t.rank, t.probe" } else { ORDER };
+    builder.push(format!(" ORDER BY {order} LIMIT ")).push_bind(query.limit);
+    builder.build().fetch_all(readers).await.doing("read paths")?.iter().map(found).collect()
+}
+
+fn found(row: &SqliteRow) -> Result<FoundPath> {
+    let action = "read paths";
+    let trace: Trace = codec::decode(&row.get::<Vec<u8>, _>("trace")).map_err(|error| damaged(action, error))?;
+    let path = PathRow {
+        site: parse(action, row.get("site"))?,
+        job: JobId(unsigned(row, "job")),
+        rank: unsigned(row, "rank"),
+        probe: row.get("probe"),
+        dst: parse_addr(row.get("addr"))?,
+        began: moment(row, "began"),
+        seen: moment(row, "seen"),
+        trace,
+    };
+    Ok(FoundPath { row: path, probe: parse(action, row.get("probe_id"))? })
+}
