@@ -151,7 +151,11 @@ fn probe_modules_keep_their_distance() {
         &["discover"],
         &["scan", "service", "agent", "transport", "spool", "standalone", "net::link", "net::afpacket"],
     );
-    assert_no_arrow("probe", &["agent::link", "agent::held", "agent::traces"], &["transport", "spool", "net::link", "net::afpacket", "net::clock"]);
+    assert_no_arrow(
+        "probe",
+        &["agent::link", "agent::held", "agent::traces"],
+        &["transport", "spool", "net::link", "net::afpacket", "net::clock"],
+    );
     assert_no_arrow(
         "probe",
         &["capture"],

@@ -164,10 +164,8 @@ fn a_probe_that_is_killed_goes_on_and_each_path_is_delivered_once() {
     // Slow enough that there is something left to kill.
     let job = rig.fleet.submit_job(&["trace", MANY, "--rate", "250pps", "--priority", "bulk"]).unwrap();
     for packets in [150, 500, 900] {
-        wait_until(&format!("{packets} packets of the trace"), LONG, || {
-            Ok((rig.behind.passed()? - before >= packets).then_some(()))
-        })
-        .unwrap();
+        wait_until(&format!("{packets} packets of the trace"), LONG, || Ok((rig.behind.passed()? - before >= packets).then_some(())))
+            .unwrap();
         rig.fleet.kill_probe("a").unwrap();
         assert!(!rig.fleet.job(job).unwrap().state.is_final(), "it was over before anybody was killed");
         rig.fleet.start_probe("a").unwrap();

@@ -30,6 +30,8 @@ pub const DEFAULT_CONFIDENCE: u8 = 95;
 pub const FLOWS_MAX: u16 = 512;
 /// So many destinations are few: somebody waits for them, and every hop is asked.
 pub const FEW: u64 = 16;
+/// The shortest payload: what names a probe stands in it.
+pub const PAYLOAD_MIN: u16 = 10;
 /// The longest payload: what is longer than a frame of an Ethernet would be cut into fragments.
 const PAYLOAD_MAX: u16 = 1_452;
 /// Hops of a path like most, for sharing work out.
@@ -76,16 +78,22 @@ pub struct WaysOptions {
 
 /// Why a job cannot trace so.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("{what} of {value}: from {least} up to {most} are possible")]
-pub struct TraceError {
-    /// What is wrong.
-    pub what: &'static str,
-    /// What it is.
-    pub value: u64,
-    /// The least that is possible.
-    pub least: u64,
-    /// The most that is possible.
-    pub most: u64,
+pub enum TraceError {
+    /// A number that is too small or too large.
+    #[error("{what} of {value}: from {least} up to {most} are possible")]
+    Bounds {
+        /// What it is.
+        what: &'static str,
+        /// What was asked for.
+        value: u64,
+        /// The least that is possible.
+        least: u64,
+        /// The most that is possible.
+        most: u64,
+    },
+    /// A port for echo requests.
+    #[error("port {0}: echo requests have no ports; trace by udp or tcp")]
+    IcmpPort(u16),
 }
 
 impl TraceOptions {
@@ -114,16 +122,17 @@ impl TraceOptions {
     pub fn check(&self) -> Result<(), TraceError> {
         let bound = |what, value: u64, least: u64, most: u64| match (least..=most).contains(&value) {
             true => Ok(()),
-            false => Err(TraceError { what, value, least, most }),
+            false => Err(TraceError::Bounds { what, value, least, most }),
         };
         bound("a first hop", self.first_ttl.into(), 1, MAX_TTL.into())?;
         bound("a last hop", self.max_ttl.into(), self.first_ttl.into(), MAX_TTL.into())?;
         bound("probes for each hop", self.queries.into(), 1, MAX_QUERIES.into())?;
         bound("a gap", self.gap.into(), 1, MAX_TTL.into())?;
-        bound("a payload", self.payload.into(), 0, PAYLOAD_MAX.into())?;
-        match self.method {
-            Method::Icmp => bound("a port for icmp", self.port.into(), 0, 0)?,
-            Method::Udp | Method::Tcp => bound("a port", self.port.into(), 1, u16::MAX.into())?,
+        bound("a payload", self.payload.into(), PAYLOAD_MIN.into(), PAYLOAD_MAX.into())?;
+        match (self.method, self.port) {
+            (Method::Icmp, 0) => {}
+            (Method::Icmp, port) => return Err(TraceError::IcmpPort(port)),
+            (Method::Udp | Method::Tcp, port) => bound("a port", port.into(), 1, u16::MAX.into())?,
         }
         self.ways.map_or(Ok(()), |ways| bound("a confidence in percent", ways.confidence.into(), 50, 99))
     }

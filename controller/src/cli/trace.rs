@@ -1,7 +1,7 @@
 //! `picket trace`: submit, watch, print the paths.
 
 use picket_wire::job::Technique;
-use picket_wire::trace::{DEFAULT_CONFIDENCE, MAX_QUERIES, MAX_TTL, Method, WaysOptions};
+use picket_wire::trace::{DEFAULT_CONFIDENCE, MAX_QUERIES, MAX_TTL, Method, PAYLOAD_MIN, WaysOptions};
 
 use super::Context;
 use super::failure::{Exit, Failure};
@@ -60,7 +60,7 @@ pub(super) struct TraceArgs {
     #[arg(long, value_name = "BYTE")]
     tos: Option<u8>,
     /// Bytes behind the ICMP or UDP header [default: 12]
-    #[arg(long, value_name = "BYTES")]
+    #[arg(long, value_name = "BYTES", value_parser = clap::value_parser!(u16).range(i64::from(PAYLOAD_MIN)..))]
     payload: Option<u16>,
     #[command(flatten)]
     output: PathOutputArgs,

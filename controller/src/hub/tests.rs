@@ -313,7 +313,7 @@ impl Field {
                 self.fleet.insert(path.clone(), serde_json::from_slice(&message.payload).unwrap());
                 return;
             }
-            Topic::RoleCmd(Role::Scan) => (0..self.probes.len()).collect(),
+            Topic::RoleCmd(Role::Scan | Role::Trace) => (0..self.probes.len()).collect(),
             Topic::ProbeCmd(id) => (0..self.probes.len()).filter(|index| self.probes[*index].id == *id).collect(),
             _ => panic!("the controller wrote to {}", message.topic),
         };
@@ -326,7 +326,7 @@ impl Field {
             if !probe.connected {
                 continue;
             }
-            probe.serials.judge(&contents, &probe.id, &[Role::Scan], now).unwrap();
+            probe.serials.judge(&contents, &probe.id, &[Role::Scan, Role::Trace], now).unwrap();
             probe.serials.accept(&contents);
             let id = probe.id.clone();
             for event in probe.obey(contents.command.clone()) {

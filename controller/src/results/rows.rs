@@ -8,6 +8,7 @@ use picket_wire::job::{Technique, Transport};
 use picket_wire::path;
 use picket_wire::service::ServiceOutcome;
 use picket_wire::space::{Target, TargetSpace};
+use picket_wire::trace::Method;
 use picket_wire::units::{PortSet, UnixMillis};
 
 use crate::clock::rfc3339;
@@ -284,7 +285,7 @@ pub fn path_row(FoundPath { row, probe }: &FoundPath) -> PathRow {
             port: (options.port != 0).then_some(options.port),
             flow: options.flow,
             tos: options.tos,
-            payload: options.payload,
+            payload: if options.method == Method::Tcp { 0 } else { options.payload },
             first_ttl: options.first_ttl,
             max_ttl: options.max_ttl,
             gap: options.gap,

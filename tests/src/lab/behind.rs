@@ -95,6 +95,8 @@ impl Behind {
     /// When the kernel refuses.
     pub fn silence(&self, router: usize) -> Result<()> {
         let node = router.checked_sub(1).and_then(|at| self.nodes.get(at)).with_context(|| format!("there is no router {router}"))?;
-        node.nft("table ip silence {\n\tchain out {\n\t\ttype filter hook output priority filter;\n\t\ticmp type time-exceeded drop\n\t}\n}\n")
+        node.nft(
+            "table ip silence {\n\tchain out {\n\t\ttype filter hook output priority filter;\n\t\ticmp type time-exceeded drop\n\t}\n}\n",
+        )
     }
 }
