@@ -290,8 +290,10 @@ impl Fleet {
     /// # Errors
     /// When the controller or the box's program refuses.
     pub fn enrol_at(&mut self, name: &str, namespace: &Namespace) -> Result<()> {
-        let roles = self.plan.roles.as_deref().map(|roles| ["--role", roles]);
-        let args = [&["probe", "add", name, "--json"], roles.as_ref().map_or(&[][..], |roles| roles)].concat();
+        let mut args = vec!["probe", "add", name, "--json"];
+        if let Some(roles) = &self.plan.roles {
+            args.extend(["--role", roles]);
+        }
         let invited: ProbeInvited = self.json(&args)?;
         let lab = self.site.lab();
         let data = lab.make_dir(&format!("probe-{name}"))?;
