@@ -31,10 +31,10 @@ use crate::results::rebuild::Rebuild;
 use crate::results::rows;
 use crate::secret;
 use crate::store::sqlite::SqliteStore;
-use crate::store::{ApiToken, CertificateRecord, EnrolToken, ProbeRecord, Standing, Store, StoreError, UserRecord};
+use crate::store::{ApiToken, CertificateRecord, EnrolToken, PathBaseline, ProbeRecord, Standing, Store, StoreError, UserRecord};
 use crate::view::{
-    DashboardUser, DashboardUserMade, FleetSummary, Health, HostRow, JobRequest, JobState, JobView, Page, PathRow, ProbeInvited,
-    ProbeRequest, ProbeView, RebuildCounts, ResultRow, Scope, Submitted, TokenMade, TokenView,
+    AcceptPaths, DashboardUser, DashboardUserMade, FleetSummary, Health, HostRow, JobRequest, JobState, JobView, Page, PathRow,
+    PathsAccepted, ProbeInvited, ProbeRequest, ProbeView, RebuildCounts, ResultRow, Scope, Submitted, TokenMade, TokenView,
 };
 
 /// What the service is told once, at its start.
@@ -193,6 +193,8 @@ pub struct PathsQuery {
     pub net: Option<IpNet>,
     /// Only the newest of each destination, probe and flow.
     pub latest: bool,
+    /// Of those, only the ones that differ from what is known of their way, with what is new.
+    pub changes: bool,
     /// Where the page before ended.
     pub cursor: Option<String>,
     /// Rows per page, 1 to 10,000; 1,000 where 0.
@@ -480,7 +482,28 @@ impl Service {
         let limit = rows::page_size(query.limit)? as usize;
         let found = self.inner.store.paths(&rows::path_query(query)?).await.map_err(internal("read paths"))?;
         let next = found.last().filter(|_| found.len() == limit).map(|last| rows::path_cursor(query, last));
-        Ok(Page { items: found.iter().map(rows::path_row).collect(), next })
+        let rows = found.iter().map(rows::path_row);
+        // A page of changes may be short, even empty, although `next` says that there is more.
+        Ok(Page { items: rows.filter(|row| !query.changes || row.change.is_some()).collect(), next })
+    }
+
+    /// Takes the latest paths that a request selects for what is to be expected; gives how many.
+    pub async fn accept_paths(&self, request: &AcceptPaths, actor: &str) -> Result<PathsAccepted, ServiceError> {
+        let net = request.addr.parse::<IpNet>().map_err(|error| invalid("addr", error))?;
+        let (site, probe) = (request.site.clone(), request.probe.clone());
+        let mut query = rows::path_query(&PathsQuery { net: Some(net), site, probe, changes: true, ..PathsQuery::default() })?;
+        let now = self.now().wall;
+        let mut accepted = 0;
+        loop {
+            let found = self.inner.store.paths(&query).await.map_err(internal("read paths"))?;
+            let baselines: Vec<PathBaseline> = found.iter().map(|path| rows::baseline(path, request.add, now, actor)).collect();
+            self.inner.store.put_path_baselines(&baselines).await.map_err(internal("accept ways"))?;
+            accepted += baselines.len() as u64;
+            query.after = found.last().map(rows::path_after);
+            if found.len() < query.limit as usize {
+                return Ok(PathsAccepted { accepted });
+            }
+        }
     }
 
     // ---- probes -----------------------------------------------------------------------------------------------------

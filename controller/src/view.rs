@@ -3,6 +3,7 @@
 //! One type per thing, used by the service that fills it, the API that serves it and the command line that reads it.
 //! Fields are only ever added. Times are RFC 3339 text in UTC; durations carry their unit in the field's name.
 
+use std::collections::BTreeSet;
 use std::net::IpAddr;
 
 use picket_wire::event::{LeasePace, PacingReport, Shaper, Slowdown};
@@ -134,6 +135,69 @@ pub struct PathRow {
     /// All ways, where they were looked for.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub ways: Option<Graph>,
+    /// What is new in it, where that was asked.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub change: Option<PathChange>,
+}
+
+/// What of a path is new against what is known of its way.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PathChange {
+    /// When what is known was accepted, or first seen where nobody has accepted anything.
+    pub since: String,
+    /// Who accepted it; absent where the first path that was seen is taken.
+    pub accepted_by: Option<String>,
+    /// Hops at which somebody else answered than was known there. One of several known ones is no change, and neither is silence.
+    pub hops: Vec<HopChange>,
+    /// The destination's distance, where it is none of those that are known.
+    pub distance: Option<u8>,
+    /// Whether the destination was reached before and not now (`lost`), or the other way round (`gained`).
+    pub reached: Option<Reached>,
+}
+
+/// A hop at which somebody new answered.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct HopChange {
+    /// Its distance.
+    pub ttl: u8,
+    /// Who was known there.
+    pub known: BTreeSet<IpAddr>,
+    /// Who answered now and was not known there.
+    pub new: BTreeSet<IpAddr>,
+}
+
+/// How reaching the destination has changed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Reached {
+    /// It was reached before, and not now.
+    Lost,
+    /// It was not reached before, and is now.
+    Gained,
+}
+
+/// Which ways are accepted as they are now: the body of `POST /v1/paths/accept`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct AcceptPaths {
+    /// To destinations in this network, such as `198.18.9.2` or `198.18.0.0/16`.
+    pub addr: String,
+    /// Only in this site.
+    #[serde(default)]
+    pub site: Option<SiteName>,
+    /// Only by this probe.
+    #[serde(default)]
+    pub probe: Option<ProbeId>,
+    /// Keep what was known as well: the latest path is one more alternative.
+    #[serde(default)]
+    pub add: bool,
+}
+
+/// The answer to it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PathsAccepted {
+    /// Ways (of a probe, a destination and a flow) that were accepted.
+    pub accepted: u64,
 }
 
 /// How a path was asked for.

@@ -121,6 +121,9 @@ fn a_trace_tells_the_routers_that_packets_meet() {
     assert_eq!((by_icmp.len(), by_icmp[0].job), (4, path.job));
     let flows: BTreeSet<&str> = known.iter().map(|path| path.flow.as_str()).collect();
     assert_eq!(flows, ["icmp", "tcp/80", "udp/33434", "udp/33434 all ways"].into());
+    // Silence is no change of the way.
+    assert_eq!(rig.picket(&["paths", "changes"]), "no way has changed\n");
+    assert_eq!(rig.picket(&["paths", "accept", ONE]), "4 ways accepted\n");
     let summary = rig.picket(&["paths"]);
     assert_eq!(summary.lines().filter(|line| line.starts_with(ONE)).count(), 4, "{summary}");
     let detailed = rig.picket(&["paths", ONE, "--probe", "a"]);

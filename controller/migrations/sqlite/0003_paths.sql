@@ -12,3 +12,14 @@ CREATE TABLE paths (
     PRIMARY KEY (job, rank, probe)
 ) WITHOUT ROWID;
 CREATE INDEX paths_by_destination ON paths (addr, probe, flow, seen);
+
+-- Ways that somebody has accepted: what later paths are compared with. No projection: a rebuild leaves them.
+CREATE TABLE path_baselines (
+    addr     BLOB NOT NULL,
+    probe    INTEGER NOT NULL,
+    flow     TEXT NOT NULL,
+    way      BLOB NOT NULL,               -- routers by distance, and the destination's distances, encoded
+    accepted INTEGER NOT NULL,
+    actor    TEXT NOT NULL,
+    PRIMARY KEY (addr, probe, flow)
+) WITHOUT ROWID;

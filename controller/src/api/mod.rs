@@ -76,6 +76,7 @@ pub fn routes() -> Vec<Route> {
         read("/v1/results", get(results::list)),
         read("/v1/hosts", get(results::hosts)),
         read("/v1/paths", get(results::paths)),
+        route(Method::POST, "/v1/paths/accept", Access::Token(Operate), post(results::accept_paths)),
         read("/v1/fleet", get(probes::fleet)),
         read("/v1/probes", get(probes::list)),
         read("/v1/probes/{id}", get(probes::show)),

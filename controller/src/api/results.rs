@@ -1,20 +1,20 @@
 //! `/v1/results`: pages of rows, or all of them as one stream of lines.
 
 use axum::Json;
-use axum::body::{Body, Bytes};
-use axum::extract::State;
+use axum::body::Bytes;
+use axum::extract::{Extension, State};
 use axum::http::{HeaderMap, HeaderValue, header};
 use axum::response::{IntoResponse, Response};
 use futures_util::stream;
 use serde::Deserialize;
 
 use super::Api;
-use super::extract::{Parameters, field};
+use super::extract::{Body, Parameters, field};
 use super::jobs::{PAGE_MAX, limit};
 use super::problem::ApiError;
 use crate::errors::chain;
-use crate::service::{HostQuery, PathsQuery, ResultQuery, ServiceError};
-use crate::view::{HostRow, Page, PathRow, ResultRow};
+use crate::service::{Bearer, HostQuery, PathsQuery, ResultQuery, ServiceError};
+use crate::view::{AcceptPaths, HostRow, Page, PathRow, PathsAccepted, ResultRow};
 
 const STATES: [&str; 5] = ["up", "open", "closed", "filtered", "unfiltered"];
 /// Pages of the service that one page of the API may look through for rows of several states.
@@ -78,6 +78,7 @@ pub(super) struct PathsParameters {
     probe: Option<String>,
     addr: Option<String>,
     latest: Option<String>,
+    changes: Option<String>,
     cursor: Option<String>,
     limit: Option<String>,
 }
@@ -90,10 +91,25 @@ pub(super) async fn paths(State(api): State<Api>, Parameters(query): Parameters<
         probe: field("probe", query.probe.as_deref())?,
         net: field("addr", query.addr.as_deref())?,
         latest: field("latest", query.latest.as_deref())?.unwrap_or_default(),
+        changes: field("changes", query.changes.as_deref())?.unwrap_or_default(),
         cursor: query.cursor.clone(),
         limit: limit(query.limit.as_deref(), PAGE_MAX)?,
     };
     Ok(Json(api.service.paths(&query).await?))
+}
+
+/// `/v1/paths/accept`: the latest paths are what is to be expected.
+pub(super) async fn accept_paths(
+    State(api): State<Api>,
+    Extension(bearer): Extension<Bearer>,
+    Body(request): Body<AcceptPaths>,
+) -> Result<Json<PathsAccepted>, ApiError> {
+    let (name, to) = (bearer.name.clone(), request.addr.clone());
+    // In a task of its own: a client that hangs up must not leave it half done.
+    let accepted = tokio::spawn(async move { api.service.accept_paths(&request, &bearer.name).await });
+    let accepted = accepted.await.map_err(|error| ServiceError::Internal { action: "accept ways", source: Box::new(error) })??;
+    log::info!("{name} accepted {} ways to {to}", accepted.accepted);
+    Ok(Json(accepted))
 }
 
 /// Which rows: what the service can select by itself, and the states where there are several.
@@ -181,7 +197,7 @@ async fn lines(api: Api, mut selected: Selected) -> Result<Response, ApiError> {
             Ok::<_, ServiceError>(Some((text, following)))
         }
     });
-    let mut response = Response::new(Body::from_stream(rows));
+    let mut response = Response::new(axum::body::Body::from_stream(rows));
     response.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static(NDJSON));
     Ok(response)
 }

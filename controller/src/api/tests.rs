@@ -108,7 +108,7 @@ impl Lab {
 const JOB: &str = r#"{"targets":["198.18.0.0/30"],"ports":"22,80","technique":"syn"}"#;
 
 /// What each route asks, written down a second time: a change of a rule must be made in both places.
-const RULES: [(&str, &str, &str); 21] = [
+const RULES: [(&str, &str, &str); 22] = [
     ("GET", "/v1/health", "anybody"),
     ("POST", "/v1/enrol", "anybody"),
     ("POST", "/v1/jobs", "operate"),
@@ -118,6 +118,7 @@ const RULES: [(&str, &str, &str); 21] = [
     ("GET", "/v1/results", "read"),
     ("GET", "/v1/hosts", "read"),
     ("GET", "/v1/paths", "read"),
+    ("POST", "/v1/paths/accept", "operate"),
     ("GET", "/v1/fleet", "read"),
     ("GET", "/v1/probes", "read"),
     ("GET", "/v1/probes/{id}", "read"),

@@ -1,5 +1,6 @@
 //! `picket paths`, and the paths that `picket trace` ends with.
 
+use std::collections::BTreeSet;
 use std::net::IpAddr;
 
 use picket_wire::addr::IpNet;
@@ -14,7 +15,7 @@ use super::client::{Client, Query};
 use super::failure::{Exit, Failure};
 use super::table::{Align, Columns};
 use super::{Context, format};
-use crate::view::{Page, PathRow, ResolvedName};
+use crate::view::{AcceptPaths, Page, PathRow, PathsAccepted, Reached, ResolvedName};
 
 /// Rows asked for at once.
 const PAGE: usize = 500;
@@ -55,7 +56,10 @@ impl PathOutputArgs {
 
 /// `picket paths` and its flags.
 #[derive(Debug, clap::Args)]
+#[command(args_conflicts_with_subcommands = true)]
 pub(super) struct PathsArgs {
+    #[command(subcommand)]
+    command: Option<PathsCommand>,
     /// The destination, or a network of destinations; with one address its paths are shown hop by hop, and those before
     #[arg(value_name = "DESTINATION")]
     destination: Option<IpNet>,
@@ -75,7 +79,120 @@ pub(super) struct PathsArgs {
     output: PathOutputArgs,
 }
 
+/// What else is done with paths.
+#[derive(Debug, clap::Subcommand)]
+enum PathsCommand {
+    /// List the latest paths that differ from what is known of their way: hops at which somebody else answers, and whether the destination is reached
+    ///
+    /// Known is what was accepted, or the first path that was seen. Alternatives that are known are one way, and silence is no change.
+    #[command(after_help = "Examples:\n  picket paths changes\n  picket paths changes 198.18.0.0/16 --site hq")]
+    Changes(ChangesArgs),
+    /// Take the latest paths for what is to be expected from now on
+    #[command(after_help = "Examples:\n  picket paths accept 198.18.9.2 --probe attic\n  picket paths accept 198.18.0.0/16 --add")]
+    Accept(AcceptArgs),
+}
+
+#[derive(Debug, clap::Args)]
+struct ChangesArgs {
+    /// Only to this destination, or to those in a network
+    #[arg(value_name = "DESTINATION")]
+    destination: Option<IpNet>,
+    /// Only from this site
+    #[arg(long, value_name = "SITE")]
+    site: Option<SiteName>,
+    /// Only from this probe
+    #[arg(long, value_name = "PROBE")]
+    probe: Option<ProbeId>,
+    /// Print one JSON document
+    #[arg(long)]
+    json: bool,
+}
+
+#[derive(Debug, clap::Args)]
+struct AcceptArgs {
+    /// The destination, or a network of destinations
+    #[arg(value_name = "DESTINATION")]
+    destination: IpNet,
+    /// Only from this site
+    #[arg(long, value_name = "SITE")]
+    site: Option<SiteName>,
+    /// Only from this probe
+    #[arg(long, value_name = "PROBE")]
+    probe: Option<ProbeId>,
+    /// Keep what is known as well: the latest path is one more alternative
+    #[arg(long)]
+    add: bool,
+    /// Print the answer of the API as JSON
+    #[arg(long)]
+    json: bool,
+}
+
+async fn accept(args: AcceptArgs, context: &mut Context<'_>) -> Result<Exit, Failure> {
+    let AcceptArgs { destination, site, probe, add, json } = args;
+    let request = AcceptPaths { addr: destination.to_string(), site, probe, add };
+    let accepted: PathsAccepted = context.client()?.post(&["paths", "accept"], &request).await?;
+    match json {
+        true => context.json(&accepted)?,
+        false => context.line(format!("{} accepted", format::plural(usize::try_from(accepted.accepted).unwrap_or(usize::MAX), "way")))?,
+    }
+    Ok(Exit::Complete)
+}
+
+async fn changes(args: ChangesArgs, context: &mut Context<'_>) -> Result<Exit, Failure> {
+    let client = context.client()?;
+    let mut query: Query = vec![("changes", "true".to_owned())];
+    let mut add = |name, value: Option<String>| query.extend(value.map(|value| (name, value)));
+    add("addr", args.destination.map(|net| net.to_string()));
+    add("site", args.site.map(|site| site.to_string()));
+    add("probe", args.probe.map(|probe| probe.to_string()));
+    if args.json {
+        return json(&client, query, context).await.map(|()| Exit::Complete);
+    }
+    let mut lines = Vec::new();
+    each(&client, query, |row| {
+        lines.extend(change_lines(&row));
+        Ok(())
+    })
+    .await?;
+    if lines.is_empty() {
+        lines.push("no way has changed".to_owned());
+    }
+    lines.into_iter().try_for_each(|line| context.line(line))?;
+    Ok(Exit::Complete)
+}
+
+/// What of a path is new, in words.
+fn change_lines(row: &PathRow) -> Vec<String> {
+    let Some(change) = &row.change else { return Vec::new() };
+    let by = change.accepted_by.as_ref().map_or_else(|| "first seen".to_owned(), |actor| format!("accepted by {actor}"));
+    let mut lines = vec![format!(
+        "{} by {} from {} ({}), seen {}, against what was {by} {}",
+        row.dst,
+        row.flow,
+        row.probe,
+        row.site,
+        format::moment(&row.ended),
+        format::moment(&change.since)
+    )];
+    let list = |addrs: &BTreeSet<IpAddr>| addrs.iter().map(ToString::to_string).collect::<Vec<_>>().join(" or ");
+    lines.extend(change.hops.iter().map(|hop| format!("{:>3} {}, known {}", hop.ttl, list(&hop.new), list(&hop.known))));
+    lines.extend(change.distance.map(|ttl| format!("    the destination answers at hop {ttl}")));
+    lines.extend(change.reached.map(|reached| match reached {
+        Reached::Lost => "    no longer reached".to_owned(),
+        Reached::Gained => "    reached now, and not before".to_owned(),
+    }));
+    if change.hops.is_empty() && change.distance.is_none() {
+        lines.push("    the way is the same as far as it goes".to_owned());
+    }
+    lines.iter().map(|line| format::clean(line)).collect()
+}
+
 pub(super) async fn run(args: PathsArgs, context: &mut Context<'_>) -> Result<Exit, Failure> {
+    match args.command {
+        Some(PathsCommand::Changes(args)) => return changes(args, context).await,
+        Some(PathsCommand::Accept(args)) => return accept(args, context).await,
+        None => {}
+    }
     let client = context.client()?;
     let single = args.destination.is_some_and(|net| net.prefix() == if net.addr().is_ipv4() { 32 } else { 128 });
     let history = args.history.unwrap_or(if single && args.job.is_none() { HISTORY } else { 0 });
@@ -287,7 +404,7 @@ mod tests {
     use picket_wire::trace::{Graph, GraphHop, Hop, InterfaceInfo, InterfaceRole, Link, Method, Node, Quoted, Reply};
 
     use super::*;
-    use crate::view::PathAsked;
+    use crate::view::{HopChange, PathAsked, PathChange};
 
     fn reply(from: [u8; 4], rtt_us: u32, kind: ReplyKind) -> Reply {
         let quoted = (kind == ReplyKind::TimeExceeded).then_some(Quoted { ttl: 1, tos: 0 });
@@ -326,6 +443,7 @@ mod tests {
                 Hop { ttl: 3, sent: 1, replies: vec![reply([198, 18, 9, 2], 1_300, ReplyKind::Answer)], inherited: false },
             ],
             ways: None,
+            change: None,
         }
     }
 
@@ -349,6 +467,18 @@ mod tests {
         let text = [hops(&all[0], Some("www.example.org")), hops(&all[1], None), vec![columns(all.iter()).to_string()]].concat();
         assert!(!text.iter().any(|line| line.contains('\u{1b}')));
         insta::assert_snapshot!(text.join("\n"));
+    }
+
+    #[test]
+    fn changes_as_people_see_them() {
+        let addrs = |last: &[u8]| last.iter().map(|last| IpAddr::from([198, 18, 1, *last])).collect::<BTreeSet<_>>();
+        let since = || "2026-11-20T09:00:00Z".to_owned();
+        let hops = vec![HopChange { ttl: 1, known: addrs(&[2, 3]), new: addrs(&[7]) }];
+        let another = PathChange { since: since(), accepted_by: Some("admin".into()), hops, distance: Some(3), reached: None };
+        let lost = PathChange { since: since(), accepted_by: None, hops: vec![], distance: None, reached: Some(Reached::Lost) };
+        let lines = [another, lost].map(|change| change_lines(&PathRow { change: Some(change), ..row() })).concat();
+        insta::assert_snapshot!(lines.join("\n"));
+        assert!(change_lines(&row()).is_empty());
     }
 
     #[test]

@@ -29,7 +29,7 @@ use crate::pki::{Names, Pki};
 use crate::service::{HostQuery, PathsQuery, ResultQuery, Service, ServiceConfig, Timing};
 use crate::store::sqlite::SqliteStore;
 use crate::store::{ProbeRecord, Store};
-use crate::view::{JobRequest, JobState, JobView, PathRow, ProbeState, ResultRow};
+use crate::view::{AcceptPaths, JobRequest, JobState, JobView, PathRow, ProbeState, ResultRow};
 
 /// A probe with a spool that survives everything.
 struct Probe {
@@ -649,7 +649,11 @@ fn late_answer(position: u64) -> LateAnswer {
 
 /// Paths to positions: over one router, and nobody behind it.
 fn traced(lease: LeaseId, positions: &[u64], at: UnixMillis) -> Record {
-    let from = "198.18.1.2".parse().unwrap();
+    traced_over("198.18.1.2", lease, positions, at)
+}
+
+fn traced_over(router: &str, lease: LeaseId, positions: &[u64], at: UnixMillis) -> Record {
+    let from = router.parse().unwrap();
     let quoted = Some(Quoted { ttl: 1, tos: 0 });
     let reply = Reply { from, rtt_us: 300, ttl: 64, kind: ReplyKind::TimeExceeded, quoted, mpls: vec![], interfaces: vec![] };
     let hops = vec![Hop { ttl: 1, sent: 1, replies: vec![reply], inherited: false }];
@@ -716,6 +720,56 @@ async fn paths_are_kept_once_for_each_destination_and_probe() {
     assert_eq!(pages(&field, PathsQuery::default()).await, before);
     let wrong = field.service.paths(&PathsQuery { cursor: Some("x".into()), ..of_job }).await;
     assert!(wrong.unwrap_err().to_string().contains("is not a cursor"));
+}
+
+/// The changes that are told after a trace of two destinations over a router.
+async fn changes_over(field: &mut Field, router: &str) -> Vec<PathRow> {
+    field.wait(Duration::from_secs(2)).await;
+    let job = field.submit(serde_json::json!({ "targets": ["198.18.0.3", "2001:db8::3"], "technique": "trace" })).await;
+    let now = field.clock.now().wall;
+    let id = field.probes[0].leases.keys().next().copied().unwrap();
+    field.probes[0].append(&traced_over(router, id, &[0, 1], now));
+    field.finish(job.id).await;
+    changes(&field.service).await
+}
+
+async fn changes(service: &Service) -> Vec<PathRow> {
+    service.paths(&PathsQuery { changes: true, ..PathsQuery::default() }).await.unwrap().items
+}
+
+/// Of each change of one hop: the family, who was known, who is new, and who had accepted the former.
+fn new_hops(rows: &[PathRow]) -> Vec<(bool, String, String, Option<String>)> {
+    let told = |row: &PathRow| {
+        let change = row.change.clone().unwrap();
+        assert!(change.distance.is_none() && change.reached.is_none());
+        let [hop] = change.hops.as_slice() else { panic!("{change:?}") };
+        let list = |addrs: &BTreeSet<std::net::IpAddr>| addrs.iter().map(ToString::to_string).collect::<Vec<_>>().join(" ");
+        (row.dst.is_ipv4(), list(&hop.known), list(&hop.new), change.accepted_by)
+    };
+    rows.iter().map(told).collect()
+}
+
+#[tokio::test]
+async fn a_way_that_changes_is_told_until_it_is_accepted() {
+    const ONE: &str = "198.18.1.2";
+    const OTHER: &str = "198.18.1.7";
+    let mut field = Field::new(&["attic"]).await;
+    assert_eq!(changes_over(&mut field, ONE).await, [], "the first path is what is known");
+    let was = |v4, known: &str, new: &str, by: Option<&str>| (v4, known.to_owned(), new.to_owned(), by.map(str::to_owned));
+    let changed = changes_over(&mut field, OTHER).await;
+    assert_eq!(new_hops(&changed), [was(true, ONE, OTHER, None), was(false, ONE, OTHER, None)]);
+    // To one of them it is one more alternative, to the other one it takes the place of what was.
+    let accept = |addr: &str, add| AcceptPaths { addr: addr.into(), site: None, probe: None, add };
+    for (addr, add) in [("198.18.0.0/24", true), ("2001:db8::3", false)] {
+        assert_eq!(field.service.accept_paths(&accept(addr, add), "admin").await.unwrap().accepted, 1);
+    }
+    assert_eq!(changes(&field.service).await, []);
+    let changed = changes_over(&mut field, ONE).await;
+    assert_eq!(new_hops(&changed), [was(false, OTHER, ONE, Some("admin"))]);
+    // What somebody accepted is no projection.
+    field.service.rebuild().await.unwrap();
+    assert_eq!(changes(&field.service).await, changed);
+    assert!(field.service.accept_paths(&accept("here", false), "admin").await.is_err());
 }
 
 #[tokio::test]

@@ -11,12 +11,14 @@ use picket_wire::space::{Target, TargetSpace};
 use picket_wire::trace::Method;
 use picket_wire::units::{PortSet, UnixMillis};
 
+use super::ways::{Difference, Way};
 use crate::clock::rfc3339;
 use crate::service::{HostQuery, PathsQuery, ResultQuery, ServiceError};
 use crate::store::{
-    Found, FoundHost, FoundPath, FoundPort, FoundService, LinkHostQuery, ObservationQuery, PathAfter, PathQuery, PortQuery,
+    Found, FoundHost, FoundPath, FoundPort, FoundService, KnownWay, LinkHostQuery, ObservationQuery, PathAfter, PathBaseline, PathQuery,
+    PortQuery,
 };
-use crate::view::{HostRow, PathAsked, PathRow, ResultRow, ServiceView};
+use crate::view::{HostRow, PathAsked, PathChange, PathRow, ResultRow, ServiceView};
 
 const LIMIT_DEFAULT: u32 = 1_000;
 const LIMIT_MAX: u32 = 10_000;
@@ -251,7 +253,8 @@ pub fn path_query(query: &PathsQuery) -> Result<PathQuery, ServiceError> {
         site: query.site.clone(),
         probe: query.probe.clone(),
         addrs: query.net.map(bounds),
-        latest: query.latest,
+        latest: query.latest || query.changes,
+        known: query.changes,
         after,
         limit: page_size(query.limit)?,
     })
@@ -265,11 +268,36 @@ pub fn path_cursor(query: &PathsQuery, FoundPath { row, .. }: &FoundPath) -> Str
     }
 }
 
+/// What stands behind a path in the order over all jobs.
+pub fn path_after(FoundPath { row, .. }: &FoundPath) -> PathAfter {
+    PathAfter::Path { dst: row.dst, probe: row.probe, flow: row.trace.flow(), seen: row.seen, job: row.job }
+}
+
+/// A path taken for what is to be expected, in place of what is known of its way, or with `add` beside it.
+pub fn baseline(FoundPath { row, known, .. }: &FoundPath, add: bool, now: UnixMillis, actor: &str) -> PathBaseline {
+    let mut way = Way::of(&row.trace.found(row.dst));
+    if let Some(known) = known.as_ref().filter(|_| add) {
+        way.add(&known.way);
+    }
+    PathBaseline { dst: row.dst, probe: row.probe, flow: row.trace.flow(), way, accepted: now, actor: actor.to_owned() }
+}
+
+/// What of a path is new against what is known; nothing where that is nothing.
+fn change(known: &KnownWay, found: &path::Found) -> Option<PathChange> {
+    let difference = known.way.compare(&Way::of(found));
+    if difference.is_none() {
+        return None;
+    }
+    let Difference { hops, distance, reached } = difference;
+    Some(PathChange { since: rfc3339(known.since), accepted_by: known.actor.clone(), hops, distance, reached })
+}
+
 /// A path as people see it.
-pub fn path_row(FoundPath { row, probe }: &FoundPath) -> PathRow {
+pub fn path_row(FoundPath { row, probe, known }: &FoundPath) -> PathRow {
     let options = &row.trace.options;
     let found = row.trace.found(row.dst);
     let (end, sent) = (found.end(), found.sent());
+    let change = known.as_ref().and_then(|known| change(known, &found));
     let (hops, ways) = match found {
         path::Found::Path(path) => (path.hops, None),
         path::Found::Ways(graph) => (Vec::new(), Some(*graph)),
@@ -298,5 +326,6 @@ pub fn path_row(FoundPath { row, probe }: &FoundPath) -> PathRow {
         sent,
         hops,
         ways,
+        change,
     }
 }

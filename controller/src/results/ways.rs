@@ -17,6 +17,8 @@ use picket_wire::path::Found;
 use picket_wire::trace::{PathEnd, Reply, ReplyKind};
 use serde::{Deserialize, Serialize};
 
+use crate::view::{HopChange, Reached};
+
 /// The way to a destination, as far as it is known.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
 pub struct Way {
@@ -27,7 +29,7 @@ pub struct Way {
 }
 
 /// What of a path is new to a way.
-#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Difference {
     /// Hops at which somebody else answered than was known there, by distance.
     pub hops: Vec<HopChange>,
@@ -35,27 +37,6 @@ pub struct Difference {
     pub distance: Option<u8>,
     /// Whether the destination was reached now and never before, or before and not now.
     pub reached: Option<Reached>,
-}
-
-/// A hop at which somebody new answered.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct HopChange {
-    /// Its distance.
-    pub ttl: u8,
-    /// Who was known there.
-    pub known: BTreeSet<IpAddr>,
-    /// Who answered now and was not known there.
-    pub new: BTreeSet<IpAddr>,
-}
-
-/// How reaching the destination has changed.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum Reached {
-    /// It was reached before, and not now.
-    Lost,
-    /// It was not reached before, and is now.
-    Gained,
 }
 
 impl Difference {

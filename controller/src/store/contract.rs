@@ -544,6 +544,29 @@ async fn paths(store: &dyn Store) {
         }
         assert_eq!(paged, whole);
     }
+    // What is known of a way: the first path, until somebody accepts something.
+    let known = async || {
+        let query = PathQuery { latest: true, known: true, limit: 10, ..PathQuery::default() };
+        let found = store.paths(&query).await.unwrap();
+        found.into_iter().map(|found| (found.row, found.known.unwrap())).collect::<Vec<_>>()
+    };
+    let way = |row: &PathRow| Way::of(&row.trace.found(row.dst));
+    let before = known().await;
+    assert_eq!(before.iter().map(|(row, _)| row.clone()).collect::<Vec<_>>(), latest);
+    assert_eq!(before[0].1, KnownWay { way: way(&again), since: again.seen, actor: None });
+    let baseline = |way: Way, at| PathBaseline {
+        dst: later.dst,
+        probe: *one,
+        flow: "icmp".into(),
+        way,
+        accepted: UnixMillis(at),
+        actor: "admin".into(),
+    };
+    store.put_path_baselines(&[baseline(way(&later), 400)]).await.unwrap();
+    store.put_path_baselines(&[baseline(way(&other), 500)]).await.unwrap();
+    let after = known().await;
+    assert_eq!(after[0].1, KnownWay { way: way(&other), since: UnixMillis(500), actor: Some("admin".into()) });
+    assert_eq!(after[1..], before[1..]);
     assert_eq!([&first.trace, &by_udp.trace].map(Trace::flow), ["icmp", "udp/33434+7"]);
     let ways = Some(WaysOptions { confidence: 95, full: false });
     let marked = Trace { options: TraceOptions { tos: 184, ways, ..udp }, ..by_udp.trace };

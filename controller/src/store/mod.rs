@@ -27,6 +27,7 @@ use serde::{Deserialize, Serialize};
 use crate::jobs::plan::Outcome;
 use crate::jobs::ranges::Span;
 use crate::pki::Serial;
+use crate::results::ways::Way;
 use crate::view::{JobRequest, JobState};
 use crate::view::{RebuildCounts, Scope};
 
@@ -571,6 +572,8 @@ pub struct PathQuery {
     pub addrs: Option<(IpAddr, IpAddr)>,
     /// Only the newest of each destination, probe and flow.
     pub latest: bool,
+    /// Read what is known of each way as well.
+    pub known: bool,
     /// Only after this.
     pub after: Option<PathAfter>,
     /// At most so many.
@@ -604,6 +607,36 @@ pub struct FoundPath {
     pub row: PathRow,
     /// The probe.
     pub probe: ProbeId,
+    /// What is known of its way, where that was asked.
+    pub known: Option<KnownWay>,
+}
+
+/// What paths to a destination are compared with.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct KnownWay {
+    /// The way.
+    pub way: Way,
+    /// When it was accepted, or first seen.
+    pub since: UnixMillis,
+    /// Who accepted it; `None` for the first path that was seen.
+    pub actor: Option<String>,
+}
+
+/// A way that somebody accepts.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct PathBaseline {
+    /// The destination.
+    pub dst: IpAddr,
+    /// The probe.
+    pub probe: i64,
+    /// See [`Trace::flow`].
+    pub flow: String,
+    /// The way.
+    pub way: Way,
+    /// When.
+    pub accepted: UnixMillis,
+    /// Who.
+    pub actor: String,
 }
 
 /// What serves on a port, and when that was asked.
@@ -712,6 +745,8 @@ pub trait Store: Send + Sync {
     async fn link_hosts(&self, query: &LinkHostQuery) -> Result<Vec<FoundHost>, StoreError>;
     /// Paths; see [`PathQuery`] for their order.
     async fn paths(&self, query: &PathQuery) -> Result<Vec<FoundPath>, StoreError>;
+    /// Accepts ways, in place of those that were accepted before.
+    async fn put_path_baselines(&self, baselines: &[PathBaseline]) -> Result<(), StoreError>;
 }
 
 /// The number that stands for a state in the database and its queries.

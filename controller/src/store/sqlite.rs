@@ -30,8 +30,8 @@ use sqlx::{QueryBuilder, Row, Sqlite, Transaction};
 
 use super::{
     ApiToken, BatchRow, CertificateRecord, Change, EnrolToken, Fate, Found, FoundHost, FoundPath, FoundPort, Ingest, Ingested, JobRecord,
-    JobStored, LateRow, LeaseEnding, LeaseRecord, LinkHostQuery, Observation, ObservationQuery, PartRecord, PathQuery, PortQuery, PortRow,
-    ProbeRecord, Projection, Projector, RawRecord, Standing, Store, StoreError, StreamRecord, UserRecord, state_number,
+    JobStored, LateRow, LeaseEnding, LeaseRecord, LinkHostQuery, Observation, ObservationQuery, PartRecord, PathBaseline, PathQuery,
+    PortQuery, PortRow, ProbeRecord, Projection, Projector, RawRecord, Standing, Store, StoreError, StreamRecord, UserRecord, state_number,
 };
 use crate::jobs::ranges::Span;
 use crate::pki::Serial;
@@ -1045,6 +1045,12 @@ impl Store for SqliteStore {
 
     async fn paths(&self, query: &PathQuery) -> Result<Vec<FoundPath>> {
         paths::read(&self.readers, query).await
+    }
+
+    async fn put_path_baselines(&self, baselines: &[PathBaseline]) -> Result<()> {
+        let mut transaction = self.begin().await?;
+        paths::write_baselines(&mut transaction, baselines).await?;
+        transaction.commit().await.doing("accept ways")
     }
 }
 

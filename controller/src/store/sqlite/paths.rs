@@ -1,6 +1,7 @@
-//! Paths that were traced.
+//! Paths that were traced, and the ways that were accepted.
 
 use std::collections::BTreeMap;
+use std::net::IpAddr;
 
 use picket_wire::codec;
 use picket_wire::ids::JobId;
@@ -8,7 +9,8 @@ use sqlx::sqlite::{SqliteConnection, SqlitePool, SqliteRow};
 use sqlx::{QueryBuilder, Row};
 
 use super::{Doing, ROWS, Result, addr_bytes, damaged, moment, number, parse, parse_addr, run, unsigned};
-use crate::store::{FoundPath, PathAfter, PathQuery, PathRow, Trace};
+use crate::results::ways::Way;
+use crate::store::{FoundPath, KnownWay, PathAfter, PathBaseline, PathQuery, PathRow, Trace};
 
 /// Stores paths. One that was told again, since its batch was lost with a crash, takes the place of the one before.
 pub(super) async fn write(connection: &mut SqliteConnection, paths: &[PathRow]) -> Result<()> {
@@ -34,7 +36,16 @@ pub(super) async fn write(connection: &mut SqliteConnection, paths: &[PathRow]) 
 const ORDER: &str = "t.addr, t.probe, t.flow, -t.seen, -t.job";
 
 pub(super) async fn read(readers: &SqlitePool, query: &PathQuery) -> Result<Vec<FoundPath>> {
-    let mut builder = QueryBuilder::new("SELECT t.*, p.id AS probe_id FROM paths t JOIN probes p ON p.key = t.probe WHERE 1");
+    let mut builder = QueryBuilder::new(match query.known {
+        false => "SELECT t.*, p.id AS probe_id FROM paths t JOIN probes p ON p.key = t.probe WHERE 1",
+        true => {
+            "SELECT t.*, p.id AS probe_id, b.way, b.accepted, b.actor, f.trace AS first, f.seen AS first_seen FROM paths t \
+             JOIN probes p ON p.key = t.probe \
+             LEFT JOIN path_baselines b ON b.addr = t.addr AND b.probe = t.probe AND b.flow = t.flow \
+             JOIN paths f ON (f.job, f.rank, f.probe) = (SELECT e.job, e.rank, e.probe FROM paths e \
+             WHERE e.addr = t.addr AND e.probe = t.probe AND e.flow = t.flow ORDER BY e.seen, e.job LIMIT 1) WHERE 1"
+        }
+    });
     if let Some(job) = query.job {
         builder.push(" AND t.job = ").push_bind(number(job.0));
     }
@@ -65,10 +76,41 @@ pub(super) async fn read(readers: &SqlitePool, query: &PathQuery) -> Result<Vec<
     }
     let order = if query.job.is_some() { "t.rank, t.probe" } else { ORDER };
     builder.push(format!(" ORDER BY {order} LIMIT ")).push_bind(query.limit);
-    builder.build().fetch_all(readers).await.doing("read paths")?.iter().map(found).collect()
+    builder.build().fetch_all(readers).await.doing("read paths")?.iter().map(|row| found(row, query.known)).collect()
 }
 
-fn found(row: &SqliteRow) -> Result<FoundPath> {
+/// Stores ways that somebody accepts.
+pub(super) async fn write_baselines(connection: &mut SqliteConnection, baselines: &[PathBaseline]) -> Result<()> {
+    for baseline in baselines {
+        sqlx::query(
+            "INSERT INTO path_baselines (addr, probe, flow, way, accepted, actor) VALUES (?, ?, ?, ?, ?, ?) \
+             ON CONFLICT (addr, probe, flow) DO UPDATE SET way = excluded.way, accepted = excluded.accepted, actor = excluded.actor",
+        )
+        .bind(addr_bytes(baseline.dst))
+        .bind(baseline.probe)
+        .bind(&baseline.flow)
+        .bind(codec::encode(&baseline.way))
+        .bind(number(baseline.accepted.0))
+        .bind(&baseline.actor)
+        .execute(&mut *connection)
+        .await
+        .doing("accept a way")?;
+    }
+    Ok(())
+}
+
+/// What was accepted; the first path where nothing was.
+fn known(row: &SqliteRow, dst: IpAddr) -> Result<KnownWay> {
+    let action = "read what is known of a way";
+    if let Some(way) = row.get::<Option<Vec<u8>>, _>("way") {
+        let way = codec::decode(&way).map_err(|error| damaged(action, error))?;
+        return Ok(KnownWay { way, since: moment(row, "accepted"), actor: Some(row.get("actor")) });
+    }
+    let first: Trace = codec::decode(&row.get::<Vec<u8>, _>("first")).map_err(|error| damaged(action, error))?;
+    Ok(KnownWay { way: Way::of(&first.found(dst)), since: moment(row, "first_seen"), actor: None })
+}
+
+fn found(row: &SqliteRow, with_known: bool) -> Result<FoundPath> {
     let action = "read paths";
     let trace: Trace = codec::decode(&row.get::<Vec<u8>, _>("trace")).map_err(|error| damaged(action, error))?;
     let path = PathRow {
@@ -81,5 +123,6 @@ fn found(row: &SqliteRow) -> Result<FoundPath> {
         seen: moment(row, "seen"),
         trace,
     };
-    Ok(FoundPath { row: path, probe: parse(action, row.get("probe_id"))? })
+    let known = if with_known { Some(known(row, path.dst)?) } else { None };
+    Ok(FoundPath { row: path, known, probe: parse(action, row.get("probe_id"))? })
 }
