@@ -217,6 +217,11 @@ impl PackedHop {
     }
 }
 
+/// The TTL so many places behind the first one; whoever names more than there are says nothing.
+fn ttl_at(first: u8, place: usize) -> u8 {
+    first.saturating_add(u8::try_from(place).unwrap_or(u8::MAX))
+}
+
 fn millis(time: Duration) -> u32 {
     u32::try_from(time.as_millis()).unwrap_or(u32::MAX)
 }
@@ -237,7 +242,7 @@ impl TracedPath {
     pub fn path(position: u64, took: Duration, path: &Path, tos: u8) -> Self {
         let pack = |path: &Path| {
             let first_ttl = path.hops.first().map_or(1, |hop| hop.ttl);
-            let hops = path.hops.iter().zip(0u8..).map(|(hop, at)| PackedHop::pack(hop, first_ttl.saturating_add(at), tos)).collect();
+            let hops = path.hops.iter().enumerate().map(|(at, hop)| PackedHop::pack(hop, ttl_at(first_ttl, at), tos)).collect();
             let found = Packed::Path { end: path.end, sent: path.sent, first_ttl, hops };
             Self { position, ago_ms: 0, took_ms: millis(took), found }
         };
@@ -281,7 +286,7 @@ impl TracedPath {
     pub fn found(&self, dst: IpAddr, tos: u8) -> Found {
         match &self.found {
             Packed::Path { end, sent, first_ttl, hops } => {
-                let hops = hops.iter().zip(0u8..).map(|(hop, at)| hop.unpack(first_ttl.saturating_add(at), tos)).collect();
+                let hops = hops.iter().enumerate().map(|(at, hop)| hop.unpack(ttl_at(*first_ttl, at), tos)).collect();
                 Found::Path(Path { dst, end: *end, hops, sent: *sent })
             }
             Packed::Ways(graph) => Found::Ways(Box::new(Graph { dst, ..Graph::clone(graph) })),
@@ -437,6 +442,15 @@ mod tests {
         assert!(with(&|path| path.hops = vec![hop(1, 1), hop(99, 1)]).unwrap_err().contains("a TTL of 99"));
         assert!(with(&|path| path.hops = vec![hop(1, 17)]).unwrap_err().contains("a hop of 17"));
         assert!(with(&|path| path.hops[0].replies[0].mpls = vec![MplsLabel { label: 1, tc: 0, bottom: true, ttl: 1 }; 9]).is_err());
+    }
+
+    #[test]
+    fn more_hops_than_there_can_be_are_refused_and_harm_nobody() {
+        let hop = |at: usize| Hop { ttl: ttl_at(1, at), sent: 1, ..Hop::default() };
+        let path = Path { hops: (0..700).map(hop).collect(), ..typical(true, 1) };
+        let packed = TracedPath::path(0, Duration::ZERO, &path, 0);
+        assert!(batch(vec![packed.clone()]).check().is_err());
+        assert_eq!(packed.found(path.dst, 0), Found::Path(path));
     }
 
     #[test]

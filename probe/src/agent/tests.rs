@@ -11,10 +11,12 @@ use picket_wire::event::{Activity, Check, Event, InterfaceLimits, Live, SelfTest
 use picket_wire::host::{HostBatch, HostSeen, SeenBy};
 use picket_wire::ids::{JobId, LeaseId, Role, SessionId, StreamId};
 use picket_wire::job::{JobKind, JobSpec, Lease, Mode, Priority, ScanOptions, Technique};
+use picket_wire::path::{PathBatch, TracedPath};
 use picket_wire::policy::AddressPolicy;
 use picket_wire::result::{BatchHead, EXTRAS_MAX, LateAnswer, LateBatch, LeaseEnd, Record, ResultBatch, Runs, State};
 use picket_wire::service::{ServiceBatch, ServiceFound, ServiceOutcome};
 use picket_wire::space::TargetSpec;
+use picket_wire::trace::{Path, PathEnd};
 use picket_wire::units::{BitsPerSecond, PacketsPerSecond, RttCode, UnixMillis};
 
 use super::core::{Action, Agent, Identity, Journal, Unacked, Vitals};
@@ -559,6 +561,37 @@ fn services_without_room_keep_their_batch_out_too() {
     w.restart();
     assert_eq!(starts(&w.connect(&[id], 0)), [(id, 300, 1000)]);
     assert!(!w.agent.on_services(w.now, services(LeaseId { grant: 9, ..id }, 303)), "of no lease that is held");
+}
+
+fn paths(lease: LeaseId, position: u64) -> PathBatch {
+    let path = Path { dst: "10.0.0.9".parse().unwrap(), end: PathEnd::Silent, hops: vec![], sent: 9 };
+    let paths = vec![TracedPath::path(position, Duration::ZERO, &path, 0)];
+    PathBatch { lease, at: UnixMillis(0), sources: vec![], tos: 0, paths }
+}
+
+#[test]
+fn paths_stand_before_their_batch_or_both_are_traced_again() {
+    let (mut w, id) = running_world();
+    w.agent.on_paths(w.now, paths(id, 3), &batch(id, 0, 300));
+    let kinds = |w: &World| w.disk.borrow().records.iter().map(|(_, record)| matches!(record, Record::Paths(_))).collect::<Vec<_>>();
+    assert_eq!(kinds(&w), [true, false]);
+    // Chunks that nothing was sent for have no paths.
+    w.agent.on_paths(w.now, PathBatch { paths: vec![], ..paths(id, 0) }, &batch(id, 300, 400));
+    assert_eq!(kinds(&w), [true, false, false]);
+    // Room for the paths alone, or for nothing: the batch is not reported.
+    for room in [1, 0] {
+        w.disk.borrow_mut().room = room;
+        w.agent.on_paths(w.now, paths(id, 403), &batch(id, 400, 500));
+        assert_eq!(cuts(&w.actions()), [id]);
+        // What comes behind it is of no use.
+        w.disk.borrow_mut().room = 10;
+        w.agent.on_paths(w.now, paths(id, 503), &batch(id, 500, 600));
+        w.agent.on_task_ended(w.now, id, None);
+        assert_eq!(starts(&w.pass(Duration::from_secs(15))), [(id, 400, 1000)]);
+    }
+    assert_eq!(kinds(&w), [true, false, false, true]);
+    w.restart();
+    assert_eq!(starts(&w.connect(&[id], 0)), [(id, 400, 1000)]);
 }
 
 #[test]

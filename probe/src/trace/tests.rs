@@ -10,7 +10,7 @@ use picket_wire::space::{TargetSpace, TargetSpec};
 use picket_wire::trace::{Graph, Link, Method, Path, PathEnd};
 use proptest::prelude::*;
 
-use super::engine::trace;
+use super::engine::{AHEAD_MAX, trace};
 use super::report::{Event, Summary};
 use super::spec::{self, SpecError, TracePlan};
 use crate::net::engine::{Engine, NotSent, Source, Transmit};
@@ -88,6 +88,39 @@ fn run_out(engine: &mut TraceEngine, mut sent: impl FnMut(&[u8])) -> Instant {
         engine.on_timeout(now);
     }
     panic!("it waits for ever");
+}
+
+#[test]
+fn no_path_begins_too_far_behind_one_that_is_open() {
+    let plan = TracePlan { paths: 2, shared: false, window: 1, ahead: 1, ..plan("198.18.0.0/16", Method::Udp) };
+    let mut engine = engine(plan);
+    let (mut open, mut told) = (None, 0);
+    loop {
+        let sent = drain(engine.as_mut(), at(0));
+        let answers: Vec<Vec<u8>> = sent
+            .iter()
+            .filter(|(transmit, _)| transmit.dst != *open.get_or_insert(transmit.dst))
+            .map(|(transmit, packet)| {
+                let IpAddr::V4(dst) = transmit.dst else { panic!("{transmit:?}") };
+                error(dst.octets(), (3, 3), packet)
+            })
+            .collect();
+        if answers.is_empty() {
+            break;
+        }
+        answers.iter().for_each(|answer| engine.on_packet(at(0), answer));
+        told += events(engine.as_mut()).iter().filter(|event| matches!(event, Event::Path { .. })).count() as u64;
+    }
+    // One is open since the beginning, and all behind it are over that may begin.
+    assert_eq!(told, AHEAD_MAX - 1);
+    // When it is over at last, others begin.
+    let (mut now, mut begun) = (at(0), 0);
+    while events(engine.as_mut()).is_empty() {
+        now = now.max(engine.poll_timeout().unwrap().0);
+        engine.on_timeout(now);
+        begun = drain(engine.as_mut(), now).iter().filter(|(transmit, _)| Some(transmit.dst) != open).count();
+    }
+    assert_eq!(begun, 2);
 }
 
 #[test]
