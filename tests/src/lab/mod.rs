@@ -14,6 +14,7 @@
 
 pub mod answer;
 pub mod behind;
+pub mod blast;
 pub mod chain;
 pub mod delay;
 pub mod flood;

@@ -2,9 +2,11 @@
 //!
 //! Sections: `size`, `idle`, `host`, `bytes`, and beside masscan, zmap and nmap `slash16`, `slash24`, `ports`, `silent`, `onlink` (see
 //! [`peers`]), `services` beside nmap, `pacing` (see [`pacing`]), `shaper` with nmap as a second sender, `ways` beside scamper, and
-//! `trace` and `traces` beside traceroute, mtr and scamper. Each prints a few lines; none of them judges. The send loop is measured by `scripts/bench-send-loop`, and
+//! `trace` and `traces` beside traceroute, mtr and scamper, and `capture-short`, `capture-full`, `capture-disk` and `capture-flows` beside
+//! tcpdump and dumpcap; `capture` stands for the last four. Each prints a few lines; none of them judges. The send loop is measured by `scripts/bench-send-loop`, and
 //! `scripts/bench` calls both.
 
+mod capture;
 mod pacing;
 mod peers;
 mod services;
@@ -26,7 +28,7 @@ use picket_tests::system::{Fleet, MQTT_PORT, Plan};
 /// A name, and what it measures.
 type Section = (&'static str, fn() -> Result<()>);
 
-const SECTIONS: [Section; 15] = [
+const SECTIONS: [Section; 19] = [
     ("size", size),
     ("idle", idle),
     ("host", host),
@@ -42,22 +44,31 @@ const SECTIONS: [Section; 15] = [
     ("ways", ways::run),
     ("trace", trace::one),
     ("traces", trace::many),
+    ("capture-short", capture::short),
+    ("capture-full", capture::full),
+    ("capture-disk", capture::disk),
+    ("capture-flows", capture::flows),
 ];
 
 fn main() -> Result<()> {
     let wanted: Vec<String> = std::env::args().skip(1).collect();
-    if let Some(unknown) = wanted.iter().find(|name| !SECTIONS.iter().any(|(known, _)| known == name)) {
+    if let Some(unknown) = wanted.iter().find(|name| !SECTIONS.iter().any(|(known, _)| means(name, known))) {
         bail!("`{unknown}` is not a section: use {}", SECTIONS.map(|(name, _)| name).join(", "));
     }
     if !require_root() {
         bail!("benchmarks need root, for network namespaces");
     }
     for (name, run) in SECTIONS {
-        if wanted.is_empty() || wanted.iter().any(|wanted| wanted == name) {
+        if wanted.is_empty() || wanted.iter().any(|wanted| means(wanted, name)) {
             run().with_context(|| format!("section {name}"))?;
         }
     }
     Ok(())
+}
+
+/// Whether a section is meant by a word: its name, or what its name has before the hyphen.
+fn means(word: &str, section: &str) -> bool {
+    word == section || section.split_once('-').is_some_and(|(group, _)| group == word)
 }
 
 /// The middle one of some figures; not a number where there are none.

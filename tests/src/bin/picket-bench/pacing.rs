@@ -19,12 +19,12 @@ use std::net::Ipv4Addr;
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
-use nix::sys::resource::{UsageWho, getrusage};
-use nix::sys::time::TimeValLike;
 use picket_tests::lab::Lab;
 use picket_tests::lab::programs::Programs;
 use picket_tests::lab::sink::Sink;
 use picket_tests::lab::watch::{Direction, Timing, WINDOWS, Watch};
+
+use crate::timed;
 
 const ROUNDS: usize = 3;
 
@@ -59,8 +59,8 @@ const BURST: f64 = 0.010;
 const MEAN_BAR: f64 = 0.000_5;
 /// What a scan of 1000 packets a second may cost, as a share of one core.
 const PROCESSOR_BAR: f64 = 0.05;
-/// The processor that it runs on, as /proc/stat names it.
-const SENDER: &str = "cpu0 ";
+/// The processor that it runs on.
+const SENDER: usize = 0;
 /// A run longer than this is broken.
 const LONG: Duration = Duration::from_secs(60);
 
@@ -146,12 +146,12 @@ fn measure(sink: &Sink, limit: Limit) -> Result<Outcome> {
         .env("PICKET_POLICY__ALLOW", "198.18.0.0/15")
         .under(["taskset", "-c", "0", "nice", "-n", "-10"]);
     let watch = Watch::start(sink.sink(), Sink::DEVICE, Direction::In, Some("tcp and dst net 198.18.0.0/16"))?;
-    let (before, stolen) = (children()?, stolen()?);
+    let (before, stolen) = (timed::children()?, timed::stolen(SENDER)?);
     let mut process = sink.sender().spawn(&probe)?;
     let status = process.wait(LONG)?;
     // The capture still runs, so the scan is the only child that has ended meanwhile.
-    let processor = children()?.saturating_sub(before);
-    let stolen = self::stolen()?.saturating_sub(stolen);
+    let processor = timed::children()?.saturating_sub(before);
+    let stolen = timed::stolen(SENDER)?.saturating_sub(stolen);
     ensure!(status.success(), "the scan ended with {status}: {}", process.stderr());
     let (capture, lost) = watch.stop_counting()?;
     let timing = Timing::new(capture.frames().map(|frame| (frame.at, frame.length.max(PADDED))));
@@ -165,21 +165,6 @@ fn targets(frames: u64) -> Result<(String, String, u64)> {
     let addresses = frames / ports;
     let last = Ipv4Addr::from(u32::from(Ipv4Addr::new(198, 18, 0, 0)) + u32::try_from(addresses - 1)?);
     Ok((format!("198.18.0.0-{last}"), format!("1-{ports}"), addresses * ports))
-}
-
-/// What the host took from the sender's processor since the start (proc(5), `stat`: the eighth figure, in hundredths of a second).
-fn stolen() -> Result<Duration> {
-    let text = std::fs::read_to_string("/proc/stat").context("read /proc/stat")?;
-    let line = text.lines().find_map(|line| line.strip_prefix(SENDER)).context("/proc/stat tells nothing of the sender's processor")?;
-    let ticks: u64 = line.split_whitespace().nth(7).and_then(|ticks| ticks.parse().ok()).context("/proc/stat tells no stolen time")?;
-    Ok(Duration::from_millis(ticks * 10))
-}
-
-/// Processor time of all children that have ended.
-fn children() -> Result<Duration> {
-    let usage = getrusage(UsageWho::RUSAGE_CHILDREN).context("read the children's use of the processor")?;
-    let micros = usage.user_time().num_microseconds() + usage.system_time().num_microseconds();
-    Ok(Duration::from_micros(u64::try_from(micros)?))
 }
 
 fn report(limit: Limit, outcomes: &[Outcome]) {
