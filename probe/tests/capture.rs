@@ -296,6 +296,40 @@ fn who_is_killed_leaves_a_file_that_reads_up_to_there() {
         assert_eq!(data[42..46], (n as u32).to_be_bytes(), "packet {n}");
     }
     assert_eq!(tshark(&path).len(), packets.len());
+    // It goes on where it was cut, here in the middle of a packet.
+    File::options().write(true).open(&path).unwrap().set_len(len(&path) - 3).unwrap();
+    let capture = lab.capture(&format!("--append -w {} udp dst port {PORT}", path.display()));
+    lab.send(100);
+    let ended = capture.interrupt();
+    assert_eq!(ended.code, Some(0), "{}", ended.err);
+    let (continued, statistics, _) = read(&path);
+    assert_eq!(statistics.and_then(|statistics| statistics.delivered), Some(100));
+    let numbers: Vec<&[u8]> = continued.iter().map(|(_, _, data)| &data[42..46]).collect();
+    let before = packets.len() - 1;
+    assert_eq!((continued.len(), numbers[before - 1], numbers[before]), (before + 100, packets[before - 1].2[42..46].into(), &[0; 4][..]));
+    assert_eq!(tshark(&path).len(), continued.len());
+}
+
+#[test]
+fn what_offloads_put_together_is_said() {
+    let Some(lab) = Lab::new() else { return };
+    let listener = inside(&lab.net.probe, || TcpListener::bind((NEAR, 8_080)).unwrap());
+    let capture = lab.capture("-w long.pcapng -o ndjson tcp dst port 8080");
+    let sent = 1 << 20;
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            inside(&lab.net.target, || std::io::Write::write_all(&mut TcpStream::connect((NEAR, 8_080)).unwrap(), &vec![7; sent]).unwrap())
+        });
+        let mut received = Vec::new();
+        listener.accept().unwrap().0.read_to_end(&mut received).unwrap();
+        assert_eq!(received.len(), sent);
+    });
+    let ended = capture.interrupt();
+    let counters = ended.counters();
+    let (packets, _, _) = read(&lab.path("long.pcapng"));
+    let longer = packets.iter().filter(|(_, len, _)| *len > 1_500 + 22).count();
+    assert!(longer > 0, "a veth pair hands over what TCP has not cut: {counters}");
+    assert_eq!(counters["longer"], longer, "{counters}");
 }
 
 #[test]

@@ -9,13 +9,14 @@
 //! It must not know packets or filters; only that what it gets are whole blocks.
 //!
 //! **Invariants:**
-//! - Memory is [`BUFFERS`] times [`BUFFER`]. Whoever is faster than the disk waits for an empty buffer, and the kernel counts what it drops.
+//! - Memory is [`BUFFERS`] times [`BUFFER`] at most; where the disk keeps up two of them do, and stay in the processor's cache. Whoever is faster than the disk waits for an empty buffer, and the kernel counts what it drops.
+//! - A file that is continued keeps every whole block that it had. One that is none of these formats, or is damaged, is left as it is.
 //! - However it ends, a file on a disk is cut behind its last whole block, with room for the counters; what could not be written is
 //!   counted.
 
 use std::ffi::OsString;
-use std::fs::{self, File};
-use std::io::{self, Write};
+use std::fs::{self, File, TryLockError};
+use std::io::{self, Seek, SeekFrom, Write};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -23,7 +24,7 @@ use std::sync::mpsc::{Receiver, SyncSender, channel, sync_channel};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
-use super::pcapng::read::{Block, Blocks, Step};
+use super::pcapng::read::{Block, Blocks, ReadError, Reader, Step};
 use super::pcapng::{Packet, Statistics, write};
 use crate::net::clock;
 use crate::net::time::Instant;
@@ -45,6 +46,8 @@ const DIGITS: usize = 5;
 pub enum To {
     /// One file, which is made anew.
     File(PathBuf),
+    /// One file, which is continued by a new section where it is there; a block that was cut off at its end is removed.
+    Continued(PathBuf),
     /// Files `NAME-00001.EXT` and so on; of those that are there already the numbers go on. The oldest ones are removed where there
     /// are more than so many.
     Ring(PathBuf, Option<u32>),
@@ -62,6 +65,20 @@ pub enum FileError {
         path: PathBuf,
         /// What the system said.
         source: io::Error,
+    },
+    /// It is there and cannot be continued.
+    #[error("continue {}: it stays as it is", .path.display())]
+    Foreign {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong with it.
+        source: ReadError,
+    },
+    /// Somebody else is writing it.
+    #[error("continue {}: another capture is writing it", .path.display())]
+    Busy {
+        /// The file.
+        path: PathBuf,
     },
     /// It cannot be written.
     #[error("write {}; it is whole up to what was counted", .path.display())]
@@ -116,6 +133,8 @@ pub struct Files {
     jobs: SyncSender<Job>,
     empty: Receiver<Vec<u8>>,
     buffer: Vec<u8>,
+    /// Buffers that there are.
+    made: usize,
     packets: u64,
     /// Bytes handed over, in the file and in all.
     in_file: u64,
@@ -132,14 +151,11 @@ impl Files {
     /// The file cannot be made, or too little is free.
     pub fn start(to: To, head: Vec<u8>, keep_free: u64) -> Result<Self, FileError> {
         let failed = Arc::new(AtomicBool::new(false));
-        let len = head.len() as u64;
+        let head_len = head.len() as u64;
         let mut writer = Writer::open(to, head, keep_free, failed.clone())?;
+        let len = if let Output::File { len, .. } = writer.output { len } else { head_len };
         let (jobs, todo) = sync_channel(BUFFERS);
         let (give_back, empty) = channel();
-        for _ in 1..BUFFERS {
-            // The receiver is in hand.
-            let _ = give_back.send(Vec::new());
-        }
         let work = move || {
             for job in todo {
                 if let Some(buffer) = writer.work(job) {
@@ -150,8 +166,7 @@ impl Files {
             writer.done
         };
         let thread = std::thread::Builder::new().name("picket-files".into()).spawn(work).map_err(FileError::Thread)?;
-        let buffer = Vec::with_capacity(BUFFER + (BUFFER >> 2));
-        Ok(Self { jobs, empty, buffer, packets: 0, in_file: len, in_all: len, head: len, failed, thread })
+        Ok(Self { jobs, empty, buffer: new_buffer(), made: 1, packets: 0, in_file: len, in_all: len, head: head_len, failed, thread })
     }
 
     /// Bytes of the present file, those on their way to it included.
@@ -191,11 +206,22 @@ impl Files {
         if self.buffer.is_empty() {
             return;
         }
-        // The thread lives until the end is told; without it there would be nobody to write anyway.
-        let mut next = self.empty.recv().unwrap_or_default();
+        let mut next = self.next_buffer();
         next.clear();
         let bytes = core::mem::replace(&mut self.buffer, next);
         let _ = self.jobs.send(Job::Blocks { bytes, packets: core::mem::take(&mut self.packets) });
+    }
+
+    fn next_buffer(&mut self) -> Vec<u8> {
+        if let Ok(buffer) = self.empty.try_recv() {
+            return buffer;
+        }
+        if self.made < BUFFERS {
+            self.made += 1;
+            return new_buffer();
+        }
+        // The thread lives until the end is told; without it there would be nobody to write anyway.
+        self.empty.recv().unwrap_or_default()
     }
 
     /// Ends the present file with counters, and begins the next one of a ring.
@@ -213,6 +239,11 @@ impl Files {
         drop(self.jobs);
         self.thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
     }
+}
+
+/// With room for the packet that makes it full.
+fn new_buffer() -> Vec<u8> {
+    Vec::with_capacity(BUFFER + (BUFFER >> 2))
 }
 
 fn block_of(statistics: &Statistics) -> Vec<u8> {
@@ -246,7 +277,7 @@ impl Writer {
     fn open(to: To, head: Vec<u8>, keep_free: u64, failed: Arc<AtomicBool>) -> Result<Self, FileError> {
         let (ring, number) = match &to {
             To::Ring(path, _) => existing(path),
-            To::File(_) | To::Pipe => (Vec::new(), 0),
+            To::File(_) | To::Continued(_) | To::Pipe => (Vec::new(), 0),
         };
         let looked = (clock::now(), 0);
         let output = Output::Pipe(io::stdout());
@@ -292,7 +323,7 @@ impl Writer {
                 let head = core::mem::take(&mut self.head);
                 return self.append(&head, 0);
             }
-            To::File(path) => path.clone(),
+            To::File(path) | To::Continued(path) => path.clone(),
             To::Ring(path, most) => {
                 self.number += 1;
                 let most = most.map_or(usize::MAX, |most| most as usize);
@@ -305,10 +336,14 @@ impl Writer {
             }
         };
         self.looked.1 = LOOK_BYTES;
-        let io = |source| FileError::Create { path: path.clone(), source };
         self.floor_of(directory(&path))?;
-        let file = File::create(&path).map_err(io)?;
-        self.output = Output::File { file, path: path.clone(), len: 0 };
+        let (file, len) = match self.to {
+            To::Continued(_) => continued(&path)?,
+            _ => (File::create(&path).map_err(|source| FileError::Create { path: path.clone(), source })?, 0),
+        };
+        // Tells who would continue it that it is being written. What cannot be locked, such as a device, nobody continues.
+        let _ = file.try_lock();
+        self.output = Output::File { file, path: path.clone(), len };
         if let To::Ring(..) = self.to {
             self.ring.push(path.clone());
         }
@@ -353,7 +388,7 @@ impl Writer {
                 let kept = if outcome.is_ok() { taken } else { whole_blocks(bytes, taken.saturating_sub(ROOM)).0 };
                 *len += kept as u64;
                 // A disk that does not even cut a file leaves a torn block, which readers say and step back from.
-                let cut = outcome.is_ok() || (file.set_len(*len).is_ok() && io::Seek::seek(file, io::SeekFrom::Start(*len)).is_ok());
+                let cut = outcome.is_ok() || (file.set_len(*len).is_ok() && file.seek(SeekFrom::Start(*len)).is_ok());
                 log::debug!("{} of {} bytes written, cut: {cut}", kept, bytes.len());
                 (kept, outcome.map_err(|source| FileError::Write { path: path.clone(), source }))
             }
@@ -381,6 +416,31 @@ impl Writer {
             self.done.problem = Some(FileError::Write { path: path.clone(), source });
         }
     }
+}
+
+/// Opens a file behind its last whole block, and cuts off what comes behind that.
+fn continued(path: &Path) -> Result<(File, u64), FileError> {
+    let create = |source| FileError::Create { path: path.to_owned(), source };
+    let mut file = File::options().read(true).write(true).create(true).truncate(false).open(path).map_err(create)?;
+    if matches!(file.try_lock(), Err(TryLockError::WouldBlock)) {
+        return Err(FileError::Busy { path: path.to_owned() });
+    }
+    let mut reader = Reader::new(&file);
+    let ended = loop {
+        match reader.next_block() {
+            Ok(Some(_)) => {}
+            Ok(None) => break Ok(()),
+            Err(error) => break Err(error),
+        }
+    };
+    let len = reader.offset();
+    match ended {
+        // The few bytes of a file without any whole block may be anything.
+        Ok(()) | Err(ReadError::Torn { offset: 1.. }) => {}
+        Err(source) => return Err(FileError::Foreign { path: path.to_owned(), source }),
+    }
+    file.set_len(len).and_then(|()| file.seek(SeekFrom::Start(len))).map_err(create)?;
+    Ok((file, len))
 }
 
 /// Writes until all is taken or an error comes; gives how much was taken.
@@ -495,6 +555,59 @@ mod tests {
         assert_eq!((written.packets, written.files), (40_000, 1));
         assert_eq!((written.bytes, fs::metadata(&path).unwrap().len()), (expected + 28, expected + 28));
         assert_eq!(read(&path), ((0..40_000).collect(), true));
+    }
+
+    #[test]
+    fn what_was_cut_off_anywhere_is_continued_behind_its_last_whole_block() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("c.pcapng");
+        let run = |numbers: core::ops::Range<u64>| {
+            let mut files = Files::start(To::Continued(path.clone()), head(), 1).unwrap();
+            numbers.for_each(|n| files.packet(&packet(n, b"hello")));
+            let total = files.total_len();
+            (total, files.finish(&Statistics::default()))
+        };
+        assert_eq!(run(0..3).1.packets, 3, "one that is not there is made");
+        let whole = fs::read(&path).unwrap();
+        for cut in head().len()..=whole.len() {
+            fs::write(&path, &whole[..cut]).unwrap();
+            let kept = (cut - head().len()) / 40;
+            let (total, written) = run(7..9);
+            assert!(written.problem.is_none(), "{written:?}");
+            let mut times: Vec<u64> = (0..kept.min(3) as u64).collect();
+            times.extend([7, 8]);
+            assert_eq!(read(&path), (times, true), "cut at {cut}");
+            let len = fs::metadata(&path).unwrap().len();
+            assert_eq!((written.packets, total + 28), (2, len), "limits count what was there already");
+        }
+    }
+
+    #[test]
+    fn what_is_no_whole_capture_is_left_as_it_is() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("c.pcapng");
+        let mut damaged = head();
+        write::packet(&packet(1, b"hello"), &mut damaged);
+        *damaged.last_mut().unwrap() = 7;
+        for bytes in [&b"abc"[..], b"a diary of many years", &head()[..9], &damaged] {
+            fs::write(&path, bytes).unwrap();
+            let error = Files::start(To::Continued(path.clone()), head(), 0).unwrap_err();
+            assert!(matches!(error, FileError::Foreign { .. }), "{error}");
+            assert_eq!(fs::read(&path).unwrap(), bytes);
+        }
+    }
+
+    #[test]
+    fn nobody_continues_what_is_being_written() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("c.pcapng");
+        for to in [To::File(path.clone()), To::Continued(path.clone())] {
+            let first = Files::start(to, head(), 0).unwrap();
+            let error = Files::start(To::Continued(path.clone()), head(), 0).unwrap_err();
+            assert!(matches!(error, FileError::Busy { .. }), "{error}");
+            assert!(first.finish(&Statistics::default()).problem.is_none());
+        }
+        assert_eq!(read(&path), (Vec::new(), true));
     }
 
     #[test]

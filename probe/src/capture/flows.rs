@@ -6,6 +6,7 @@
 //! - The table never holds more flows than it was made for. Whoever is put out of it early is told of at once, marked as such.
 //! - What the records say adds up to the packets that were shown: nothing is counted twice or forgotten.
 
+use core::hash::{Hash, Hasher};
 use core::time::Duration;
 use std::collections::HashMap;
 use std::net::IpAddr;
@@ -86,11 +87,38 @@ pub struct Record {
     pub why: Why,
 }
 
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 struct Key {
     protocol: u8,
     low: End,
     high: End,
+}
+
+impl Key {
+    /// Of two ends, and whether the first one is the low one.
+    fn new(protocol: u8, src: End, dst: End) -> (Self, bool) {
+        if src <= dst { (Self { protocol, low: src, high: dst }, true) } else { (Self { protocol, low: dst, high: src }, false) }
+    }
+}
+
+impl Hash for Key {
+    /// In few and large pieces: this is done for each packet, and a hash that nobody outside can foresee is slow in small ones.
+    fn hash<H: Hasher>(&self, state: &mut H) {
+        let [low, high] = [self.low.port, self.high.port].map(u64::from);
+        state.write_u64(u64::from(self.protocol) << 32 | low << 16 | high);
+        match (self.low.addr, self.high.addr) {
+            (IpAddr::V4(low), IpAddr::V4(high)) => state.write_u64(u64::from(low.to_bits()) << 32 | u64::from(high.to_bits())),
+            ends => [ends.0, ends.1].map(six).into_iter().for_each(|bits| state.write_u128(bits)),
+        }
+    }
+}
+
+/// An address as one of IPv6.
+fn six(addr: IpAddr) -> u128 {
+    match addr {
+        IpAddr::V4(addr) => addr.to_ipv6_mapped().to_bits(),
+        IpAddr::V6(addr) => addr.to_bits(),
+    }
 }
 
 /// How far the handshake was seen.
@@ -202,21 +230,21 @@ impl Flows {
         };
         let (src_port, dst_port) = transport.ports().unwrap_or_default();
         let (src, dst) = (End { addr: src, port: src_port }, End { addr: dst, port: dst_port });
-        let key = Key { protocol, low: src.min(dst), high: src.max(dst) };
+        let (key, from_low) = Key::new(protocol, src, dst);
         // Of a connection whose beginning was not seen, an answer to a SYN tells who asked.
         let answers = matches!(transport, Transport::Tcp(segment) if segment.flags().has(Flags::SYN | Flags::ACK));
         if self.table.len() >= self.most && !self.table.contains_key(&key) {
             self.put_out_idle();
         }
         let flow = self.table.entry(key).or_insert_with(|| Flow {
-            low_first: (src == key.low) != answers,
+            low_first: from_low != answers,
             forward: Direction::default(),
             backward: Direction::default(),
             first: time,
             last: time,
             handshake: Handshake::Unseen,
         });
-        let forward = (src == key.low) == flow.low_first;
+        let forward = from_low == flow.low_first;
         let side = if forward { &mut flow.forward } else { &mut flow.backward };
         side.packets += 1;
         side.bytes += u64::from(original_len);

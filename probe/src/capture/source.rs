@@ -107,6 +107,9 @@ pub struct KernelCounts {
     pub interface_dropped: u64,
     /// Packets that the interface has sent and received meanwhile, whatever the filter; `None` for all interfaces together.
     pub passed: Option<u64>,
+    /// Of those that came, the ones longer than a frame of the interface: offloads put several frames together on their way in (GRO, LRO),
+    /// or had not cut them yet on their way out (TSO, GSO). On the wire they were shorter, and more.
+    pub longer: u64,
 }
 
 /// An interface that is being listened to.
@@ -115,6 +118,7 @@ pub struct Source {
     interface: String,
     link_type: u16,
     passed_before: Option<u64>,
+    longest: u32,
     counts: KernelCounts,
     /// libpcap's counters have 32 bits.
     last: (u32, u32, u32),
@@ -186,6 +190,7 @@ impl Source {
             interface: listen.interface.clone(),
             link_type: link_type(link),
             passed_before,
+            longest: longest(&listen.interface, link_type(link)),
             counts: KernelCounts::default(),
             last: (0, 0, 0),
         })
@@ -208,13 +213,15 @@ impl Source {
     /// # Errors
     /// The interface went away.
     pub fn dispatch(&mut self, most: usize, mut take: impl FnMut(&Packet<'_>)) -> Result<usize, SourceError> {
+        let Self { capture, counts, longest, .. } = self;
         let handler = |packet: pcap::Packet<'_>| {
+            counts.longer += u64::from(packet.header.len > *longest);
             // With the precision that was asked for, the field of microseconds has nanoseconds.
             #[allow(clippy::useless_conversion, reason = "these have 32 bits on some targets")]
             let time = UnixNanos::new(packet.header.ts.tv_sec.into(), packet.header.ts.tv_usec.into());
             take(&Packet { interface: 0, time, original_len: packet.header.len, data: packet.data });
         };
-        let taken = self.capture.dispatch(Some(most.min(i32::MAX as usize)), handler);
+        let taken = capture.dispatch(Some(most.min(i32::MAX as usize)), handler);
         taken.map_err(|error| SourceError::Gone { interface: self.interface.clone(), reason: words(&error) })
     }
 
@@ -254,6 +261,18 @@ fn link_type(link: Linktype) -> u16 {
         12 | 14 => crate::packet::link::RAW_IP,
         other => u16::try_from(other).unwrap_or_default(),
     }
+}
+
+/// Length of the longest frame that passes an interface as one, in bytes; no limit where that is not known.
+fn longest(interface: &str, link_type: u16) -> u32 {
+    let headers = match link_type {
+        // With two VLAN tags, which the MTU does not count.
+        crate::packet::link::ETHERNET => 14 + 8,
+        crate::packet::link::RAW_IP => 0,
+        _ => return u32::MAX,
+    };
+    let mtu = std::fs::read_to_string(format!("/sys/class/net/{interface}/mtu")).ok().and_then(|text| text.trim().parse().ok());
+    mtu.map_or(u32::MAX, |mtu: u32| mtu.saturating_add(headers))
 }
 
 /// Packets that the interface has sent and received since it exists.

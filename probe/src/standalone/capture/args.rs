@@ -75,6 +75,9 @@ pub struct CaptureArgs {
     /// Write pcapng to a file, or to standard output with -
     #[arg(short, long, value_name = "FILE")]
     pub write: Option<PathBuf>,
+    /// Continue the file where it is there already: a packet that a crash has cut off at its end is removed, and a new section begins
+    #[arg(long, requires = "write", conflicts_with_all = ["rotate_size", "rotate_seconds", "rotate_daily"])]
+    pub append: bool,
     /// Bytes of each packet that are kept [default: 128, which holds the headers]
     #[arg(short, long, value_name = "BYTES", value_parser = clap::value_parser!(u32).range(14..=i64::from(WHOLE)))]
     pub snap_length: Option<u32>,

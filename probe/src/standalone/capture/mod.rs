@@ -82,10 +82,14 @@ fn destination(args: &CaptureArgs) -> Result<Option<To>, StandaloneError> {
         return Err(StandaloneError::FilesAlone);
     }
     if args.pipes() {
-        let other = args.output == CaptureOutput::Ndjson || args.lines.is_some() || args.flows.is_some();
+        let other = args.append || args.output == CaptureOutput::Ndjson || args.lines.is_some() || args.flows.is_some();
         return if rotates || other { Err(StandaloneError::PipeAlone) } else { Ok(Some(To::Pipe)) };
     }
-    let to = |path: &PathBuf| if rotates { To::Ring(path.clone(), args.files) } else { To::File(path.clone()) };
+    let to = |path: &PathBuf| match (rotates, args.append) {
+        (true, _) => To::Ring(path.clone(), args.files),
+        (false, true) => To::Continued(path.clone()),
+        (false, false) => To::File(path.clone()),
+    };
     Ok(args.write.as_ref().map(to))
 }
 

@@ -140,6 +140,9 @@ fn counters_object(captured: &Captured) -> Value {
         "left": captured.left(), "shown": counts.shown, "skipped": counts.skipped,
     });
     let mut more = |key: &str, value: Value| object.as_object_mut().map(|object| object.insert(key.to_owned(), value));
+    if kernel.longer > 0 {
+        more("longer", kernel.longer.into());
+    }
     if let Some(written) = &captured.written {
         more("written", written.packets.into());
         more("written_bytes", written.bytes.into());
@@ -167,6 +170,13 @@ fn counters(out: &mut dyn Write, captured: &Captured) -> io::Result<()> {
     writeln!(out, "passed the filter {accepted} packets{still}")?;
     writeln!(out, "dropped           {} by the kernel, {} by the interface", kernel.dropped, kernel.interface_dropped)?;
     writeln!(out, "captured          {} packets, {} bytes on the wire, in {seconds:.1} s", counts.delivered, counts.bytes)?;
+    if kernel.longer > 0 {
+        let longer = kernel.longer;
+        writeln!(
+            out,
+            "longer than frames {longer} packets: offloads (GRO, LRO, TSO) put them together; on the wire they are shorter, and more"
+        )?;
+    }
     if let Some(written) = &captured.written {
         let place = match (&written.last, written.files) {
             (Some(path), 1) => format!("to {}", path.display()),
