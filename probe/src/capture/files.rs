@@ -9,7 +9,8 @@
 //! It must not know packets or filters; only that what it gets are whole blocks.
 //!
 //! **Invariants:**
-//! - Memory is [`BUFFERS`] times [`BUFFER`] at most; where the disk keeps up two of them do, and stay in the processor's cache. Whoever is faster than the disk waits for an empty buffer, and the kernel counts what it drops.
+//! - Memory is [`BUFFERS`] times [`BUFFER`] at most; where the disk keeps up there are two, which stay in the
+//!   processor's cache. Whoever is faster than the disk waits for an empty buffer, and the kernel counts what it drops.
 //! - A file that is continued keeps every whole block that it had. One that is none of these formats, or is damaged, is left as it is.
 //! - However it ends, a file on a disk is cut behind its last whole block, with room for the counters; what could not be written is
 //!   counted.
@@ -30,9 +31,13 @@ use crate::net::clock;
 use crate::net::time::Instant;
 
 /// Size of a buffer, in bytes.
-pub const BUFFER: usize = 256 << 10;
-/// How many there are.
-pub const BUFFERS: usize = 8;
+pub const BUFFER: usize = 128 << 10;
+/// How many there are at most: what comes in while a disk does not take anything for some tens of milliseconds, as file systems do when they
+/// write out.
+pub const BUFFERS: usize = 128;
+/// Most bytes of one call, which ends at a multiple of that in the file. Of larger ones ext4 makes folios that the kernel is slow to find
+/// memory for.
+const PIECE: u64 = 64 << 10;
 /// Free space is looked at after so many bytes, or so long.
 const LOOK_BYTES: u64 = 4 << 20;
 const LOOK_EVERY: Duration = Duration::from_millis(500);
@@ -214,6 +219,10 @@ impl Files {
 
     fn next_buffer(&mut self) -> Vec<u8> {
         if let Ok(buffer) = self.empty.try_recv() {
+            // The disk keeps up again: what it needed meanwhile goes, one with each buffer.
+            if self.empty.try_recv().is_ok() {
+                self.made -= 1;
+            }
             return buffer;
         }
         if self.made < BUFFERS {
@@ -384,7 +393,7 @@ impl Writer {
                 (bytes.len(), outcome.map_err(|_| FileError::ReaderGone))
             }
             Output::File { file, path, len } => {
-                let (taken, outcome) = write_some(file, bytes);
+                let (taken, outcome) = write_some(file, *len, bytes);
                 let kept = if outcome.is_ok() { taken } else { whole_blocks(bytes, taken.saturating_sub(ROOM)).0 };
                 *len += kept as u64;
                 // A disk that does not even cut a file leaves a torn block, which readers say and step back from.
@@ -443,13 +452,14 @@ fn continued(path: &Path) -> Result<(File, u64), FileError> {
     Ok((file, len))
 }
 
-/// Writes until all is taken or an error comes; gives how much was taken.
-fn write_some(file: &mut File, bytes: &[u8]) -> (usize, io::Result<()>) {
+/// Writes behind the first `len` bytes until all is taken or an error comes; gives how much was taken.
+fn write_some(file: &mut File, len: u64, bytes: &[u8]) -> (usize, io::Result<()>) {
     let mut taken = 0;
     while let Some(rest) = bytes.get(taken..)
         && !rest.is_empty()
     {
-        match file.write(rest) {
+        let piece = PIECE - (len + taken as u64) % PIECE;
+        match file.write(rest.get(..piece as usize).unwrap_or(rest)) {
             Ok(0) => return (taken, Err(io::ErrorKind::WriteZero.into())),
             Ok(more) => taken += more,
             Err(error) if error.kind() == io::ErrorKind::Interrupted => {}

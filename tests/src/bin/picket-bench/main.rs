@@ -2,8 +2,8 @@
 //!
 //! Sections: `size`, `idle`, `host`, `bytes`, and beside masscan, zmap and nmap `slash16`, `slash24`, `ports`, `silent`, `onlink` (see
 //! [`peers`]), `services` beside nmap, `pacing` (see [`pacing`]), `shaper` with nmap as a second sender, `ways` beside scamper, and
-//! `trace` and `traces` beside traceroute, mtr and scamper, and `capture-short`, `capture-full`, `capture-disk` and `capture-flows` beside
-//! tcpdump and dumpcap; `capture` stands for the last four. Each prints a few lines; none of them judges. The send loop is measured by `scripts/bench-send-loop`, and
+//! `trace` and `traces` beside traceroute, mtr and scamper, and `capture-short`, `capture-full`, `capture-disk`, `capture-memory` and
+//! `capture-flows` beside tcpdump and dumpcap; `capture` stands for the last five. Each prints a few lines; none of them judges. The send loop is measured by `scripts/bench-send-loop`, and
 //! `scripts/bench` calls both.
 
 mod capture;
@@ -28,7 +28,7 @@ use picket_tests::system::{Fleet, MQTT_PORT, Plan};
 /// A name, and what it measures.
 type Section = (&'static str, fn() -> Result<()>);
 
-const SECTIONS: [Section; 19] = [
+const SECTIONS: [Section; 20] = [
     ("size", size),
     ("idle", idle),
     ("host", host),
@@ -47,6 +47,7 @@ const SECTIONS: [Section; 19] = [
     ("capture-short", capture::short),
     ("capture-full", capture::full),
     ("capture-disk", capture::disk),
+    ("capture-memory", capture::memory),
     ("capture-flows", capture::flows),
 ];
 
