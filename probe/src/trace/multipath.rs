@@ -7,8 +7,8 @@
 //!
 //! ```text
 //!  scout      the first flow's path, as any trace: how far it is, which hops are silent
-//!  hop rule   at each distance at once: as many flows as its number of nodes asks for
 //!  edges      a node without a known successor, or predecessor: its flows one farther, or one nearer
+//!  hop rule   at each distance: as many flows as its number of nodes asks for, those of the edges included
 //!  balance    a distance with several nodes: one flow again and again; another answer means that load is spread by packet
 //!  node rule  where neighbouring distances are meshed, or their links uneven: so many flows through each node, and on from it
 //! ```
@@ -19,12 +19,20 @@
 //! The full form applies the node rule everywhere. What looks uneven is often a link that was missed: nodes with fewer neighbours than others then need
 //! twice the flows of the node rule, and those that made it look uneven do not count.
 //!
+//! **What the confidence is of:** each router's successors, not the whole graph: that a router has one more than were seen, all as likely, and none of its
+//! flows met it, is as improbable as the confidence says. The numbers are those of scamper's `tracelb`. As there, two things are taken for granted by the
+//! light form, and by the full form neither: the source has one gateway (packets of one destination are handed to one neighbour here), and a router
+//! that hands one flow to the destination itself hands it all of them, since it does not spread what is to be delivered on a link of its own.
+//! Another router where the destination stands, or a first TTL above 1, and the rule is that of any hop.
+//!
 //! Nobody is asked more gently than [`PER_HOP`] at a time: a router that limits its errors more narrowly leaves flows without an answer, others are
 //! asked instead, up to twice as many, and where that was not enough the hop is told as not sure.
 //!
 //! **Invariant:** after the scout no flow is asked twice at a distance, but one that shows whether load is spread by packet; so packets are bounded by
 //! [`Ways::most_packets`](super::spec::Ways::most_packets) at each distance.
 //! **Invariant:** what did not leave is not silent.
+
+mod rules;
 
 use core::net::IpAddr;
 use core::time::Duration;
@@ -110,12 +118,16 @@ struct HopState {
     waiting: usize,
     checked: bool,
     by_packet: bool,
+    /// Flows that were asked for the links of a node of the neighbouring hop, and that hop.
+    for_links: Vec<(u16, usize)>,
     /// Whether the node rule holds for what follows.
     full: bool,
     /// For each node, how many flows were known to go on from it when links were found uneven.
     before: Vec<usize>,
     /// Something has changed here.
     dirty: bool,
+    /// It waits for others.
+    later: bool,
 }
 
 /// All ways to a destination, under way.
@@ -132,6 +144,8 @@ pub(super) struct Multipath {
     hops: Vec<HopState>,
     /// Hops of the first path.
     length: usize,
+    /// Whether the first hop asked is the first there is.
+    from_first: bool,
     queue: VecDeque<u16>,
     /// What has left and is waited for, in order.
     outstanding: VecDeque<u16>,
@@ -248,6 +262,10 @@ impl Multipath {
         by_node
     }
 
+    fn is_router(&self, at: usize, node: u16) -> bool {
+        self.hops.get(at).and_then(|hop| hop.nodes.get(usize::from(node))).is_some_and(|node| node.routes)
+    }
+
     /// Decides on a packet; false where no more can be had.
     fn ask(&mut self, flow: u16, at: usize, check: bool) -> bool {
         let token = self.packets.len() + usize::from(self.scouted);
@@ -269,162 +287,6 @@ impl Multipath {
         self.packets.push(Packet { flow, number, hop: at, check, state: PacketState::Queued });
         self.queue.push_back(token);
         true
-    }
-
-    /// Decides what is to be asked where something has changed.
-    fn look(&mut self, ways: &Ways) {
-        // Room that comes free at a hop makes it dirty again.
-        let dirty: Vec<bool> = self.hops.iter_mut().map(|hop| core::mem::take(&mut hop.dirty)).collect();
-        for at in (0..dirty.len()).filter(|at| dirty.get(*at) == Some(&true)) {
-            self.hop_rule(ways, at);
-            self.balance(ways, at);
-        }
-        for (near, pair) in dirty.windows(2).enumerate() {
-            if pair.contains(&true) {
-                self.edges(ways, near);
-            }
-        }
-    }
-
-    /// As many flows as the number of nodes asks for.
-    fn hop_rule(&mut self, ways: &Ways, at: usize) {
-        let Some(hop) = self.hops.get(at).filter(|hop| !hop.by_packet) else { return };
-        let (mut nodes, mut open, mut asked) = (BTreeSet::new(), 0, 0);
-        for flow in 0..hop.by_flow.len() as u16 {
-            let state = self.state(flow, at);
-            if let At::Node(node) = state {
-                nodes.insert(node);
-            }
-            open += usize::from(state.is_open_or_known());
-            asked += usize::from(state.is_open_or_known() || state == At::Silent);
-        }
-        let need = ways.flows(nodes.len());
-        let most = if nodes.is_empty() { need } else { need * SPARE };
-        let more = need.saturating_sub(open).min(most.saturating_sub(asked));
-        self.ask_others(ways, at, more);
-    }
-
-    /// Asks up to `more` flows that were not asked at a hop.
-    fn ask_others(&mut self, ways: &Ways, at: usize, mut more: usize) {
-        for flow in 0..ways.most_flows() {
-            if more == 0 {
-                return;
-            }
-            // Beyond the first path only those that are known to get there.
-            let leads = at < self.length || matches!(self.state(flow, at - 1), At::Node(node) if self.is_router(at - 1, node));
-            if leads && self.state(flow, at) == At::Unasked {
-                if !self.ask(flow, at, false) {
-                    return;
-                }
-                more -= 1;
-            }
-        }
-    }
-
-    fn is_router(&self, at: usize, node: u16) -> bool {
-        self.hops.get(at).and_then(|hop| hop.nodes.get(usize::from(node))).is_some_and(|node| node.routes)
-    }
-
-    /// One flow again, where there are several nodes and their own flows have answered: the more nodes, the fewer questions it takes.
-    fn balance(&mut self, ways: &Ways, at: usize) {
-        if self.hops.get(at).is_none_or(|hop| hop.checked || hop.waiting > 0) {
-            return;
-        }
-        let by_node = self.flows_by_node(at);
-        let met: Vec<u16> = by_node.iter().filter_map(|flows| flows.first().copied()).collect();
-        if let ([flow, _, ..], Some(hop)) = (&met[..], self.hops.get_mut(at)) {
-            hop.checked = true;
-            (0..ways.repetitions(met.len())).for_each(|_| {
-                self.ask(*flow, at, true);
-            });
-        }
-    }
-
-    /// Links between a hop and the next one.
-    fn edges(&mut self, ways: &Ways, near: usize) {
-        let far = near + 1;
-        let Some([one, other]) = self.hops.get(near..=far) else { return };
-        if one.by_packet || other.by_packet {
-            return;
-        }
-        let (nearer, farther) = (self.flows_by_node(near), self.flows_by_node(far));
-        let count = |by_node: &[Vec<u16>]| by_node.iter().filter(|flows| !flows.is_empty()).count();
-        let (wide, far_wide) = (count(&nearer), count(&farther));
-        let wanted = if wide > 1 && far_wide > 1 { 2 } else { 1 };
-        for (node, flows) in nearer.iter().enumerate() {
-            if self.is_router(near, node as u16) {
-                self.link(flows, far, wanted, wanted + SPARE);
-            }
-        }
-        for flows in &farther {
-            self.link(flows, near, wanted, wanted + SPARE);
-        }
-        let Some([one, other]) = self.hops.get_mut(near..=far) else { return };
-        if !one.full && wide > 1 && far_wide > 1 && one.waiting + other.waiting == 0 {
-            let out = self.neighbours(&nearer, far);
-            let back = self.neighbours(&farther, near);
-            let (narrow, broad) = if wide <= far_wide { (&out, &back) } else { (&back, &out) };
-            let meshed = broad.iter().any(|count| *count > 1) || wide == far_wide && narrow.iter().any(|count| *count > 1);
-            let uneven = narrow.iter().min() != narrow.iter().max();
-            let onward = |flows: &Vec<u16>| flows.iter().filter(|flow| matches!(self.state(**flow, far), At::Node(_))).count();
-            let before = if uneven { nearer.iter().map(onward).collect() } else { Vec::new() };
-            if let Some(hop) = self.hops.get_mut(near) {
-                (hop.full, hop.before) = (meshed || uneven, before);
-            }
-        }
-        if wide > 1 && self.hops.get(near).is_some_and(|hop| hop.full || !ways.lite) {
-            self.node_rule(ways, near, &nearer);
-        }
-    }
-
-    /// To how many nodes of hop `at` each of the nodes leads, or who leads to it.
-    fn neighbours(&self, by_node: &[Vec<u16>], at: usize) -> Vec<usize> {
-        let met = by_node.iter().filter(|flows| !flows.is_empty()).map(|flows| self.met(flows, at));
-        met.filter(|count| *count > 0).collect()
-    }
-
-    /// How many nodes of hop `at` the flows met.
-    fn met(&self, flows: &[u16], at: usize) -> usize {
-        let node = |flow: &u16| match self.state(*flow, at) {
-            At::Node(node) => Some(node),
-            _ => None,
-        };
-        flows.iter().filter_map(node).collect::<BTreeSet<_>>().len()
-    }
-
-    /// Flows of one node are sent to hop `at`, until so many of them are known there or `most` were tried. How many could not be had.
-    fn link(&mut self, flows: &[u16], at: usize, wanted: usize, most: usize) -> usize {
-        let known = flows.iter().filter(|flow| self.state(**flow, at).is_open_or_known()).count();
-        let silent = flows.iter().filter(|flow| self.state(**flow, at) == At::Silent).count();
-        let more = wanted.saturating_sub(known).min(most.saturating_sub(known + silent));
-        let unasked: Vec<u16> = flows.iter().copied().filter(|flow| self.state(*flow, at) == At::Unasked).take(more).collect();
-        more - unasked.into_iter().take_while(|flow| self.ask(*flow, at, false)).count()
-    }
-
-    /// As many flows through each node, and on from it, as its number of successors asks for.
-    fn node_rule(&mut self, ways: &Ways, near: usize, nearer: &[Vec<u16>]) {
-        let (far, mut missing) = (near + 1, 0);
-        let most = self.neighbours(nearer, far).into_iter().max().unwrap_or_default();
-        for (node, flows) in nearer.iter().enumerate() {
-            if flows.is_empty() || !self.is_router(near, node as u16) {
-                continue;
-            }
-            let successors = self.met(flows, far);
-            let enough = ways.flows(successors);
-            // Who seems to have fewer successors than others must show so twice, with flows that did not raise the suspicion.
-            let before = self.hops.get(near).and_then(|hop| hop.before.get(node)).filter(|_| successors < most);
-            let need = before.map_or(enough, |before| before + 2 * enough);
-            missing += self.link(flows, far, need, need * SPARE);
-        }
-        let settled = self.hops.get(near..=far).is_some_and(|hops| hops.iter().all(|hop| hop.waiting == 0));
-        if missing > 0 && settled {
-            // Where none of its flows is left, others may lead there: first those of which it is known how they go on.
-            let wide = nearer.iter().filter(|flows| !flows.is_empty()).count();
-            let goes_on = |flow: &u16| self.state(*flow, near) == At::Unasked && self.state(*flow, far).is_open_or_known();
-            let onward: Vec<u16> = (0..self.flows.len() as u16).filter(goes_on).take(missing * wide).collect();
-            let asked = onward.into_iter().take_while(|flow| self.ask(*flow, near, false)).count();
-            self.ask_others(ways, near, (missing * wide).saturating_sub(asked));
-        }
     }
 
     fn packet(&mut self, token: u16) -> Option<&mut Packet> {
@@ -480,6 +342,17 @@ impl Multipath {
         plan.timing.waits(self.slowest, true).1
     }
 
+    /// Whoever stands behind the gateway has it before it, though few flows were asked there.
+    fn gateway_links(&self, plan: &TracePlan, places: &[Vec<Option<u16>>], links: &mut BTreeSet<Link>) {
+        let is_gateway = plan.multipath.as_ref().is_some_and(|ways| self.is_gateway(ways, 0));
+        if let (true, [_, behind, ..], [first, second, ..]) = (is_gateway, places, &self.hops[..])
+            && !first.by_packet
+            && !second.by_packet
+        {
+            links.extend(behind.iter().flatten().map(|to| Link { ttl: plan.first_ttl, from: 0, to: *to }));
+        }
+    }
+
     fn graph(&self, plan: &TracePlan, stopped: bool) -> Graph {
         let known = self.hops.iter().enumerate().rposition(|(at, _)| self.flows_by_node(at).iter().any(|flows| !flows.is_empty()));
         let mut hops = Vec::new();
@@ -504,7 +377,7 @@ impl Multipath {
             }
             let silent = (0..hop.by_flow.len() as u16).filter(|flow| self.state(*flow, at) == At::Silent).count() as u16;
             let answered: usize = flows.iter().map(Vec::len).sum();
-            let sure = !hop.by_packet && plan.multipath.as_ref().is_some_and(|ways| answered >= ways.flows(nodes.len()));
+            let sure = !hop.by_packet && plan.multipath.as_ref().is_some_and(|ways| answered >= self.need(ways, at, nodes.len()));
             hops.push(GraphHop { ttl: plan.first_ttl + at as u8, sure, by_packet: hop.by_packet, silent, nodes });
             places.push(place);
         }
@@ -523,6 +396,7 @@ impl Multipath {
                 }
             }
         }
+        self.gateway_links(plan, &places, &mut links);
         let confidence = plan.multipath.as_ref().map_or(0, Ways::confidence);
         let end = if stopped { PathEnd::Stopped } else { self.end };
         Graph { dst: self.dst, end, confidence, hops, links: links.into_iter().collect(), sent: self.sent }
@@ -542,6 +416,7 @@ impl Course for Multipath {
             flows: Vec::new(),
             hops: Vec::new(),
             length: 0,
+            from_first: plan.first_ttl == 1,
             queue: VecDeque::new(),
             outstanding: VecDeque::new(),
             not_before: None,
@@ -721,7 +596,7 @@ impl Course for Multipath {
     }
 
     fn is_over(&self, _plan: &TracePlan) -> bool {
-        let settled = |hop: &HopState| hop.waiting == 0 && (self.is_cut() || !hop.dirty);
+        let settled = |hop: &HopState| hop.waiting == 0 && (self.is_cut() || !hop.dirty && !hop.later);
         self.scout.is_none() && self.queue.is_empty() && self.hops.iter().all(settled)
     }
 

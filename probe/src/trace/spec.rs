@@ -77,7 +77,8 @@ pub struct Ways {
 }
 
 impl Ways {
-    /// As sure as `confidence` percent that each node's successors are found, 50 to 99.
+    /// As sure as `confidence` percent, 50 to 99, of each router that its successors are found. That is no statement on a whole graph: where several
+    /// routers spread load, each of them may be the one of which something was missed.
     ///
     /// # Errors
     /// If the confidence is less, or certainty.

@@ -421,6 +421,119 @@ impl Ways {
     }
 }
 
+/// Routers that part again and again, each one's ways its own, and join all at once.
+#[derive(Debug)]
+struct Forks {
+    seed: u64,
+    /// How many ways each router of a distance has.
+    ways: Vec<u64>,
+    /// Routers in a row behind where all join.
+    joined: u64,
+}
+
+impl Forks {
+    /// Who ends a packet of that port; `None` for the destination.
+    fn node(&self, port: u16, ttl: u8) -> Option<[u8; 4]> {
+        let depth = u64::from(ttl - 1);
+        let forks = self.ways.len() as u64;
+        (depth <= forks + self.joined).then(|| {
+            let ways = if depth <= forks { &self.ways[..depth as usize] } else { &[] };
+            let branch = ways
+                .iter()
+                .enumerate()
+                .fold(0, |branch, (at, ways)| branch * ways + hash(self.seed, [at as u64, branch, port.into()]) % ways);
+            [198, 19, ttl, branch as u8]
+        })
+    }
+
+    /// How many routers there are at each distance.
+    fn widths(&self) -> Vec<usize> {
+        let forks = (0..=self.ways.len()).map(|depth| self.ways[..depth].iter().product::<u64>() as usize);
+        forks.chain((0..self.joined).map(|_| 1)).collect()
+    }
+
+    /// Whether all that there is was found.
+    fn is_whole(&self, graph: &Graph) -> bool {
+        let found: Vec<usize> = graph.hops.iter().map(|hop| hop.nodes.len()).collect();
+        let widths: Vec<usize> = self.widths().into_iter().chain([1]).collect();
+        assert!(graph.hops.iter().all(|hop| hop.sure), "nothing was lost");
+        found == widths && graph.links.len() == self.links()
+    }
+
+    /// How many links: one to each router but the first, and one onward from each before those that have joined.
+    fn links(&self) -> usize {
+        let widths = self.widths();
+        let forks = self.ways.len();
+        widths[1..=forks].iter().sum::<usize>() + widths[forks] + self.joined as usize
+    }
+
+    /// The graph, and how many packets each distance took.
+    fn explore(&self, plan: TracePlan) -> (Graph, Vec<u32>) {
+        let mut packets = Vec::new();
+        let (graph, _) = explore(plan, |packet| {
+            let (port, ttl) = (u16::from_be_bytes([packet[20], packet[21]]), ttl(packet));
+            packets.resize(packets.len().max(ttl.into()), 0);
+            packets[usize::from(ttl) - 1] += 1;
+            Some(self.node(port, ttl).map_or_else(|| error([198, 18, 0, 1], (3, 3), packet), |from| error(from, (11, 0), packet)))
+        });
+        (graph, packets)
+    }
+}
+
+/// Packets for each distance, by what they are for: whoever changes what is asked must say here what for.
+#[test]
+fn every_packet_of_a_graph_is_accounted_for() {
+    let ways = |lite| spec::Ways::new(lite, 99).unwrap();
+    let hops = [
+        // All packets are handed to one gateway, and whoever leads from it on is behind it.
+        1,
+        // So many flows to know that there are no more than four nodes. Each of the eight behind them has two of these: its link, and whether it is
+        // meshed. That these agree shows that load is not spread by packet.
+        ways(true).flows(4) as u32,
+        // So many to know that there are no more than eight.
+        ways(true).flows(8) as u32,
+        // Each of the eight has one for its link, and so many it takes to know that one node is alone.
+        ways(true).flows(1) as u32,
+        // Whoever has handed a flow to the destination hands all of them there.
+        1,
+    ];
+    let (plan, mut totals) = (all_ways(true, 99), Vec::new());
+    for seed in 0..40 {
+        let forks = Forks { seed, ways: vec![4, 2], joined: 1 };
+        let (graph, packets) = forks.explore(plan.clone());
+        assert!(forks.is_whole(&graph), "{graph:?}");
+        assert!(packets.iter().zip(hops).all(|(packets, least)| *packets >= least), "{packets:?}");
+        totals.push(graph.sent);
+    }
+    totals.sort_unstable();
+    // More than these where a flow that shows a link is not fit to count for its hop, and where links look uneven before all are known.
+    assert_eq!((hops.iter().sum::<u32>(), totals[0], totals[20]), (96, 96, 96), "{totals:?}");
+    // Nothing is granted to the full form, which asks each router.
+    let (graph, packets) = Forks { seed: 1, ways: vec![4, 2], joined: 1 }.explore(all_ways(false, 99));
+    let least =
+        [ways(false).flows(1) as u32, 4 * ways(false).flows(2) as u32, 4 * ways(false).flows(2) as u32, 8 * ways(false).flows(1) as u32, 8];
+    assert!(packets.iter().zip(least).all(|(packets, least)| *packets >= least), "{packets:?} of {}", graph.sent);
+}
+
+/// The confidence is that of one router's ways: so of graphs with one that spreads load as many may lack something as it leaves, and of those
+/// where load is spread at two distances twice as many.
+#[test]
+fn no_more_graphs_are_incomplete_than_the_confidence_leaves() {
+    let plan = TracePlan { window: 1, ..all_ways(true, 95) };
+    let (mut missed, mut left) = (0, 0.0);
+    for seed in 0..2_000 {
+        let random = hash(seed, [7, 7, 7]);
+        let ways = if seed % 10 == 0 { vec![2 + random % 2, 2] } else { vec![2 + random % 4] };
+        left += 0.05 * ways.len() as f64;
+        let forks = Forks { seed, ways, joined: 1 };
+        let (graph, _) = forks.explore(plan.clone());
+        missed += u32::from(!forks.is_whole(&graph));
+    }
+    assert!(f64::from(missed) <= left, "{missed} are incomplete, {left} may be");
+    // It is not that more was asked than that takes.
+    assert!(f64::from(missed) >= left / 4.0, "{missed} are incomplete, {left} may be");
+}
+
 /// The graph that comes of a plan where every packet is answered after 10 ms as the closure says.
 fn explore(plan: TracePlan, mut answer: impl FnMut(&[u8]) -> Option<Vec<u8>>) -> (Graph, Summary) {
     let mut engine = engine(plan);
@@ -465,10 +578,42 @@ fn all_ways(lite: bool, confidence: u8) -> TracePlan {
 
 #[test]
 fn ways_of_different_lengths_are_followed_to_their_ends() {
-    let ways = Ways { seed: 5, widths: vec![1, 2, 1], loss: 0, uneven: true };
-    let graph = ways.graph(all_ways(true, 99));
-    assert_eq!((links(&graph), graph.end), (ways.links(), PathEnd::Reached));
-    assert!(graph.hops.len() == 5 && graph.hops[3].nodes.len() == 2 && graph.hops[4].nodes.len() == 1, "{graph:?}");
+    let ends = |graph: &Graph| (graph.hops.len(), graph.hops[3].nodes.len(), graph.hops.last().unwrap().nodes.len());
+    // One router leads to the destination and to somebody before it: the full form asks it about all, whatever the first flow met.
+    let plan = all_ways(false, 99);
+    for seed in 0..8 {
+        let ways = Ways { seed, widths: vec![1, 2, 1], loss: 0, uneven: true };
+        let graph = ways.graph(plan.clone());
+        assert_eq!((links(&graph), graph.end, ends(&graph)), (ways.links(), PathEnd::Reached, (5, 2, 1)));
+    }
+    // Each of two leads to one of these, and the light form asks each.
+    let plan = all_ways(true, 99);
+    for seed in 0..8 {
+        let (graph, _) = explore(plan.clone(), |packet| {
+            let longer = hash(seed, [1, packet[20].into(), packet[21].into()]).is_multiple_of(2);
+            Some(match ttl(packet) {
+                1 | 2 => exceeded(packet),
+                3 => error([198, 19, 3, u8::from(longer)], (11, 0), packet),
+                4 if longer => exceeded(packet),
+                _ => error([198, 18, 0, 1], (3, 3), packet),
+            })
+        });
+        assert_eq!((graph.end, ends(&graph), graph.links.len()), (PathEnd::Reached, (5, 2, 1), 6), "{graph:?}");
+    }
+}
+
+#[test]
+fn the_light_form_takes_for_granted_who_is_asked_by_all_and_who_delivers() {
+    let hop = |packets: &[u32]| packets.to_vec();
+    let alone = Forks { seed: 1, ways: Vec::new(), joined: 2 };
+    let (graph, packets) = alone.explore(TracePlan { window: 1, ..all_ways(true, 95) });
+    assert_eq!((packets, graph.links.len()), (hop(&[1, 6, 6, 1]), 3), "a gateway, two routers and the destination");
+    assert!(graph.hops.iter().all(|hop| hop.sure));
+    // Where the first hop asked is no gateway it is asked as any other.
+    let (_, packets) = alone.explore(TracePlan { window: 1, first_ttl: 2, ..all_ways(true, 95) });
+    assert_eq!(packets, hop(&[0, 6, 6, 1]));
+    let (_, packets) = alone.explore(TracePlan { window: 1, ..all_ways(false, 95) });
+    assert_eq!(packets, hop(&[6, 6, 6, 6]));
 }
 
 #[test]
@@ -482,7 +627,7 @@ fn a_graph_that_may_not_be_sent_or_is_stopped_is_told_all_the_same() {
         let end = if why == NotSent::Refused { PathEnd::Refused } else { PathEnd::NoRoute };
         assert!(matches!(&events(&mut *engine)[..], [Event::Graph { graph, .. }, Event::Done(_)] if graph.end == end && graph.sent == 0));
     }
-    let mut engine = engine(TracePlan { max_ttl: 1, ..all_ways(true, 95) });
+    let mut engine = engine(TracePlan { max_ttl: 1, ..all_ways(false, 95) });
     let first = drain(&mut *engine, at(0));
     engine.on_packet(at(1), &exceeded(&first[0].1));
     let more = drain(&mut *engine, at(1));
@@ -503,7 +648,7 @@ fn a_graph_that_may_not_be_sent_or_is_stopped_is_told_all_the_same() {
 
 #[test]
 fn flows_that_were_held_back_or_never_left_are_not_silent() {
-    let mut engine = engine(TracePlan { max_ttl: 2, ..all_ways(true, 95) });
+    let mut engine = engine(TracePlan { max_ttl: 2, ..all_ways(false, 95) });
     let first = drain(&mut *engine, at(0));
     first.iter().for_each(|(_, packet)| engine.on_packet(at(10), &exceeded(packet)));
     let more = drain(&mut *engine, at(10));
