@@ -20,7 +20,9 @@
 //! twice the flows of the node rule, and those that made it look uneven do not count.
 //!
 //! **What the confidence is of:** each router's successors, not the whole graph: that a router has one more than were seen, all as likely, and none of its
-//! flows met it, is as improbable as the confidence says. The numbers are those of scamper's `tracelb`. As there, two things are taken for granted by the
+//! flows met it, is as improbable as the confidence says. The numbers are those of scamper's `tracelb`.
+//! The light form applies them to distances, of which even ways take about as many flows as their routers one by one, and its test for meshed links states
+//! no confidence. As in scamper, two things are taken for granted by the
 //! light form, and by the full form neither: the source has one gateway (packets of one destination are handed to one neighbour here), and a router
 //! that hands one flow to the destination itself hands it all of them, since it does not spread what is to be delivered on a link of its own.
 //! Another router where the destination stands, or a first TTL above 1, and the rule is that of any hop.

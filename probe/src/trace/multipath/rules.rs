@@ -2,7 +2,7 @@
 //!
 //! Flows are counted by [`Multipath::wants`]; which ones they are is decided here so that a packet serves two ends wherever it can: a flow that shows
 //! a link counts for the rule of its hop as well. That is no worse than a flow at random as long as the flows taken for one node of the neighbouring
-//! hop are no more than its share of them: a sample that is spread over parts by their weight misses something with at most the probability with which
+//! hop are no more than its share of them, rounded up: a sample that is spread over parts by their weight misses something with at most the probability with which
 //! one at random does (the logarithm of the probability that a part does not show it is concave in the part's share: Jensen). What is beyond the
 //! share is sent, and does not count.
 //!
