@@ -104,8 +104,12 @@ enum Sender {
 pub struct AfPacket {
     name: String,
     index: u32,
+    config: LinkConfig,
     sender: Sender,
-    receiver: Receiver,
+    /// Not while nobody wants to listen.
+    receiver: Option<Receiver>,
+    /// Drops of receivers that were closed.
+    drops: u64,
     wake: Arc<EventFd>,
 }
 
@@ -144,10 +148,18 @@ impl AfPacket {
         for socket in sender.sockets() {
             set_send_options(socket, config).map_err(failed("set up the sending socket"))?;
         }
-        let receiver = Receiver::open(interface.index, config).map_err(failed("open the receiving socket"))?;
+        let receiver = Receiver::open(interface.index, config).map(Some).map_err(failed("open the receiving socket"))?;
         let flags = EfdFlags::EFD_NONBLOCK | EfdFlags::EFD_CLOEXEC;
         let wake = EventFd::from_flags(flags).map_err(io::Error::from).map_err(failed("make a wake-up"))?;
-        Ok(Self { name, index: interface.index, sender, receiver, wake: Arc::new(wake) })
+        Ok(Self { name, index: interface.index, config: config.clone(), sender, receiver, drops: 0, wake: Arc::new(wake) })
+    }
+
+    fn open_receiver(&mut self) -> bool {
+        match Receiver::open(self.index, &self.config) {
+            Ok(receiver) => self.receiver = Some(receiver),
+            Err(error) => log::warn!("nothing can be received on `{}`: {error}", self.name),
+        }
+        self.receiver.is_some()
     }
 
     /// Calls `sendmmsg` for frames that all go by `socket`, `addresses` by their place in the batch.
@@ -227,22 +239,34 @@ impl Link for AfPacket {
     }
 
     fn receive(&mut self, each: &mut dyn FnMut(Received<'_>)) -> usize {
-        self.receiver.receive(each)
+        self.receiver.as_mut().map_or(0, |receiver| receiver.receive(each))
     }
 
     fn wait(&mut self, until: Instant) -> Instant {
         let now = clock::now();
         let timeout = TimeSpec::from_duration(until.saturating_since(now).min(Duration::from_secs(3_600)));
-        let mut fds = [PollFd::new(self.receiver.as_fd(), PollFlags::POLLIN), PollFd::new(self.wake.as_fd(), PollFlags::POLLIN)];
+        let heard = self.receiver.as_ref().map_or(self.wake.as_fd(), AsFd::as_fd);
+        let mut fds = [heard, self.wake.as_fd()].map(|fd| PollFd::new(fd, PollFlags::POLLIN));
         // An interrupted wait is a short wait: the loop looks and waits again.
         let _ = ppoll(&mut fds, Some(timeout), None);
-        if fds[0].revents().is_none_or(|events| events.contains(PollFlags::POLLERR)) {
-            self.receiver.take_error();
+        if let Some(receiver) = &self.receiver
+            && fds[0].revents().is_none_or(|events| events.contains(PollFlags::POLLERR))
+        {
+            receiver.take_error();
         }
         if fds[1].any() != Some(false) {
             let _ = self.wake.read();
         }
         clock::now()
+    }
+
+    fn listen(&mut self, wanted: bool) -> bool {
+        if wanted {
+            return self.receiver.is_some() || self.open_receiver();
+        }
+        self.drops = self.counters().receive_drops;
+        self.receiver = None;
+        true
     }
 
     fn is_up(&mut self) -> bool {
@@ -254,11 +278,13 @@ impl Link for AfPacket {
     }
 
     fn counters(&mut self) -> LinkCounters {
-        LinkCounters { receive_drops: self.receiver.drops() }
+        LinkCounters { receive_drops: self.drops + self.receiver.as_mut().map_or(0, Receiver::drops) }
     }
 
     fn all_multicast(&mut self, wanted: bool) {
-        if let Err(error) = self.receiver.all_multicast(self.index, wanted) {
+        if let Some(receiver) = &mut self.receiver
+            && let Err(error) = receiver.all_multicast(self.index, wanted)
+        {
             log::warn!("receiving of all multicast groups on `{}` cannot be changed ({error}); hosts may stay unseen", self.name);
         }
     }

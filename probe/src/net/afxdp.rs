@@ -118,6 +118,10 @@ impl Link for AfXdp {
         self.base.wait(until)
     }
 
+    fn listen(&mut self, wanted: bool) -> bool {
+        self.base.listen(wanted)
+    }
+
     fn is_up(&mut self) -> bool {
         self.base.is_up()
     }

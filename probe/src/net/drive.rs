@@ -46,6 +46,9 @@ use crate::packet::{icmp, ndp, provoked};
 /// Wait for room, in the kernel's queue or at whoever takes the events. No descriptor says when a queue has drained; this is
 /// 300 frames of 84 bytes at 1 Gbit/s, a third of the usual queue.
 const ROOM_RETRY: Duration = Duration::from_micros(200);
+/// Without a task for so long the link holds no memory for what arrives. Closing takes the kernel some milliseconds: not between one
+/// job and the next.
+const REST_AFTER: Duration = Duration::from_secs(10);
 /// How often an interface that is down is looked at.
 const DOWN_RETRY: Duration = Duration::from_millis(250);
 /// How long a task rests whose packets all wait for neighbours, where no neighbour answers meanwhile.
@@ -132,6 +135,8 @@ pub struct Drive<L, E, S> {
     outbox: VecDeque<DriveEvent<E>>,
     /// Since when the interface is down, and when it is looked at again.
     down: Option<(Instant, Instant)>,
+    /// When the link stops listening: some time after the last task has gone.
+    rest_at: Option<Instant>,
     /// How long the engines' clock has stood still.
     paused: Duration,
     /// The kernel had no room for the batch.
@@ -181,6 +186,7 @@ impl<L: Link, E, S: EventSink<E>> Drive<L, E, S> {
             sink,
             outbox: VecDeque::new(),
             down: None,
+            rest_at: None,
             paused: Duration::ZERO,
             full: false,
             planned: now,
@@ -202,9 +208,6 @@ impl<L: Link, E, S: EventSink<E>> Drive<L, E, S> {
         let clipped = spec.rate.exceeds(self.limits);
         let mut pacer = Pacer::new(granted);
         pacer.idle(now);
-        if spec.engine.wants_all_multicast() {
-            self.link.all_multicast(true);
-        }
         self.tasks.push(Task {
             id,
             engine: spec.engine,
@@ -223,6 +226,10 @@ impl<L: Link, E, S: EventSink<E>> Drive<L, E, S> {
             reviewed: 0,
             stats: TaskStats { name: spec.name, asked: Some(spec.rate), granted: Some(granted), clipped, ..TaskStats::default() },
         });
+        self.rest_at = None;
+        if !self.listen() {
+            self.go_down(now);
+        }
         granted
     }
 
@@ -232,9 +239,7 @@ impl<L: Link, E, S: EventSink<E>> Drive<L, E, S> {
             return;
         };
         let mut task = self.tasks.remove(at);
-        if task.engine.wants_all_multicast() && !self.tasks.iter().any(|task| task.engine.wants_all_multicast()) {
-            self.link.all_multicast(false);
-        }
+        self.link.all_multicast(self.wants_all_multicast());
         task.engine.stop();
         while let Some(event) = task.engine.poll_event() {
             self.outbox.push_back(DriveEvent::Task(id, event));
@@ -267,7 +272,7 @@ impl<L: Link, E, S: EventSink<E>> Drive<L, E, S> {
         self.routes = routes;
         if !up {
             self.go_down(now);
-        } else if self.down.is_some() && self.link.is_up() {
+        } else if self.down.is_some() && self.link.is_up() && self.listen() {
             self.come_up(now);
         }
     }
@@ -308,6 +313,7 @@ impl<L: Link, E, S: EventSink<E>> Drive<L, E, S> {
             self.transmit(now);
         }
         let room = self.deliver();
+        self.rest(now);
         if busy { now } else { self.next(now, room) }
     }
 
@@ -405,7 +411,8 @@ impl<L: Link, E, S: EventSink<E>> Drive<L, E, S> {
         if let Some((_, look)) = self.down {
             return if room { look } else { look.min(now + ROOM_RETRY) };
         }
-        let mut due = self.neighbours.poll_timeout().unwrap_or(Instant::FAR_FUTURE);
+        let timeouts = [self.neighbours.poll_timeout(), self.rest_at];
+        let mut due = timeouts.into_iter().flatten().min().unwrap_or(Instant::FAR_FUTURE);
         let mut at = Instant::FAR_FUTURE;
         let ready = if self.pacer.is_ready(now) { now } else { self.pacer.wake_at() };
         if self.full {
@@ -705,9 +712,28 @@ impl<L: Link, E, S: EventSink<E>> Drive<L, E, S> {
             && look <= now
         {
             self.down = Some((since, now + DOWN_RETRY));
-            if self.link.is_up() {
+            if self.link.is_up() && self.listen() {
                 self.come_up(now);
             }
+        }
+    }
+
+    fn wants_all_multicast(&self) -> bool {
+        self.tasks.iter().any(|task| task.engine.wants_all_multicast())
+    }
+
+    /// Receives what the tasks want; returns whether that could be had. Who cannot hear must not ask: silence would be believed.
+    fn listen(&mut self) -> bool {
+        let listens = self.tasks.is_empty() || self.link.listen(true);
+        self.link.all_multicast(self.wants_all_multicast());
+        listens
+    }
+
+    /// Lets go of what listening costs, where nothing has run for a while.
+    fn rest(&mut self, now: Instant) {
+        if self.tasks.is_empty() && *self.rest_at.get_or_insert(now + REST_AFTER) <= now {
+            self.rest_at = Some(Instant::FAR_FUTURE);
+            self.link.listen(false);
         }
     }
 

@@ -168,6 +168,10 @@ pub trait Link {
     /// Waits until something arrives, `until` is reached, or the waker is used; returns the time.
     fn wait(&mut self, until: Instant) -> Instant;
 
+    /// Whether anything is to be received, as it is from the beginning: memory for what arrives is held only while somebody wants it.
+    /// Returns whether it is as wanted.
+    fn listen(&mut self, wanted: bool) -> bool;
+
     /// Whether the interface is up, asked while it was found down.
     fn is_up(&mut self) -> bool;
 

@@ -53,6 +53,7 @@ pub(super) struct Receiver {
     next: usize,
     long: Box<[u8]>,
     drops: u64,
+    all_multicast: bool,
 }
 
 impl Receiver {
@@ -70,7 +71,7 @@ impl Receiver {
         let _ = set_int(&socket, libc::SOL_PACKET, libc::PACKET_IGNORE_OUTGOING, 1);
         let ring = ring(&socket, config.receive_ring)?;
         bind(&socket, interface, libc::ETH_P_ALL as u16)?;
-        Ok(Self { socket, ring, next: 0, long: vec![0; LONG].into_boxed_slice(), drops: 0 })
+        Ok(Self { socket, ring, next: 0, long: vec![0; LONG].into_boxed_slice(), drops: 0, all_multicast: false })
     }
 
     /// Gives at most [`BATCH`] packets that have arrived to `each`, and returns how many.
@@ -136,13 +137,19 @@ impl Receiver {
 
     /// Whether packets to all multicast groups of interface number `interface` are received. The kernel ends a membership that is
     /// left over when the socket is closed.
-    pub(super) fn all_multicast(&self, interface: u32, wanted: bool) -> io::Result<()> {
+    pub(super) fn all_multicast(&mut self, interface: u32, wanted: bool) -> io::Result<()> {
+        // The kernel counts how often it was told.
+        if wanted == self.all_multicast {
+            return Ok(());
+        }
         let name = if wanted { libc::PACKET_ADD_MEMBERSHIP } else { libc::PACKET_DROP_MEMBERSHIP };
         // SAFETY: a plain C structure for which all-zero bytes are a valid value.
         let mut membership: libc::packet_mreq = unsafe { zeroed() };
         membership.mr_ifindex = interface.cast_signed();
         membership.mr_type = libc::PACKET_MR_ALLMULTI as libc::c_ushort;
-        set_option(&self.socket, libc::SOL_PACKET, name, &[membership])
+        set_option(&self.socket, libc::SOL_PACKET, name, &[membership])?;
+        self.all_multicast = wanted;
+        Ok(())
     }
 }
 

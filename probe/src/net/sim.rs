@@ -282,6 +282,9 @@ pub struct SimLink {
     pub wire: Vec<(Instant, Vec<u8>)>,
     /// Whether the interface is up.
     pub up: bool,
+    /// Whether there is no memory to listen with.
+    pub deaf: bool,
+    listening: bool,
     /// Frames that the kernel takes before it says that it is full; grows back by whoever sets it.
     pub room: usize,
 }
@@ -299,8 +302,15 @@ impl SimLink {
             errors: HashMap::new(),
             wire: Vec::new(),
             up: true,
+            deaf: false,
+            listening: true,
             room: usize::MAX,
         }
+    }
+
+    /// Whether what arrives is received.
+    pub fn is_listening(&self) -> bool {
+        self.listening
     }
 
     /// The scenario; what is changed counts from the next packet on.
@@ -477,7 +487,7 @@ impl Link for SimLink {
         {
             let ((at, _), bytes) = entry.remove_entry();
             count += 1;
-            if let (true, Some(frame)) = (self.up && !self.scenario.is_out(at), Frame::parse(&bytes)) {
+            if let (true, Some(frame)) = (self.up && self.listening && !self.scenario.is_out(at), Frame::parse(&bytes)) {
                 each(Received { ethertype: frame.ethertype(), src: Some(frame.src()), payload: frame.payload(), at: None });
             }
         }
@@ -486,6 +496,11 @@ impl Link for SimLink {
 
     fn wait(&mut self, until: Instant) -> Instant {
         until
+    }
+
+    fn listen(&mut self, wanted: bool) -> bool {
+        self.listening = wanted && !self.deaf;
+        self.listening == wanted
     }
 
     fn is_up(&mut self) -> bool {

@@ -550,3 +550,35 @@ fn a_slow_task_keeps_nobody_awake_whatever_the_interface_may_send() {
     assert_eq!(drive.tolerance(), drive.pacer.tolerance());
     assert!(drive.tolerance().is_some(), "this one is fast");
 }
+
+#[test]
+fn a_link_listens_while_there_is_work_and_rests_after_it() {
+    let mut drive = drive(world(), pps(1_000));
+    drive.add(at(0), TaskId(1), bulk(&[near(7)]));
+    run_for(&mut drive, 0, 20_000);
+    assert!(drive.link().is_listening(), "a task that waits wants to hear");
+    assert_eq!(answers(&mut drive), BTreeSet::from([near(7)]));
+    drive.cancel(TaskId(1));
+    run_for(&mut drive, 20_000, 29_000);
+    assert!(drive.link().is_listening(), "the next job may come soon");
+    run_for(&mut drive, 29_000, 31_000);
+    assert!(!drive.link().is_listening());
+    assert_eq!(drive.turn(at(31_000)), Instant::FAR_FUTURE, "nothing wakes it");
+    drive.add(at(40_000), TaskId(2), bulk(&[near(7)]));
+    run_for(&mut drive, 40_000, 45_000);
+    assert_eq!(answers(&mut drive), BTreeSet::from([near(7)]));
+}
+
+#[test]
+fn who_cannot_listen_does_not_ask() {
+    let mut drive = drive(world(), pps(1_000));
+    run_for(&mut drive, 0, 15_000);
+    assert!(!drive.link().is_listening(), "nothing has ever run");
+    drive.link().deaf = true;
+    drive.add(at(15_000), TaskId(1), bulk(&[near(7)]));
+    run_for(&mut drive, 15_000, 20_000);
+    assert!(drive.link().wire.is_empty());
+    drive.link().deaf = false;
+    run_for(&mut drive, 20_000, 25_000);
+    assert_eq!(answers(&mut drive), BTreeSet::from([near(7)]), "it goes on by itself");
+}
