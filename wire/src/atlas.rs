@@ -303,7 +303,7 @@ mod tests {
         };
         let rest = |end, hops: &[u8]| {
             let hops = hops.iter().map(|ttl| Hop { ttl: *ttl, ..Hop::default() }).collect();
-            let path = Path { dst: [198, 18, 0, 1].into(), end, hops, sent: 9 };
+            let path = Path { dst: [198, 18, 0, 1].into(), end, hops, sent: 9, mtu: None };
             let tell = |hop: &HopResult| (hop.hop, hop.error.is_some(), hop.result.as_ref().map_or(0, Vec::len));
             Traceroute::new(&path, &asked).result.iter().skip(path.hops.len()).map(tell).collect::<Vec<_>>()
         };

@@ -269,6 +269,30 @@ pub struct Path {
     pub hops: Vec<Hop>,
     /// Packets that were sent for it.
     pub sent: u32,
+    /// How large a packet may be that arrives, where that was asked.
+    pub mtu: Option<PathMtu>,
+}
+
+/// How large a packet may be that arrives unbroken (path MTU, RFC 1191, RFC 8201), in bytes from its IP header on.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PathMtu {
+    /// The largest one that arrived.
+    pub bytes: u16,
+    /// The TTL (IPv6: hop limit) where it was to arrive: the last hop that answers, or [`MAX_TTL`] for the destination.
+    pub ttl: u8,
+    /// Who said that a larger one is too large, in the order of the answers.
+    pub limits: Vec<MtuLimit>,
+    /// Whether larger ones were lost without a word: whoever relies on being told stalls there (RFC 2923, section 2.1).
+    pub silent: bool,
+}
+
+/// A router that does not forward larger packets.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct MtuLimit {
+    /// The router.
+    pub from: IpAddr,
+    /// What the link behind it takes, where it says so.
+    pub bytes: Option<u16>,
 }
 
 /// All that is known of one hop.
@@ -381,6 +405,8 @@ pub struct Reply {
     pub mpls: Vec<MplsLabel>,
     /// Interfaces that the router named (RFC 5837).
     pub interfaces: Vec<InterfaceInfo>,
+    /// What the next link takes, in bytes, where the packet was too large for it (RFC 1191, section 4; RFC 4443, section 3.2).
+    pub mtu: Option<u32>,
 }
 
 /// Fields of a packet as a router quoted it.

@@ -14,7 +14,7 @@ mod way;
 
 use self::host::{Answer, Probe};
 use self::way::Fate;
-pub use self::way::{Router, Spread, Way};
+pub use self::way::{Router, Spread, Telling, Way};
 use super::drive::{Drive, EventSink};
 use super::link::{BATCH, Batch, Framing, Link, LinkCounters, Received, Sent, Stop, Waker};
 use super::route::{Interface, InterfaceAddress, InterfaceKind, Route, RouteAction, RouteTable};

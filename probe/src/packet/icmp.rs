@@ -145,6 +145,18 @@ pub fn source_quench<'a>(packet: &Packet<'a>) -> Option<Packet<'a>> {
     if is_quench { Packet::parse_quote(quoted) } else { None }
 }
 
+/// What the next link takes, in bytes, as a router says that a packet is too large for it: in the last two bytes of the header of an
+/// IPv4 error (RFC 1191, section 4; 0 where the router is older), in the last four of an IPv6 one (RFC 4443, section 3.2). `None` for every other message.
+pub fn next_hop_mtu(packet: &Packet<'_>) -> Option<u32> {
+    let header = packet.payload().first_chunk::<ECHO_HEADER_LEN>()?;
+    let mtu = match (packet.src().is_ipv4(), header[0], header[1]) {
+        (true, V4_UNREACHABLE, V4_FRAGMENTATION_NEEDED) => u16::from_be_bytes([header[6], header[7]]).into(),
+        (false, V6_TOO_BIG, _) => u32::from_be_bytes([header[4], header[5], header[6], header[7]]),
+        _ => return None,
+    };
+    Some(mtu)
+}
+
 /// What differs between two echo requests.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct EchoRequest {

@@ -48,6 +48,8 @@ pub(super) struct Ask {
     /// Its number among those of the flow.
     pub(super) number: u16,
     pub(super) ttl: u8,
+    /// Its length from the IP header on, where it is not that of all.
+    pub(super) size: Option<u16>,
 }
 
 /// What is under way to one destination.
@@ -61,6 +63,11 @@ pub(super) trait Course: Sized {
 
     /// The next packet that is to leave.
     fn next(&mut self, plan: &TracePlan, now: Instant) -> Option<Ask>;
+
+    /// The length of a packet, where it is not that of all.
+    fn size(&self, _token: u16) -> Option<u16> {
+        None
+    }
 
     /// A packet did not leave.
     fn not_sent(&mut self, plan: &TracePlan, token: u16, why: NotSent);

@@ -178,7 +178,7 @@ impl<C: Course> TraceEngine<C> {
     fn take(&mut self, now: Instant, seen: Seen) {
         let Some(id) = self.by_dst.get(&seen.name.dst).copied() else { return };
         let (Some(slot), Some(flow)) = (self.open.get_mut(&id), self.flows.index(seen.name.flow)) else { return };
-        let Seen { name, from, ttl, kind, quoted, extensions } = seen;
+        let Seen { name, from, ttl, kind, quoted, extensions, mtu } = seen;
         let reply = |rtt: core::time::Duration| Reply {
             from,
             rtt_us: u32::try_from(rtt.as_micros()).unwrap_or(u32::MAX),
@@ -187,14 +187,15 @@ impl<C: Course> TraceEngine<C> {
             quoted,
             mpls: extensions.mpls,
             interfaces: extensions.interfaces,
+            mtu,
         };
         if let Some((ttl, reply)) = slot.course.answer(&self.plan, &mut self.stops, now, flow, name.number, reply) {
             self.summary.answers += 1;
             if self.plan.live {
                 self.events.push_back(Event::Hop { position: slot.course.position(), ttl, reply: Box::new(reply) });
             }
-            self.look_at(id, true);
         }
+        self.look_at(id, true);
     }
 }
 
@@ -211,14 +212,14 @@ impl<C: Course> Engine for TraceEngine<C> {
                 return None;
             };
             let Some(slot) = self.open.get_mut(&id) else { continue };
-            let Some(Ask { token, flow, number, ttl }) = slot.course.next(&self.plan, now) else {
+            let Some(Ask { token, flow, number, ttl, size }) = slot.course.next(&self.plan, now) else {
                 slot.ready = false;
                 self.look_at(id, false);
                 continue;
             };
             self.ready.push_back(id);
             let dst = slot.course.dst();
-            match self.probes.write(dst, self.flows.port(flow), number, ttl, buf) {
+            match self.probes.write(dst, self.flows.port(flow), number, ttl, size, buf) {
                 Some(len) => {
                     self.summary.sent_packets += 1;
                     self.summary.sent_bytes += len as u64;
@@ -238,7 +239,8 @@ impl<C: Course> Engine for TraceEngine<C> {
         let (id, token) = (token >> NUMBER_BITS, token as u16);
         let Some(slot) = self.open.get_mut(&id) else { return };
         self.summary.sent_packets = self.summary.sent_packets.saturating_sub(1);
-        self.summary.sent_bytes = self.summary.sent_bytes.saturating_sub(self.probes.len(slot.course.dst()) as u64);
+        let len = slot.course.size(token).map_or(self.probes.len(slot.course.dst()), usize::from);
+        self.summary.sent_bytes = self.summary.sent_bytes.saturating_sub(len as u64);
         slot.course.not_sent(&self.plan, token, why);
         self.look_at(id, true);
     }

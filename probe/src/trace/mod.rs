@@ -6,6 +6,7 @@
 //!            what was answered, when it is over       report   what is told
 //!  stops     what paths know of each other
 //!  multipath all ways at once: which flow is sent how far
+//!  mtu       how large a packet may be that arrives
 //!  course    what a path and all ways are to the engine
 //! ```
 //!
@@ -42,6 +43,7 @@ pub mod spec;
 pub mod statistics;
 
 mod course;
+mod mtu;
 mod multipath;
 mod packet;
 mod path;

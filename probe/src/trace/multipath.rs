@@ -456,7 +456,7 @@ impl Course for Multipath {
         let first = plan.first_ttl;
         let packet = self.packet(token)?;
         packet.state = PacketState::Sent(now);
-        let ask = Ask { token, flow: packet.flow, number: packet.number, ttl: first + packet.hop as u8 };
+        let ask = Ask { token, flow: packet.flow, number: packet.number, ttl: first + packet.hop as u8, size: None };
         self.outstanding.push_back(token);
         self.sent += 1;
         Some(ask)

@@ -49,6 +49,8 @@ pub(super) struct Seen {
     pub(super) kind: ReplyKind,
     pub(super) quoted: Option<Quoted>,
     pub(super) extensions: Extensions,
+    /// What the next link takes, where the probe was too large for it.
+    pub(super) mtu: Option<u32>,
 }
 
 /// Writes and recognises the probes of a run.
@@ -128,8 +130,7 @@ impl Probes {
 
     /// Length of a packet to `dst`.
     pub(super) fn len(&self, dst: IpAddr) -> usize {
-        let ip = if dst.is_ipv4() { V4_HEADER_LEN } else { V6_HEADER_LEN };
-        ip + self.transport_len()
+        ip_len(dst) + self.transport_len()
     }
 
     /// Of that, what follows the IP header.
@@ -141,8 +142,9 @@ impl Probes {
         }
     }
 
-    /// Writes probe `number` to `dst` and gives its length; `None` where the family has no source address or `buf` is too short.
-    pub(super) fn write(&self, dst: IpAddr, flow: u16, number: u16, ttl: u8, buf: &mut [u8]) -> Option<usize> {
+    /// Writes probe `number` to `dst`, `size` bytes long where that is not left to the plan, and gives its length; `None` where the family has
+    /// no source address, `size` is too small for a probe, or `buf` is too short.
+    pub(super) fn write(&self, dst: IpAddr, flow: u16, number: u16, ttl: u8, size: Option<u16>, buf: &mut [u8]) -> Option<usize> {
         let v4 = dst.is_ipv4();
         let protocol = match self.method {
             Method::Icmp if v4 => PROTOCOL_ICMP,
@@ -150,7 +152,10 @@ impl Probes {
             Method::Udp => PROTOCOL_UDP,
             Method::Tcp => PROTOCOL_TCP,
         };
-        let len = u16::try_from(self.transport_len()).ok()?;
+        let len = match size {
+            None => u16::try_from(self.transport_len()).ok()?,
+            Some(size) => size.checked_sub(ip_len(dst) as u16).filter(|len| usize::from(*len) >= ECHO_HEADER_LEN + PAYLOAD_MIN)?,
+        };
         let mut sum = Checksum::new();
         let at = match dst {
             IpAddr::V4(dst) => {
@@ -211,13 +216,15 @@ impl Probes {
             kind: ReplyKind::Answer,
             quoted: None,
             extensions: Extensions::default(),
+            mtu: None,
         };
         match (Message::parse(&packet), self.method) {
             (Some(Message::Error { icmp_type, icmp_code, quote }), _) => {
                 let name = self.quoted(&quote)?;
                 let kind = self.kind(&packet, name.dst, icmp_type, icmp_code)?;
                 let quoted = Some(Quoted { ttl: quote.ttl(), tos: quote.tos() });
-                Some(Seen { name, from: packet.src(), ttl: packet.ttl(), kind, quoted, extensions: Extensions::parse(&packet) })
+                let (extensions, mtu) = (Extensions::parse(&packet), icmp::next_hop_mtu(&packet));
+                Some(Seen { name, from: packet.src(), ttl: packet.ttl(), kind, quoted, extensions, mtu })
             }
             (Some(Message::EchoReply(echo)), Method::Icmp) => {
                 let (dst, flow) = (packet.src(), echo.id);
@@ -280,6 +287,10 @@ impl Probes {
             _ => Some(ReplyKind::Unreachable { icmp_type, icmp_code }),
         }
     }
+}
+
+const fn ip_len(dst: IpAddr) -> usize {
+    if dst.is_ipv4() { V4_HEADER_LEN } else { V6_HEADER_LEN }
 }
 
 /// The checksum of a flow's echo requests, which routers take for a part of the flow: the same in every run, so that later runs take the same way.
@@ -353,7 +364,7 @@ mod tests {
             let mut seen = Vec::new();
             for number in numbers.iter().map(|number| number % 1024) {
                 let mut buf = [0xaa; 1500];
-                let len = probes.write(dst, flow, number, 7, &mut buf).unwrap();
+                let len = probes.write(dst, flow, number, 7, None, &mut buf).unwrap();
                 let ip = Packet::parse(&buf[..len]).unwrap();
                 prop_assert_eq!((ip.dst(), ip.ttl(), ip.tos(), len), (dst, 7, 0x28, probes.len(dst)));
                 let (src4, src6) = (SOURCE.v4.unwrap(), SOURCE.v6.unwrap());
@@ -402,13 +413,13 @@ mod tests {
         let (ours, mut theirs) = (probes(Method::Icmp, 12), probes(Method::Icmp, 12));
         theirs.keyed = SipHasher13::new_with_key(b"another key 1234");
         let mut buf = [0; 1500];
-        let len = theirs.write("198.18.0.1".parse().unwrap(), 61_440, 3, 5, &mut buf).unwrap();
+        let len = theirs.write("198.18.0.1".parse().unwrap(), 61_440, 3, 5, None, &mut buf).unwrap();
         assert_eq!(ours.accept(&exceeded(&buf[..len], 100)), None, "the cookie is another's");
         assert!(theirs.accept(&exceeded(&buf[..len], 100)).is_some());
         for method in [Method::Icmp, Method::Udp, Method::Tcp] {
             let hashed = [*b"sixteen random b", *b"another key 1234"].map(|key| {
                 let run = Probes { keyed: SipHasher13::new_with_key(&key), ..probes(method, 12) };
-                let len = run.write("198.18.0.1".parse().unwrap(), 61_440, 3, 5, &mut buf).unwrap();
+                let len = run.write("198.18.0.1".parse().unwrap(), 61_440, 3, 5, None, &mut buf).unwrap();
                 hashed(&buf[..len])
             });
             assert_eq!(hashed[0], hashed[1], "{method}: a flow takes the same way in every run");

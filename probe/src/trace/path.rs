@@ -7,9 +7,10 @@ use core::net::IpAddr;
 use core::time::Duration;
 use std::collections::VecDeque;
 
-use picket_wire::trace::{Hop, Path, PathEnd, Reply, ReplyKind};
+use picket_wire::trace::{Hop, MAX_TTL, Path, PathEnd, Reply, ReplyKind};
 
 use super::course::{Ask, Course};
+use super::mtu::Search;
 use super::report::Event;
 use super::spec::TracePlan;
 use super::stops::{Place, Stops};
@@ -21,6 +22,8 @@ use crate::net::time::Instant;
 struct Packet {
     ttl: u8,
     state: PacketState,
+    /// Its place in the search for the largest one that arrives, where it is part of that.
+    size: Option<u16>,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -103,6 +106,8 @@ pub(super) struct Tracing {
     farthest: u8,
     /// The last TTL that matters, and why.
     end: Option<(u8, PathEnd)>,
+    /// How large a packet may be, and where it is to arrive.
+    mtu: Option<(Search, u8)>,
     duplicates: u64,
     sent: u32,
 }
@@ -131,7 +136,7 @@ impl Tracing {
 
     fn plan_packet(&mut self, plan: &TracePlan, ttl: u8, now: Instant) -> Option<Ask> {
         let number = u16::try_from(self.packets.len()).ok()?;
-        self.packets.push(Packet { ttl, state: PacketState::Held });
+        self.packets.push(Packet { ttl, state: PacketState::Held, size: None });
         let hop = self.hop(plan, ttl)?;
         hop.planned += 1;
         hop.open += 1;
@@ -303,7 +308,7 @@ impl Tracing {
 
     /// A packet of the only flow: its number is the token.
     const fn ask(number: u16, ttl: u8) -> Ask {
-        Ask { token: number, flow: 0, number, ttl }
+        Ask { token: number, flow: 0, number, ttl, size: None }
     }
 
     /// How many packets were decided on: numbers up to there are taken.
@@ -327,7 +332,74 @@ impl Tracing {
             let replies = hop.replies.into_iter().map(|(_, reply)| reply).chain(hop.inherited.filter(|_| inherited));
             Hop { ttl: Self::ttl_of(plan, at), sent: hop.sent, replies: replies.collect(), inherited }
         });
-        Path { dst: self.dst, end, hops: hops.collect(), sent: self.sent }
+        let mtu = self.mtu.filter(|(search, _)| search.is_over()).map(|(search, ttl)| search.found(ttl));
+        Path { dst: self.dst, end, hops: hops.collect(), sent: self.sent, mtu }
+    }
+
+    /// Whether every hop is known, or known to be silent.
+    fn is_traced(&self, plan: &TracePlan) -> bool {
+        let needed = usize::from((self.last(plan) + 1).saturating_sub(plan.first_ttl));
+        self.hops.len() >= needed && self.hops.iter().take(needed).all(HopState::is_settled)
+    }
+
+    /// Whether it remains to be found how large a packet may be.
+    fn is_to_be_sized(&self, plan: &TracePlan) -> bool {
+        self.mtu.as_ref().map_or(plan.mtu.is_some() && self.arrival(plan).is_some(), |(search, _)| !search.is_over())
+    }
+
+    /// With which TTL a packet arrives somewhere from where an answer comes.
+    fn arrival(&self, plan: &TracePlan) -> Option<u8> {
+        match self.end {
+            Some((_, PathEnd::Reached)) => Some(MAX_TTL),
+            Some((_, PathEnd::Loop | PathEnd::Refused | PathEnd::NoRoute)) => None,
+            _ => {
+                let is_router = |hop: &HopState| hop.replies.iter().any(|(_, reply)| reply.kind == ReplyKind::TimeExceeded);
+                self.hops.iter().rposition(is_router).map(|at| Self::ttl_of(plan, at))
+            }
+        }
+    }
+
+    /// The next packet of the search for the largest one that arrives: it begins when the path is known.
+    fn next_size(&mut self, plan: &TracePlan, now: Instant) -> Option<Ask> {
+        if !self.is_traced(plan) || !self.is_to_be_sized(plan) {
+            return None;
+        }
+        if self.mtu.is_none() {
+            self.mtu = Some((Search::new(plan.packet_len(self.dst), plan.mtu?), self.arrival(plan)?));
+        }
+        let (search, ttl) = self.mtu.as_mut()?;
+        let number = u16::try_from(self.packets.len()).ok()?;
+        let (ttl, (size, place)) = (*ttl, search.next(now)?);
+        self.packets.push(Packet { ttl, state: PacketState::Sent(now), size: Some(place) });
+        self.sent += 1;
+        Some(Ask { size: Some(size), ..Self::ask(number, ttl) })
+    }
+
+    /// What became of a packet of that search.
+    fn sized(&mut self, place: u16, reply: &Reply) {
+        let Some((search, _)) = &mut self.mtu else { return };
+        match reply.kind {
+            _ if reply.mtu.is_some() => search.too_large(place, Some(reply.from), reply.mtu),
+            ReplyKind::TimeExceeded | ReplyKind::Answer => search.arrived(place),
+            ReplyKind::Unreachable { .. } if reply.from == self.dst => search.arrived(place),
+            // Somebody filters by length: that is no link.
+            ReplyKind::Unreachable { .. } => search.end(),
+        }
+    }
+
+    /// A packet of that search did not leave.
+    fn size_not_sent(&mut self, number: u16, place: u16, why: NotSent) {
+        let Some((search, _)) = &mut self.mtu else { return };
+        match why {
+            NotSent::NeighbourPending | NotSent::TooSoon { .. } => search.withheld(),
+            // The interface takes none of that length.
+            NotSent::LinkError => search.too_large(place, None, None),
+            NotSent::Refused | NotSent::NoRoute | NotSent::NoNeighbour => search.end(),
+        }
+        if let Some(packet) = self.packets.get_mut(usize::from(number)) {
+            packet.state = PacketState::Lost;
+        }
+        self.sent -= 1;
     }
 }
 
@@ -356,6 +428,7 @@ impl Course for Tracing {
             slowest: None,
             farthest: plan.first_ttl - 1,
             end: None,
+            mtu: None,
             duplicates: 0,
             sent: 0,
         }
@@ -399,13 +472,24 @@ impl Course for Tracing {
         let next = Self::ttl_of(plan, self.hops.len());
         let ahead = (self.start - 1).saturating_add(plan.window).max(self.farthest.saturating_add(self.beyond(plan)));
         if next > last || next > ahead || self.hops.len() > usize::from(plan.max_ttl - plan.first_ttl) {
-            return None;
+            return self.next_size(plan, now);
         }
         self.hops.push(HopState::default());
         self.plan_packet(plan, next, now)
     }
 
+    fn size(&self, token: u16) -> Option<u16> {
+        let place = self.packets.get(usize::from(token))?.size?;
+        self.mtu.as_ref()?.0.size(place)
+    }
+
     fn not_sent(&mut self, plan: &TracePlan, token: u16, why: NotSent) {
+        if let NotSent::TooSoon { until, .. } = why {
+            self.not_before = Some(until);
+        }
+        if let Some(place) = self.packets.get(usize::from(token)).and_then(|packet| packet.size) {
+            return self.size_not_sent(token, place, why);
+        }
         let final_end = match why {
             NotSent::Refused => Some(PathEnd::Refused),
             NotSent::NoRoute | NotSent::NoNeighbour => Some(PathEnd::NoRoute),
@@ -414,9 +498,6 @@ impl Course for Tracing {
         let state = if why == NotSent::LinkError || final_end.is_some() { PacketState::Lost } else { PacketState::Held };
         if !self.unsent(plan, token, state) {
             return;
-        }
-        if let NotSent::TooSoon { until, .. } = why {
-            self.not_before = Some(until);
         }
         match state {
             PacketState::Held => self.hold(plan, token),
@@ -454,10 +535,14 @@ impl Course for Tracing {
             PacketState::Held | PacketState::Lost => return None,
         };
         packet.state = PacketState::Answered;
-        let ttl = packet.ttl;
+        let (ttl, size) = (packet.ttl, packet.size);
         let rtt = now.saturating_since(at);
         let reply = reply(rtt);
         self.slowest = Some(self.slowest.map_or(rtt, |slowest| slowest.max(rtt)));
+        if let Some(place) = size {
+            self.sized(place, &reply);
+            return None;
+        }
         if ttl > self.farthest && matches!(self.end, Some((_, PathEnd::Silent))) {
             // There is somebody after all.
             self.end = None;
@@ -495,7 +580,8 @@ impl Course for Tracing {
         let last = self.last(plan);
         let hops = self.hops.iter().enumerate().filter(|(at, hop)| Self::ttl_of(plan, *at) <= last && hop.is_waited_for());
         let hops = hops.filter_map(|(at, hop)| self.hop_due(plan, Self::ttl_of(plan, at), hop));
-        hops.chain(self.late_at(plan)).chain(self.not_before).min()
+        let size = self.mtu.as_ref().and_then(|(search, _)| search.due(plan.timing.waits(self.slowest, true)));
+        hops.chain(self.late_at(plan)).chain(self.not_before).chain(size).min()
     }
 
     fn on_timeout(&mut self, plan: &TracePlan, stops: &mut Stops, now: Instant) -> bool {
@@ -525,7 +611,13 @@ impl Course for Tracing {
         }
         self.look_for_silence(plan);
         self.tell(plan, stops, now);
-        hungry
+        let waits = plan.timing.waits(self.slowest, true);
+        if let Some((search, _)) = &mut self.mtu
+            && search.due(waits).is_some_and(|due| due <= now)
+        {
+            search.silence();
+        }
+        hungry || self.is_traced(plan) && self.is_to_be_sized(plan)
     }
 
     fn is_late(&self) -> bool {
@@ -533,9 +625,7 @@ impl Course for Tracing {
     }
 
     fn is_over(&self, plan: &TracePlan) -> bool {
-        let last = self.last(plan);
-        let needed = usize::from((last + 1).saturating_sub(plan.first_ttl));
-        self.hops.len() >= needed && self.hops.iter().take(needed).all(HopState::is_settled)
+        self.is_traced(plan) && !self.is_to_be_sized(plan)
     }
 
     fn duplicates(&self) -> u64 {

@@ -1,5 +1,6 @@
 //! What a trace is asked to do, checked: after [`TracePlan::new`] nothing is checked again.
 
+use core::net::IpAddr;
 use core::time::Duration;
 use std::sync::Arc;
 
@@ -9,7 +10,7 @@ pub use picket_wire::trace::{DEFAULT_CONFIDENCE, DEFAULT_GAP, DEFAULT_MAX_TTL};
 
 use super::packet::PAYLOAD_MIN;
 use crate::packet::icmp::ECHO_HEADER_LEN;
-use crate::packet::ip::V6_HEADER_LEN;
+use crate::packet::ip::{V4_HEADER_LEN, V6_HEADER_LEN};
 
 /// Bytes of payload where nobody says how many.
 pub const DEFAULT_PAYLOAD: usize = trace::DEFAULT_PAYLOAD as usize;
@@ -17,6 +18,9 @@ pub const DEFAULT_PAYLOAD: usize = trace::DEFAULT_PAYLOAD as usize;
 pub const GRAPHS: usize = 64;
 /// The longest packet of an Ethernet: what is longer would be cut into fragments here.
 const LENGTH_MAX: usize = 1_500;
+
+/// The smallest packet that every link takes (RFC 791, section 3.2).
+const MTU_LEAST: usize = 68;
 
 /// Why a trace cannot be done.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -54,6 +58,12 @@ pub enum SpecError {
     /// The packet is longer than a frame.
     #[error("{0} bytes of payload make a packet longer than {LENGTH_MAX} bytes")]
     Payload(usize),
+    /// A SYN has nothing in it that could be longer.
+    #[error("how large a packet may be is asked by icmp or udp: a SYN carries no data")]
+    MtuOfSyns,
+    /// No size of a packet.
+    #[error("packets of up to {0} bytes: {MTU_LEAST} to {LENGTH_MAX} are possible")]
+    Mtu(u16),
     /// Too little certainty, or too much.
     #[error("a confidence of {0} %: 50 to 99 are possible")]
     Confidence(u8),
@@ -227,6 +237,8 @@ pub struct TracePlan {
     pub live: bool,
     /// Whether all ways are looked for, and not one only.
     pub multipath: Option<Ways>,
+    /// Up to which size, in bytes from the IP header on, it is asked how large a packet may be that arrives; of one way only.
+    pub mtu: Option<u16>,
 }
 
 impl TracePlan {
@@ -262,6 +274,7 @@ impl TracePlan {
             timing: Timing::default(),
             live: false,
             multipath: None,
+            mtu: None,
         })
     }
 
@@ -310,6 +323,14 @@ impl TracePlan {
         if V6_HEADER_LEN + ECHO_HEADER_LEN + self.payload.max(PAYLOAD_MIN) > LENGTH_MAX {
             return Err(SpecError::Payload(self.payload));
         }
+        if let Some(mtu) = self.mtu {
+            if self.method == Method::Tcp {
+                return Err(SpecError::MtuOfSyns);
+            }
+            if !(MTU_LEAST..=LENGTH_MAX).contains(&usize::from(mtu)) {
+                return Err(SpecError::Mtu(mtu));
+            }
+        }
         // Hops of which more than one answer is wanted are measured, and so are those of all ways.
         let shared = self.shared && self.queries == 1 && self.multipath.is_none();
         Ok(Self { shared, ..self })
@@ -323,6 +344,13 @@ impl TracePlan {
     /// Bytes behind the headers of its packets.
     pub fn payload_len(&self) -> usize {
         if self.method == Method::Tcp { 0 } else { self.payload.max(PAYLOAD_MIN) }
+    }
+
+    /// Bytes of a packet to `dst`, from the IP header on.
+    pub(super) fn packet_len(&self, dst: IpAddr) -> u16 {
+        let ip = if dst.is_ipv4() { V4_HEADER_LEN } else { V6_HEADER_LEN };
+        // Echo requests and datagrams have headers of one length; checked to be no longer than a frame.
+        (ip + ECHO_HEADER_LEN + self.payload_len()) as u16
     }
 
     /// Probes that a silent hop gets.

@@ -283,12 +283,13 @@ mod tests {
             quoted: None,
             mpls: Vec::new(),
             interfaces: Vec::new(),
+            mtu: None,
         };
         Hop { ttl, sent, replies: replies.iter().map(reply).collect(), inherited: false }
     }
 
     fn path(end: PathEnd, hops: Vec<Hop>) -> Path {
-        Path { dst: DST.parse().unwrap(), end, hops, sent: 0 }
+        Path { dst: DST.parse().unwrap(), end, hops, sent: 0, mtu: None }
     }
 
     fn counts(statistics: &Statistics) -> Vec<(u8, u64, u64)> {

@@ -138,7 +138,7 @@ mod tests {
 
     fn reply(last: u8) -> Reply {
         let from = IpAddr::from([192, 0, 2, last]);
-        Reply { from, rtt_us: 1, ttl: 64, kind: ReplyKind::TimeExceeded, quoted: None, mpls: Vec::new(), interfaces: Vec::new() }
+        Reply { from, rtt_us: 1, ttl: 64, kind: ReplyKind::TimeExceeded, quoted: None, mpls: Vec::new(), interfaces: Vec::new(), mtu: None }
     }
 
     fn at(seconds: u64) -> Instant {

@@ -187,13 +187,14 @@ impl<'a> Probe<'a> {
 
     fn unreachable(&self, from: IpAddr, ttl: u8, code: u8, gap: Duration) -> Answer {
         let kind = if self.is_v4() { 3 } else { 1 };
-        Answer { packet: self.error(from, ttl, (kind, code), self.whole, &[]), after: None, error: Some((from, gap)) }
+        Answer { packet: self.error(from, ttl, (kind, code), 0, self.whole, &[]), after: None, error: Some((from, gap)) }
     }
 
     /// RFC 792 and RFC 4443: the message quotes the packet that it is about. RFC 4884: where something is appended, the quote is padded, and
     /// its length stated.
-    pub(super) fn error(&self, from: IpAddr, ttl: u8, (kind, code): (u8, u8), quote: &[u8], appended: &[u8]) -> Vec<u8> {
-        let mut message = vec![kind, code, 0, 0, 0, 0, 0, 0];
+    pub(super) fn error(&self, from: IpAddr, ttl: u8, (kind, code): (u8, u8), mtu: u16, quote: &[u8], appended: &[u8]) -> Vec<u8> {
+        let [high, low] = mtu.to_be_bytes();
+        let mut message = vec![kind, code, 0, 0, 0, 0, high, low];
         message.extend(quote);
         if !appended.is_empty() {
             message.resize(8 + quote.len().max(128).next_multiple_of(8), 0);
@@ -206,6 +207,10 @@ impl<'a> Probe<'a> {
 
     pub(super) fn is_v4(&self) -> bool {
         self.dst.is_ipv4()
+    }
+
+    pub(super) fn len(&self) -> usize {
+        self.whole.len()
     }
 
     pub(super) fn ttl(&self) -> u8 {

@@ -19,6 +19,18 @@ pub enum Spread {
     Packet,
 }
 
+/// What a router says of a packet that is too large for the next link.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Telling {
+    /// What the link takes.
+    #[default]
+    Size,
+    /// Nothing but that it is too large, as before RFC 1191.
+    NoSize,
+    /// Nothing: a black hole.
+    Nothing,
+}
+
 /// One hop of a way.
 #[derive(Debug, Clone)]
 pub struct Router {
@@ -46,6 +58,10 @@ pub struct Router {
     pub quotes: usize,
     /// It refuses to forward, with this code of "unreachable".
     pub refuses: Option<u8>,
+    /// The link behind it takes no longer packets.
+    pub mtu: Option<u16>,
+    /// What it says of that: as it is, that it does not know (0), or nothing at all.
+    pub tells_mtu: Telling,
     /// It forwards what it should have ended, so that the next hop ends it.
     pub forwards_expired: bool,
 }
@@ -66,6 +82,8 @@ impl Router {
             tos: None,
             quotes: usize::MAX,
             refuses: None,
+            mtu: None,
+            tells_mtu: Telling::Size,
             forwards_expired: false,
         }
     }
@@ -98,11 +116,17 @@ impl Way {
             tos = router.tos.or(tos);
             if ttl == here && !router.forwards_expired || ttl < here {
                 let quoted = if ttl < here { 0 } else { router.quoted_ttl };
-                return Fate::Ended(router.answer(probe, random, (if probe.is_v4() { 11 } else { 3 }, 0), quoted, tos));
+                return Fate::Ended(router.answer(probe, random, (if probe.is_v4() { 11 } else { 3 }, 0), 0, quoted, tos));
             }
             if let Some(code) = router.refuses {
                 let left = u8::try_from(ttl - here).unwrap_or(u8::MAX);
-                return Fate::Ended(router.answer(probe, random, (if probe.is_v4() { 3 } else { 1 }, code), left, tos));
+                return Fate::Ended(router.answer(probe, random, (if probe.is_v4() { 3 } else { 1 }, code), 0, left, tos));
+            }
+            if let Some(mtu) = router.mtu.filter(|mtu| probe.len() > usize::from(*mtu)) {
+                let left = u8::try_from(ttl - here).unwrap_or(u8::MAX);
+                let told = if router.tells_mtu == Telling::Size { mtu } else { 0 };
+                let said = router.answer(probe, random, if probe.is_v4() { (3, 4) } else { (2, 0) }, told, left, tos);
+                return Fate::Ended(said.filter(|_| router.tells_mtu != Telling::Nothing));
             }
         }
         Fate::Arrives
@@ -110,7 +134,15 @@ impl Way {
 }
 
 impl Router {
-    fn answer(&self, probe: &Probe<'_>, random: u64, message: (u8, u8), quoted_ttl: u8, tos: Option<u8>) -> Option<(HostRule, Answer)> {
+    fn answer(
+        &self,
+        probe: &Probe<'_>,
+        random: u64,
+        message: (u8, u8),
+        mtu: u16,
+        quoted_ttl: u8,
+        tos: Option<u8>,
+    ) -> Option<(HostRule, Answer)> {
         if self.silent || self.addresses.is_empty() {
             return None;
         }
@@ -121,7 +153,7 @@ impl Router {
         let from = *self.addresses.get((by % self.addresses.len() as u64) as usize)?;
         let rule = HostRule { rtt: self.rtt, loss: self.loss, ..HostRule::new(from, if from.is_ipv4() { 32 } else { 128 }) };
         let quote = probe.quote(quoted_ttl, tos, self.quotes);
-        let packet = probe.error(from, self.ttl, message, &quote, &self.extension());
+        let packet = probe.error(from, self.ttl, message, mtu, &quote, &self.extension());
         Some((rule, Answer { packet, after: None, error: Some((from, self.gap)) }))
     }
 

@@ -148,6 +148,10 @@ pub struct TraceArgs {
     /// Bytes behind the ICMP or UDP header
     #[arg(long, value_name = "BYTES")]
     pub payload: Option<usize>,
+    /// Find the largest packet that arrives unbroken (path MTU), up to so many bytes [default: 1500], and who says that larger ones are too
+    /// large. By icmp the answer must find its way back as large; by udp it is short
+    #[arg(long, value_name = "BYTES", num_args = 0..=1, require_equals = true, default_missing_value = "1500", conflicts_with_all = ["multipath", "repeated"])]
+    pub mtu: Option<u16>,
     /// Packets or bits per second with the unit, such as 500pps, 5kpps or 20mbit; never above the interface's limit
     #[arg(long, value_name = "RATE", value_delimiter = ',')]
     pub rate: Vec<RateArg>,
@@ -234,6 +238,7 @@ impl TraceArgs {
             tos: self.tos,
             payload: self.payload.unwrap_or(plan.payload),
             flow: self.flow,
+            mtu: self.mtu,
             retry: !self.goes_on(),
             ..plan
         };

@@ -10,7 +10,7 @@ use std::sync::Arc;
 
 use picket_wire::addr::parse_set;
 use picket_wire::space::{TargetSpace, TargetSpec};
-use picket_wire::trace::{Graph, Hop, Link, Method, Path, ReplyKind};
+use picket_wire::trace::{Graph, Hop, Link, Method, Path, PathMtu, ReplyKind};
 use picket_wire::units::PacketsPerSecond;
 use serde::Deserialize;
 
@@ -20,7 +20,7 @@ use super::spec::{DEFAULT_CONFIDENCE, TracePlan, Ways};
 use crate::net::drive::{Drive, DriveEvent, TaskId, TaskSpec, Weight};
 use crate::net::pacer::{DEFAULT_BURST, Limits};
 use crate::net::ports::{RawIdentity, SourcePorts};
-use crate::net::sim::{self, HostRule, PortState, Router, Scenario, SimLink, Spread, Way, every_file};
+use crate::net::sim::{self, HostRule, PortState, Router, Scenario, SimLink, Spread, Telling, Way, every_file};
 use crate::net::time::Instant;
 
 /// No trace takes longer than this.
@@ -91,6 +91,10 @@ struct RouterFile {
     quotes: Option<usize>,
     refuses: Option<u8>,
     forwards_expired: bool,
+    mtu: Option<u16>,
+    /// It says that a packet is too large, but not for what; or nothing.
+    tells_no_size: bool,
+    tells_nothing: bool,
 }
 
 #[derive(Deserialize)]
@@ -106,6 +110,7 @@ struct Trace {
     first_ttl: Option<u8>,
     rate: Option<u32>,
     tos: Option<u8>,
+    mtu: Option<u16>,
     multipath: Option<Form>,
     confidence: Option<u8>,
 }
@@ -199,6 +204,12 @@ impl WayFile {
                 quotes: file.quotes.unwrap_or(plain.quotes),
                 refuses: file.refuses,
                 forwards_expired: file.forwards_expired,
+                mtu: file.mtu,
+                tells_mtu: match (file.tells_nothing, file.tells_no_size) {
+                    (true, _) => Telling::Nothing,
+                    (_, true) => Telling::NoSize,
+                    _ => Telling::Size,
+                },
             };
             match file.at {
                 Some(at) => routers[at - 1] = router,
@@ -236,6 +247,7 @@ impl File {
             max_ttl: self.trace.max_ttl.unwrap_or(plain.max_ttl),
             first_ttl: self.trace.first_ttl.unwrap_or(plain.first_ttl),
             tos: self.trace.tos.unwrap_or(plain.tos),
+            mtu: self.trace.mtu,
             multipath: self
                 .trace
                 .multipath
@@ -323,7 +335,7 @@ fn flat(graph: &Graph) -> Path {
         replies: hop.nodes.iter().map(|node| node.reply.clone()).collect(),
         inherited: false,
     });
-    Path { dst: graph.dst, end: graph.end, hops: hops.collect(), sent: graph.sent }
+    Path { dst: graph.dst, end: graph.end, hops: hops.collect(), sent: graph.sent, mtu: None }
 }
 
 /// `1 192.0.2.1 > 192.0.2.2`, in order.
@@ -373,6 +385,13 @@ fn replies(path: &Path) -> String {
         }
         text.push('\n');
     }
+    if let Some(PathMtu { bytes, ttl, limits, silent }) = &path.mtu {
+        write!(text, "mtu {bytes} up to {ttl}").unwrap();
+        for limit in limits {
+            write!(text, " by {} {:?}", limit.from, limit.bytes.unwrap_or(0)).unwrap();
+        }
+        text.push_str(if *silent { " silent\n" } else { "\n" });
+    }
     text
 }
 
@@ -394,6 +413,10 @@ every_file! {
     long_and_v6
     loop_between_two
     lossy_hops
+    mtu_black_hole
+    mtu_cut_off
+    mtu_told
+    mtu_untold_size
     prohibited
     rate_limited_hop
     silent_hop

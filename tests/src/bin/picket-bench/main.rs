@@ -94,6 +94,8 @@ fn idle() -> Result<()> {
     let spec = TruthSpec::new(1, &["198.18.0.0/24"], &[80])?;
     let site = Site::builder("idle").probe("a").segment(SegmentPlan::new("net", spec)).build()?;
     let mut fleet = Fleet::start(site, Plan::default().heartbeat(15).packets("5kpps"))?;
+    // What it needed to start is not what it needs to rest.
+    std::thread::sleep(Duration::from_secs(15));
     let before = fleet.probe_proc("a")?.resident_kib()?;
     // The figure that counts is of a probe that has been warm: its first scan touched every page that it needs.
     let job = fleet.submit_job(&["scan", "198.18.0.0/24", "-p", "80"])?;

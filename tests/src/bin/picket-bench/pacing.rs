@@ -26,7 +26,7 @@ use picket_tests::lab::watch::{Direction, Timing, WINDOWS, Watch};
 
 use crate::timed;
 
-const ROUNDS: usize = 3;
+const ROUNDS: usize = 5;
 
 /// What a limit is of.
 #[derive(Clone, Copy)]

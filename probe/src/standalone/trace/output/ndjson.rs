@@ -86,6 +86,12 @@ fn object(head: &Head, path: &Path) -> Value {
             "inherited": hop.inherited,
             "replies": hop.replies.iter().map(reply).collect::<Vec<_>>(),
         })).collect::<Vec<_>>(),
+        "mtu": path.mtu.as_ref().map(|mtu| json!({
+            "bytes": mtu.bytes,
+            "ttl": mtu.ttl,
+            "limits": mtu.limits.iter().map(|limit| json!({ "from": limit.from.to_string(), "bytes": limit.bytes })).collect::<Vec<_>>(),
+            "silent": mtu.silent,
+        })),
     })
 }
 
@@ -106,6 +112,7 @@ fn reply(reply: &Reply) -> Value {
         "quoted_tos": reply.quoted.map(|quoted| quoted.tos),
         "mpls": reply.mpls.iter().map(|label| json!({ "label": label.label, "tc": label.tc, "bottom": label.bottom, "ttl": label.ttl })).collect::<Vec<_>>(),
         "interfaces": reply.interfaces.iter().map(interface).collect::<Vec<_>>(),
+        "mtu": reply.mtu,
     })
 }
 

@@ -9,7 +9,7 @@ use crate::trace::tests::plan;
 
 fn answer(from: &str, rtt_us: u32, kind: ReplyKind) -> Reply {
     let quoted = (kind != ReplyKind::Answer).then_some(Quoted { ttl: 1, tos: 0 });
-    Reply { from: from.parse().unwrap(), rtt_us, ttl: 60, kind, quoted, mpls: Vec::new(), interfaces: Vec::new() }
+    Reply { from: from.parse().unwrap(), rtt_us, ttl: 60, kind, quoted, mpls: Vec::new(), interfaces: Vec::new(), mtu: None }
 }
 
 fn path() -> Path {
@@ -40,7 +40,7 @@ fn path() -> Path {
             ..Hop::default()
         },
     ];
-    Path { dst: "198.18.0.1".parse().unwrap(), end: PathEnd::Unreachable, hops, sent: 9 }
+    Path { dst: "198.18.0.1".parse().unwrap(), end: PathEnd::Unreachable, hops, sent: 9, mtu: None }
 }
 
 fn graph() -> Graph {
@@ -87,7 +87,7 @@ fn end() -> End {
 /// Paths that ended in all ways.
 fn paths() -> Vec<Path> {
     let hop = |ttl, replies| Hop { ttl, sent: 2, replies, inherited: false };
-    let path = |dst: &str, end, hops| Path { dst: dst.parse().unwrap(), end, hops, sent: 4 };
+    let path = |dst: &str, end, hops| Path { dst: dst.parse().unwrap(), end, hops, sent: 4, mtu: None };
     let near = || hop(1, vec![answer("192.0.2.1", 210, ReplyKind::TimeExceeded)]);
     let far = |kind| hop(2, vec![answer("198.18.0.2", 1_500, kind)]);
     let (nobody, prohibited) =
@@ -144,7 +144,7 @@ fn repeated(format: PathOutput, sums_only: bool) -> String {
     let hop =
         |ttl, from: &str, rtt_us| Hop { ttl, sent: 1, replies: vec![answer(from, rtt_us, ReplyKind::TimeExceeded)], inherited: false };
     let silent = Hop { ttl: 2, sent: 1, ..Hop::default() };
-    let path = |end, hops| Path { dst: "198.18.0.1".parse().unwrap(), end, hops, sent: 4 };
+    let path = |end, hops| Path { dst: "198.18.0.1".parse().unwrap(), end, hops, sent: 4, mtu: None };
     let paths = [
         path(PathEnd::Reached, vec![hop(1, "192.0.2.1", 210), silent.clone(), hop(3, "192.0.2.9", 1_000), hop(4, "198.18.0.1", 2_000)]),
         path(PathEnd::Reached, vec![hop(1, "192.0.2.1", 190), silent.clone(), hop(3, "192.0.2.10", 1_300), hop(4, "198.18.0.1", 2_345)]),
