@@ -120,3 +120,34 @@ fn a_long_cable_delays_what_passes_and_changes_nothing() {
     }
     assert_eq!(chain.lost(), 0);
 }
+
+/// How large packets may be, as `picket-probe trace --mtu` tells it.
+fn mtu(chain: &Chain, dst: IpAddr, method: &str) -> serde_json::Value {
+    let run = paths::probe(Chain::DEVICE, RATE, &[&dst.to_string(), "--mtu", "--method", method]).unwrap();
+    let text = chain.probe().run(&run, LONG).unwrap().ok().unwrap();
+    let path: serde_json::Value = serde_json::from_str(text.lines().next().unwrap()).unwrap();
+    assert_eq!(path["end"], "reached", "{path}");
+    path["mtu"].clone()
+}
+
+#[test]
+fn how_large_packets_may_be_is_found_where_routers_tell_and_where_they_do_not() {
+    if !require_root() {
+        return;
+    }
+    let each = || Family::ALL.into_iter().flat_map(|family| ["icmp", "udp"].map(|method| (family, method)));
+    let chain = Chain::new("mtu", Plan::hops(5).narrow(3, 1_450).narrow(5, 1_400)).unwrap();
+    for (family, method) in each() {
+        let routers = chain.truth(family);
+        let limit = |hop: usize, bytes: u16| serde_json::json!({ "from": routers[hop - 1].first(), "bytes": bytes });
+        let told = serde_json::json!({ "bytes": 1_400, "ttl": 64, "limits": [limit(2, 1_450), limit(4, 1_400)], "silent": false });
+        assert_eq!(mtu(&chain, chain.destination(family), method), told, "{family:?} by {method}");
+    }
+    drop(chain);
+    // The probe's own link, which says so at once, and a black hole behind it.
+    let chain = Chain::new("hole", Plan::hops(4).narrow(1, 1_490).narrow(4, 1_333).hushed(3)).unwrap();
+    for (family, method) in each() {
+        let told = serde_json::json!({ "bytes": 1_333, "ttl": 64, "limits": [], "silent": true });
+        assert_eq!(mtu(&chain, chain.destination(family), method), told, "{family:?} by {method}");
+    }
+}

@@ -103,6 +103,9 @@ struct Answered {
     itos: Option<u8>,
     #[serde(skip_serializing_if = "Option::is_none")]
     err: Option<Unreachable>,
+    /// What the next link takes, where the packet was too large for it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    mtu: Option<u32>,
     #[serde(skip_serializing_if = "Option::is_none")]
     icmpext: Option<Extension>,
 }
@@ -212,6 +215,7 @@ impl Answered {
                 ReplyKind::Unreachable { icmp_type, icmp_code } => Some(unreachable(dst.is_ipv4(), icmp_type, icmp_code)),
                 ReplyKind::TimeExceeded | ReplyKind::Answer => None,
             },
+            mtu: reply.mtu,
             icmpext: Extension::of(reply),
         }
     }

@@ -83,13 +83,16 @@ pub struct Plan {
     fork: Option<u8>,
     /// Which link, and how long.
     long: Option<(u8, Duration)>,
+    /// Which links take how many bytes.
+    narrow: [Option<(u8, u16)>; 2],
+    hushed: Option<u8>,
 }
 
 impl Plan {
     /// So many hops to the destination, which is the last one.
     #[must_use]
     pub const fn hops(hops: u8) -> Self {
-        Self { hops, silent: None, limited: None, fork: None, long: None }
+        Self { hops, silent: None, limited: None, fork: None, long: None, narrow: [None; 2], hushed: None }
     }
 
     /// That router sends no time-exceeded.
@@ -110,6 +113,22 @@ impl Plan {
     #[must_use]
     pub const fn fork(mut self, hop: u8) -> Self {
         self.fork = Some(hop);
+        self
+    }
+
+    /// The link before that hop takes packets of so many bytes, 1280 at least. Two links may be so.
+    #[must_use]
+    pub fn narrow(mut self, hop: u8, bytes: u16) -> Self {
+        if let Some(free) = self.narrow.iter_mut().find(|narrow| narrow.is_none()) {
+            *free = Some((hop, bytes));
+        }
+        self
+    }
+
+    /// That router does not say that packets are too large.
+    #[must_use]
+    pub const fn hushed(mut self, hop: u8) -> Self {
+        self.hushed = Some(hop);
         self
     }
 
@@ -142,7 +161,10 @@ impl Chain {
     pub fn new(name: &str, plan: Plan) -> Result<Self> {
         let routers = 1..plan.hops;
         ensure!(plan.hops < OTHER.0, "{} hops: {} are possible", plan.hops, OTHER.0 - 1);
-        ensure!([plan.silent, plan.limited].iter().flatten().all(|hop| routers.contains(hop)), "only routers keep silent: {plan:?}");
+        ensure!(
+            [plan.silent, plan.limited, plan.hushed].iter().flatten().all(|hop| routers.contains(hop)),
+            "only routers keep silent: {plan:?}"
+        );
         ensure!(plan.long.is_none_or(|(hop, _)| hop > 0 && hop <= plan.hops), "there is no such link: {plan:?}");
         ensure!(plan.fork.is_none_or(|hop| hop > 1 && hop + 1 < plan.hops), "a fork is between routers: {plan:?}");
         let lab = Lab::new(name)?;
@@ -181,6 +203,11 @@ impl Chain {
                     know(farther, "back", family.near(network), nearer, device)?;
                 }
             }
+            for (_, bytes) in self.plan.narrow.iter().flatten().filter(|(link, _)| *link == network) {
+                for (node, device) in [(nearer, device), (farther, "back")] {
+                    node.ip(&["link", "set", device, "mtu", &bytes.to_string()])?;
+                }
+            }
             if network < self.plan.hops {
                 farther.forward()?;
             }
@@ -214,12 +241,18 @@ impl Chain {
         Ok(other)
     }
 
-    /// The silent router and the limited one.
+    /// The silent router, the hushed and the limited one.
     fn manners(&self) -> Result<()> {
         if let Some(hop) = self.plan.silent {
             self.nodes[usize::from(hop)].nft(
                 "table inet lab {\n\tchain out {\n\t\ttype filter hook output priority filter;\n\
                  \t\ticmp type time-exceeded drop\n\t\ticmpv6 type time-exceeded drop\n\t}\n}\n",
+            )?;
+        }
+        if let Some(hop) = self.plan.hushed {
+            self.nodes[usize::from(hop)].nft(
+                "table inet hush {\n\tchain out {\n\t\ttype filter hook output priority filter;\n\
+                 \t\ticmp type destination-unreachable icmp code frag-needed drop\n\t\ticmpv6 type packet-too-big drop\n\t}\n}\n",
             )?;
         }
         if let Some(hop) = self.plan.limited {
