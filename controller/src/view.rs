@@ -102,6 +102,8 @@ pub struct TraceRequest {
     pub all_hops: bool,
     /// Look for all ways between which load is spread by flow.
     pub ways: Option<WaysOptions>,
+    /// Find the largest packet that arrives unbroken, up to so many bytes, 68 to 1500; by `icmp` or `udp`, of one way.
+    pub mtu: Option<u16>,
 }
 
 /// A path that was traced: a row of `GET /v1/paths`.

@@ -14,7 +14,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::ids::LeaseId;
 use crate::result::EXTRAS_MAX;
-use crate::trace::{FLOWS_MAX, Graph, Hop, MAX_QUERIES, MAX_TTL, MPLS_MAX, Path, PathEnd, Quoted, Reply, ReplyKind};
+use crate::trace::{FLOWS_MAX, Graph, Hop, MAX_QUERIES, MAX_TTL, MPLS_MAX, Path, PathEnd, PathMtu, Quoted, Reply, ReplyKind};
 use crate::units::UnixMillis;
 
 /// Most interfaces that one answer names (RFC 5837 knows four roles).
@@ -90,7 +90,7 @@ impl Found {
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 enum Packed {
-    Path { end: PathEnd, sent: u32, first_ttl: u8, hops: Vec<PackedHop> },
+    Path { end: PathEnd, sent: u32, first_ttl: u8, hops: Vec<PackedHop>, mtu: Option<PathMtu> },
     Ways(Box<Graph>),
 }
 
@@ -141,7 +141,7 @@ impl Sort {
             _ => return None,
         };
         let alike = |reply: &Reply| *reply == Reply { rtt_us: reply.rtt_us, ..first.clone() };
-        (first.mpls.is_empty() && first.interfaces.is_empty() && hop.replies.iter().all(alike)).then_some(sort)
+        (first.mpls.is_empty() && first.interfaces.is_empty() && first.mtu.is_none() && hop.replies.iter().all(alike)).then_some(sort)
     }
 }
 
@@ -158,7 +158,7 @@ impl<A> Plain<A> {
             Sort::Router | Sort::Known => (ReplyKind::TimeExceeded, Some(Quoted { ttl: 1, tos })),
             Sort::Answer => (ReplyKind::Answer, None),
         };
-        let reply = |rtt_us| Reply { from, rtt_us, ttl: self.ttl, kind, quoted, mpls: Vec::new(), interfaces: Vec::new() };
+        let reply = |rtt_us| Reply { from, rtt_us, ttl: self.ttl, kind, quoted, mpls: Vec::new(), interfaces: Vec::new(), mtu: None };
         let more = self.more.iter().map(|more| self.rtt_us.saturating_add_signed(*more));
         Hop {
             ttl,
@@ -243,7 +243,7 @@ impl TracedPath {
         let pack = |path: &Path| {
             let first_ttl = path.hops.first().map_or(1, |hop| hop.ttl);
             let hops = path.hops.iter().enumerate().map(|(at, hop)| PackedHop::pack(hop, ttl_at(first_ttl, at), tos)).collect();
-            let found = Packed::Path { end: path.end, sent: path.sent, first_ttl, hops };
+            let found = Packed::Path { end: path.end, sent: path.sent, first_ttl, hops, mtu: path.mtu.clone() };
             Self { position, ago_ms: 0, took_ms: millis(took), found }
         };
         let packed = pack(path);
@@ -285,9 +285,9 @@ impl TracedPath {
     /// What was found, where `dst` is the target at the position and `tos` that of the batch.
     pub fn found(&self, dst: IpAddr, tos: u8) -> Found {
         match &self.found {
-            Packed::Path { end, sent, first_ttl, hops } => {
+            Packed::Path { end, sent, first_ttl, hops, mtu } => {
                 let hops = hops.iter().enumerate().map(|(at, hop)| hop.unpack(ttl_at(*first_ttl, at), tos)).collect();
-                Found::Path(Path { dst, end: *end, hops, sent: *sent })
+                Found::Path(Path { dst, end: *end, hops, sent: *sent, mtu: mtu.clone() })
             }
             Packed::Ways(graph) => Found::Ways(Box::new(Graph { dst, ..Graph::clone(graph) })),
         }
@@ -334,7 +334,8 @@ impl PathBatch {
         bound("a list of sources", self.sources.len(), 2)?;
         for path in &self.paths {
             match &path.found {
-                Packed::Path { first_ttl, hops, .. } => {
+                Packed::Path { first_ttl, hops, mtu, .. } => {
+                    bound("a list of narrow links", mtu.as_ref().map_or(0, |mtu| mtu.limits.len()), MAX_TTL.into())?;
                     bound("a path", usize::from(*first_ttl) + hops.len(), usize::from(MAX_TTL) + 1)?;
                     for hop in hops {
                         bound("a hop", hop.answers(), MAX_QUERIES.into())?;
@@ -369,7 +370,7 @@ mod tests {
 
     fn reply(from: IpAddr, rtt_us: u32) -> Reply {
         let quoted = Some(Quoted { ttl: 1, tos: 0 });
-        Reply { from, rtt_us, ttl: 250, kind: ReplyKind::TimeExceeded, quoted, mpls: vec![], interfaces: vec![] }
+        Reply { from, rtt_us, ttl: 250, kind: ReplyKind::TimeExceeded, quoted, mpls: vec![], interfaces: vec![], mtu: None }
     }
 
     /// Twelve hops over a wide network, `queries` answers each, the fifth hop silent.
@@ -384,7 +385,7 @@ mod tests {
             }
             Hop { ttl, sent: queries.max(2), replies, inherited: false }
         };
-        Path { dst: from(12), end: PathEnd::Reached, hops: (1..=12).map(hop).collect(), sent: 36 }
+        Path { dst: from(12), end: PathEnd::Reached, hops: (1..=12).map(hop).collect(), sent: 36, mtu: None }
     }
 
     fn batch(paths: Vec<TracedPath>) -> PathBatch {
@@ -407,7 +408,7 @@ mod tests {
             ..reply([198, 18, 0, 1].into(), 9)
         };
         let hop = |ttl| Hop { ttl, sent: 16, replies: vec![loud.clone(); 16], inherited: false };
-        let path = Path { dst: [198, 18, 0, 9].into(), end: PathEnd::Silent, hops: (1..=64).map(hop).collect(), sent: 1024 };
+        let path = Path { dst: [198, 18, 0, 9].into(), end: PathEnd::Silent, hops: (1..=64).map(hop).collect(), sent: 1024, mtu: None };
         let packed = TracedPath::path(0, Duration::ZERO, &path, 0);
         assert!(packed.size() <= PACKED_MAX);
         let Found::Path(back) = packed.found(path.dst, 0) else { panic!("it was a path") };
@@ -478,7 +479,7 @@ mod tests {
         let quoted = proptest::option::of((0u8..3, 0u8..2).prop_map(|(ttl, tos)| Quoted { ttl, tos }));
         let label = any::<(u32, u8, bool, u8)>().prop_map(|(label, tc, bottom, ttl)| MplsLabel { label, tc, bottom, ttl });
         (addresses(), any::<u32>(), 60u8..62, kind, quoted, proptest::collection::vec(label, 0..2))
-            .prop_map(|(from, rtt_us, ttl, kind, quoted, mpls)| Reply { from, rtt_us, ttl, kind, quoted, mpls, interfaces: vec![] })
+            .prop_map(|(from, rtt_us, ttl, kind, quoted, mpls)| Reply { from, rtt_us, ttl, kind, quoted, mpls, interfaces: vec![], mtu: None })
     }
 
     fn hops() -> impl Strategy<Value = Hop> {
@@ -501,7 +502,7 @@ mod tests {
                 ttl += 1 + hop.ttl;
                 Hop { ttl, ..hop }
             }).collect();
-            let path = Path { dst, end: PathEnd::TooFar, hops, sent };
+            let path = Path { dst, end: PathEnd::TooFar, hops, sent, mtu: None };
             let packed = TracedPath::path(9, Duration::from_millis(3), &path, tos);
             let bytes = postcard::to_allocvec(&batch(vec![packed.clone()])).unwrap();
             let back: PathBatch = postcard::from_bytes(&bytes).unwrap();

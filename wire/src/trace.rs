@@ -34,6 +34,13 @@ pub const FEW: u64 = 16;
 pub const PAYLOAD_MIN: u16 = 10;
 /// The longest payload: what is longer than a frame of an Ethernet would be cut into fragments.
 const PAYLOAD_MAX: u16 = 1_452;
+/// The smallest packet that every link takes (RFC 791, section 3.2).
+pub const MTU_LEAST: u16 = 68;
+/// The largest packet of an Ethernet.
+pub const MTU_MOST: u16 = 1_500;
+/// The most packets to find how large one may be: halving what lies between takes eleven sizes, each of them tried twice, and again
+/// where routers name others.
+const SIZES_MOST: u64 = 40;
 /// Hops of a path like most, for sharing work out.
 const USUAL_HOPS: u64 = 12;
 
@@ -64,6 +71,8 @@ pub struct TraceOptions {
     pub ways: Option<WaysOptions>,
     /// Limits beyond the job's packet rate.
     pub limits: RateLimits,
+    /// Up to which size, in bytes from the IP header on, it is asked how large a packet may be that arrives; of one way only.
+    pub mtu: Option<u16>,
 }
 
 /// How all ways to a destination are looked for.
@@ -94,6 +103,9 @@ pub enum TraceError {
     /// A port for echo requests.
     #[error("port {0}: echo requests have no ports; trace by udp or tcp")]
     IcmpPort(u16),
+    /// What is asked of packets of all sizes does not go with the rest.
+    #[error("how large a packet may be is asked by icmp or udp, since a SYN carries no data, and of one way, not of all")]
+    Mtu,
 }
 
 impl TraceOptions {
@@ -112,6 +124,7 @@ impl TraceOptions {
             all_hops: false,
             ways: None,
             limits: RateLimits::default(),
+            mtu: None,
         }
     }
 
@@ -134,6 +147,12 @@ impl TraceOptions {
             (Method::Icmp, port) => return Err(TraceError::IcmpPort(port)),
             (Method::Udp | Method::Tcp, port) => bound("a port", port.into(), 1, u16::MAX.into())?,
         }
+        if let Some(mtu) = self.mtu {
+            bound("packets of up to so many bytes", mtu.into(), MTU_LEAST.into(), MTU_MOST.into())?;
+            if self.method == Method::Tcp || self.ways.is_some() {
+                return Err(TraceError::Mtu);
+            }
+        }
         self.ways.map_or(Ok(()), |ways| bound("a confidence in percent", ways.confidence.into(), 50, 99))
     }
 
@@ -147,7 +166,7 @@ impl TraceOptions {
         let hops = u64::from(self.max_ttl.saturating_sub(self.first_ttl)) + 1;
         // All flows, the first one once more, and repetitions of one to know that it is not sent by chance.
         let each = if self.ways.is_some() { u64::from(FLOWS_MAX) + 8 } else { self.attempts().into() };
-        hops * each
+        hops * each + if self.mtu.is_some() { SIZES_MOST } else { 0 }
     }
 
     /// About how many packets a destination costs.

@@ -4,7 +4,7 @@
 
 use core::net::IpAddr;
 
-use crate::trace::{Graph, GraphHop, Hop, Path, Reply, ReplyKind};
+use crate::trace::{Graph, GraphHop, Hop, MAX_TTL, MtuLimit, Path, PathMtu, Reply, ReplyKind};
 
 fn milliseconds(us: u32) -> f64 {
     f64::from(us) / 1e3
@@ -13,8 +13,27 @@ fn milliseconds(us: u32) -> f64 {
 /// The lines of a path; `tos` is what was sent.
 pub fn path(path: &Path, tos: u8) -> Vec<String> {
     let mut lines: Vec<String> = path.hops.iter().flat_map(|hop| hop_lines(path.dst, hop, tos)).collect();
+    lines.extend(path.mtu.as_ref().map(mtu_line));
     lines.push(format!("    {}, {} packets", path.end.as_str(), path.sent));
     lines
+}
+
+/// How large packets may be, and who says so.
+fn mtu_line(mtu: &PathMtu) -> String {
+    let mut line = format!("    packets of up to {} bytes arrive", mtu.bytes);
+    if mtu.ttl < MAX_TTL {
+        line += &format!(" at hop {}", mtu.ttl);
+    }
+    for MtuLimit { from, bytes } in &mtu.limits {
+        line += &match bytes {
+            Some(bytes) => format!("; the link behind {from} takes {bytes}"),
+            None => format!("; {from} says that larger ones are too large, not for what"),
+        };
+    }
+    if mtu.silent {
+        line += "; larger ones are lost without a word";
+    }
+    line
 }
 
 /// One line for each address that answered: its round trips, stars for what stayed silent after the first one, what else it said.
@@ -93,6 +112,9 @@ fn remarks(reply: &Reply, dst: IpAddr, tos: u8) -> String {
     if let ReplyKind::Unreachable { icmp_type, icmp_code } = reply.kind {
         said += "  ";
         said += &code(dst.is_ipv4(), icmp_type, icmp_code);
+        if let Some(mtu) = reply.mtu {
+            said += &format!("-{mtu}");
+        }
     }
     for label in &reply.mpls {
         said += &format!("  MPLS {} tc {} ttl {}", label.label, label.tc, label.ttl);

@@ -325,6 +325,7 @@ fn trace_options() -> TraceOptions {
         all_hops: true,
         ways: Some(WaysOptions { confidence: 99, full: true }),
         limits: RateLimits { bits: None, per_address: PacketsPerSecond::new(20), per_network: None },
+        mtu: None,
     }
 }
 
@@ -344,6 +345,7 @@ fn traces() {
         quoted,
         mpls: vec![],
         interfaces: vec![],
+        mtu: None,
     };
     let router = |from: &str, rtt_us| reply(from, rtt_us, ReplyKind::TimeExceeded, quoted(1));
     let hop = |ttl, sent, replies| Hop { ttl, sent, replies, inherited: false };

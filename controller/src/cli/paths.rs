@@ -287,7 +287,7 @@ fn hops(row: &PathRow, name: Option<&str>) -> Vec<String> {
 }
 
 fn path(row: &PathRow) -> Path {
-    Path { dst: row.dst, end: row.end, hops: row.hops.clone(), sent: row.sent }
+    Path { dst: row.dst, end: row.end, hops: row.hops.clone(), sent: row.sent, mtu: None }
 }
 
 fn atlas(row: &PathRow, name: Option<&str>) -> Traceroute {
@@ -408,7 +408,7 @@ mod tests {
 
     fn reply(from: [u8; 4], rtt_us: u32, kind: ReplyKind) -> Reply {
         let quoted = (kind == ReplyKind::TimeExceeded).then_some(Quoted { ttl: 1, tos: 0 });
-        Reply { from: from.into(), rtt_us, ttl: 62, kind, quoted, mpls: vec![], interfaces: vec![] }
+        Reply { from: from.into(), rtt_us, ttl: 62, kind, quoted, mpls: vec![], interfaces: vec![], mtu: None }
     }
 
     fn row() -> PathRow {

@@ -1,7 +1,7 @@
 //! `picket trace`: submit, watch, print the paths.
 
 use picket_wire::job::Technique;
-use picket_wire::trace::{DEFAULT_CONFIDENCE, MAX_QUERIES, MAX_TTL, Method, PAYLOAD_MIN, WaysOptions};
+use picket_wire::trace::{DEFAULT_CONFIDENCE, MAX_QUERIES, MAX_TTL, MTU_LEAST, MTU_MOST, Method, PAYLOAD_MIN, WaysOptions};
 
 use super::Context;
 use super::failure::{Exit, Failure};
@@ -62,6 +62,11 @@ pub(super) struct TraceArgs {
     /// Bytes behind the ICMP or UDP header [default: 12]
     #[arg(long, value_name = "BYTES", value_parser = clap::value_parser!(u16).range(i64::from(PAYLOAD_MIN)..))]
     payload: Option<u16>,
+    /// Find the largest packet that arrives unbroken (path MTU), up to so many bytes [default: 1500], and who says that larger ones are too
+    /// large. By icmp the answer must find its way back as large; by udp it is short
+    #[arg(long, value_name = "BYTES", num_args = 0..=1, require_equals = true, default_missing_value = "1500", conflicts_with = "multipath",
+        value_parser = clap::value_parser!(u16).range(i64::from(MTU_LEAST)..=i64::from(MTU_MOST)))]
+    mtu: Option<u16>,
     #[command(flatten)]
     output: PathOutputArgs,
 }
@@ -81,6 +86,7 @@ impl TraceArgs {
             flow: self.flow,
             all_hops: self.all_hops,
             ways,
+            mtu: self.mtu,
         };
         JobRequest { trace: Some(trace), ..self.work.request(&self.targets, Technique::Trace, None) }
     }

@@ -655,10 +655,10 @@ fn traced(lease: LeaseId, positions: &[u64], at: UnixMillis) -> Record {
 fn traced_over(router: &str, lease: LeaseId, positions: &[u64], at: UnixMillis) -> Record {
     let from = router.parse().unwrap();
     let quoted = Some(Quoted { ttl: 1, tos: 0 });
-    let reply = Reply { from, rtt_us: 300, ttl: 64, kind: ReplyKind::TimeExceeded, quoted, mpls: vec![], interfaces: vec![] };
+    let reply = Reply { from, rtt_us: 300, ttl: 64, kind: ReplyKind::TimeExceeded, quoted, mpls: vec![], interfaces: vec![], mtu: None };
     let hops = vec![Hop { ttl: 1, sent: 1, replies: vec![reply], inherited: false }];
     // The destination is not told.
-    let path = Path { dst: from, end: PathEnd::Silent, hops, sent: 9 };
+    let path = Path { dst: from, end: PathEnd::Silent, hops, sent: 9, mtu: None };
     let packed = |position: &u64| TracedPath::path(*position, Duration::from_millis(200), &path, 0);
     let sources = vec!["198.18.1.1".parse().unwrap(), "2001:db8:1::1".parse().unwrap()];
     Record::Paths(PathBatch { lease, at, sources, tos: 0, paths: positions.iter().map(packed).collect() })

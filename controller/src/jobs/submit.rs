@@ -246,6 +246,7 @@ fn trace(request: &JobRequest, limits: RateLimits, few: bool) -> Result<JobKind,
         all_hops: asked.all_hops,
         ways: asked.ways,
         limits,
+        mtu: asked.mtu,
     };
     options.check().map_err(|error| invalid("trace", error))?;
     Ok(JobKind::Trace(Box::new(options)))

@@ -125,7 +125,7 @@ mod tests {
     }
 
     fn reply(last: u8, kind: ReplyKind) -> Reply {
-        Reply { from: addr(last), rtt_us: 1, ttl: 60, kind, quoted: None, mpls: vec![], interfaces: vec![] }
+        Reply { from: addr(last), rtt_us: 1, ttl: 60, kind, quoted: None, mpls: vec![], interfaces: vec![], mtu: None }
     }
 
     /// A path over these routers, 0 for a silent one; the destination is 99.
@@ -140,7 +140,7 @@ mod tests {
             hops.push(Hop { ttl, sent: 1, replies: vec![reply(99, ReplyKind::Answer)], inherited: false });
         }
         let end = if reached { PathEnd::Reached } else { PathEnd::Silent };
-        Found::Path(Path { dst: addr(99), end, hops, sent: 9 })
+        Found::Path(Path { dst: addr(99), end, hops, sent: 9, mtu: None })
     }
 
     fn way(paths: &[Found]) -> Way {
@@ -189,7 +189,7 @@ mod tests {
         // A router that refuses to forward was met like any other.
         let refused = reply(2, ReplyKind::Unreachable { icmp_type: 3, icmp_code: 13 });
         let hop = Hop { ttl: 1, sent: 1, replies: vec![refused], inherited: false };
-        let refused = Found::Path(Path { dst: addr(99), end: PathEnd::Unreachable, hops: vec![hop], sent: 1 });
+        let refused = Found::Path(Path { dst: addr(99), end: PathEnd::Unreachable, hops: vec![hop], sent: 1, mtu: None });
         assert_eq!(difference(&known, &refused).hops[0].new, [addr(2)].into());
     }
 

@@ -489,9 +489,9 @@ fn path_row(probe: i64, job: u64, rank: u64, dst: &str, router: u8, seen: u64, o
     let dst: IpAddr = dst.parse().unwrap();
     let quoted = Some(Quoted { ttl: 1, tos: 0 });
     let from = [198, 18, 1, router].into();
-    let reply = Reply { from, rtt_us: 300, ttl: 64, kind: ReplyKind::TimeExceeded, quoted, mpls: vec![], interfaces: vec![] };
+    let reply = Reply { from, rtt_us: 300, ttl: 64, kind: ReplyKind::TimeExceeded, quoted, mpls: vec![], interfaces: vec![], mtu: None };
     let hops = vec![Hop { ttl: 1, sent: 1, replies: vec![reply], inherited: false }];
-    let found = Path { dst, end: PathEnd::Silent, hops, sent: 9 };
+    let found = Path { dst, end: PathEnd::Silent, hops, sent: 9, mtu: None };
     let path = TracedPath::path(rank + 100, std::time::Duration::from_millis(9), &found, options.tos);
     let trace = Trace { options, source: Some([198, 18, 1, 1].into()), path };
     PathRow { site: "hq".parse().unwrap(), job: JobId(job), rank, probe, dst, began: UnixMillis(seen - 9), seen: UnixMillis(seen), trace }

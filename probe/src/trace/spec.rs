@@ -5,7 +5,7 @@ use core::time::Duration;
 use std::sync::Arc;
 
 use picket_wire::space::TargetSpace;
-use picket_wire::trace::{self, FEW, FLOWS_MAX, MAX_QUERIES, MAX_TTL, Method, TraceOptions};
+use picket_wire::trace::{self, FEW, FLOWS_MAX, MAX_QUERIES, MAX_TTL, MTU_LEAST, MTU_MOST, Method, TraceOptions};
 pub use picket_wire::trace::{DEFAULT_CONFIDENCE, DEFAULT_GAP, DEFAULT_MAX_TTL};
 
 use super::packet::PAYLOAD_MIN;
@@ -18,9 +18,6 @@ pub const DEFAULT_PAYLOAD: usize = trace::DEFAULT_PAYLOAD as usize;
 pub const GRAPHS: usize = 64;
 /// The longest packet of an Ethernet: what is longer would be cut into fragments here.
 const LENGTH_MAX: usize = 1_500;
-
-/// The smallest packet that every link takes (RFC 791, section 3.2).
-const MTU_LEAST: usize = 68;
 
 /// Why a trace cannot be done.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -62,7 +59,7 @@ pub enum SpecError {
     #[error("how large a packet may be is asked by icmp or udp: a SYN carries no data")]
     MtuOfSyns,
     /// No size of a packet.
-    #[error("packets of up to {0} bytes: {MTU_LEAST} to {LENGTH_MAX} are possible")]
+    #[error("packets of up to {0} bytes: {MTU_LEAST} to {MTU_MOST} are possible")]
     Mtu(u16),
     /// Too little certainty, or too much.
     #[error("a confidence of {0} %: 50 to 99 are possible")]
@@ -297,6 +294,7 @@ impl TracePlan {
             payload: options.payload.into(),
             flow: options.flow,
             multipath,
+            mtu: options.mtu,
             ..plan
         };
         plan.checked()
@@ -327,7 +325,7 @@ impl TracePlan {
             if self.method == Method::Tcp {
                 return Err(SpecError::MtuOfSyns);
             }
-            if !(MTU_LEAST..=LENGTH_MAX).contains(&usize::from(mtu)) {
+            if !(MTU_LEAST..=MTU_MOST).contains(&mtu) {
                 return Err(SpecError::Mtu(mtu));
             }
         }
