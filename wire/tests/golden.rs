@@ -29,8 +29,8 @@ use picket_wire::result::{Answer, BatchHead, LateAnswer, LateBatch, LeaseEnd, No
 use picket_wire::service::{Service, ServiceBatch, ServiceFound, ServiceOutcome};
 use picket_wire::space::TargetSpec;
 use picket_wire::trace::{
-    Graph, GraphHop, Hop, InterfaceInfo, InterfaceRole, Link, Method, MplsLabel, Node, Path as TracePath, PathEnd, Quoted, Reply,
-    ReplyKind, TraceOptions, WaysOptions,
+    Graph, GraphHop, Hop, InterfaceInfo, InterfaceRole, Link, Method, MplsLabel, MtuLimit, Node, Path as TracePath, PathEnd, PathMtu,
+    Quoted, Reply, ReplyKind, TraceOptions, WaysOptions,
 };
 use picket_wire::units::{BitsPerSecond, PacketsPerSecond, RttCode, UnixMillis};
 use serde::Serialize;
@@ -334,7 +334,7 @@ fn traces() {
     let targets = TargetSpec { ports: None, ..spec().targets };
     let job = |options| JobSpec { kind: JobKind::Trace(Box::new(options)), targets: targets.clone(), ..spec() };
     frozen("command-job-trace", &Command::Job(job(trace_options())));
-    frozen("command-job-trace-usual", &Command::Job(job(TraceOptions::usual(Method::Icmp, false))));
+    frozen("command-job-trace-usual", &Command::Job(job(TraceOptions { mtu: Some(1_500), ..TraceOptions::usual(Method::Icmp, false) })));
 
     let quoted = |ttl| Some(Quoted { ttl, tos: 0xb8 });
     let reply = |from: &str, rtt_us, kind, quoted| Reply {
@@ -383,6 +383,7 @@ fn traces() {
             hop(7, 1, vec![reply("198.18.9.2", 31_000, ReplyKind::Answer, None)]),
         ],
         sent: 20,
+        mtu: None,
     };
     let v6 = TracePath {
         dst: "2001:db8:9::2".parse().unwrap(),
@@ -393,6 +394,15 @@ fn traces() {
             hop(3, 1, vec![reply("2001:db8:9::2", 900, ReplyKind::Answer, None)]),
         ],
         sent: 3,
+        mtu: Some(PathMtu {
+            bytes: 1_400,
+            ttl: 64,
+            limits: vec![
+                MtuLimit { from: "2001:db8:1::2".parse().unwrap(), bytes: Some(1_400) },
+                MtuLimit { from: "2001:db8:2::2".parse().unwrap(), bytes: None },
+            ],
+            silent: true,
+        }),
     };
     let node = |from: &str| Node { flows: 9, least_rtt_us: 700, reply: router(from, 800) };
     let graph = Graph {
