@@ -564,7 +564,7 @@ fn services_without_room_keep_their_batch_out_too() {
 }
 
 fn paths(lease: LeaseId, position: u64) -> PathBatch {
-    let path = Path { dst: "10.0.0.9".parse().unwrap(), end: PathEnd::Silent, hops: vec![], sent: 9 };
+    let path = Path { dst: "10.0.0.9".parse().unwrap(), end: PathEnd::Silent, hops: vec![], sent: 9, mtu: None };
     let paths = vec![TracedPath::path(position, Duration::ZERO, &path, 0)];
     PathBatch { lease, at: UnixMillis(0), sources: vec![], tos: 0, paths }
 }
