@@ -49,11 +49,12 @@ enum Fate {
 /// A path that is over, as it waits to be told.
 #[derive(Debug)]
 struct Finished {
-    dst: IpAddr,
     begun: Option<Instant>,
     ended: Instant,
     fate: Fate,
     sent: u32,
+    /// Bytes of these packets.
+    bytes: u64,
     /// The path as postcard has it, which takes a quarter of the memory; nothing where nothing was sent.
     packed: Vec<u8>,
 }
@@ -76,8 +77,6 @@ pub struct TraceMeasurement {
     events: VecDeque<Event>,
     progress: Arc<Progress>,
     stats: Stats,
-    /// Bytes of a packet, over IPv4 and IPv6.
-    lens: [u64; 2],
     seen: Instant,
 }
 
@@ -103,7 +102,6 @@ impl TraceMeasurement {
             events: VecDeque::new(),
             progress,
             stats: Stats::default(),
-            lens: [0; 2],
             seen: Instant::ZERO,
         })
     }
@@ -121,15 +119,15 @@ impl TraceMeasurement {
     fn collect(&mut self) {
         while let Some(event) = self.engine.poll_event() {
             match event {
-                report::Event::Path { position, begun, path } => self.path(position, begun, &path),
-                report::Event::Graph { position, graph } => {
+                report::Event::Path { position, begun, bytes, path } => self.path(position, begun, bytes, &path),
+                report::Event::Graph { position, bytes, graph } => {
                     let begun = self.begun.as_mut().and_then(|begun| begun.remove(&graph.dst));
-                    let (end, sent, dst) = (graph.end, graph.sent, graph.dst);
+                    let (end, sent) = (graph.end, graph.sent);
                     let found = Found::Ways(graph);
                     let fate = fate(&found);
                     let Found::Ways(graph) = found else { continue };
                     let packed = |took| TracedPath::ways(position, took, *graph);
-                    self.finished(position, dst, (end, fate), begun, sent, packed);
+                    self.finished(position, (end, fate), begun, (sent, bytes), packed);
                 }
                 report::Event::Hop { .. } => {}
                 report::Event::Done(_) => {
@@ -145,20 +143,19 @@ impl TraceMeasurement {
         self.publish();
     }
 
-    fn path(&mut self, position: u64, begun: Option<Instant>, path: &Path) {
+    fn path(&mut self, position: u64, begun: Option<Instant>, bytes: u64, path: &Path) {
         let found = Found::Path(path.clone());
         let tos = self.tos;
         let packed = |took| TracedPath::path(position, took, path, tos);
-        self.finished(position, path.dst, (path.end, fate(&found)), begun, path.sent, packed);
+        self.finished(position, (path.end, fate(&found)), begun, (path.sent, bytes), packed);
     }
 
     fn finished(
         &mut self,
         position: u64,
-        dst: IpAddr,
         (end, fate): (PathEnd, Fate),
         begun: Option<Instant>,
-        sent: u32,
+        (sent, bytes): (u32, u64),
         packed: impl FnOnce(Duration) -> TracedPath,
     ) {
         if end == PathEnd::Stopped {
@@ -170,7 +167,7 @@ impl TraceMeasurement {
         // Growing memory takes whatever postcard writes of such types.
         let packed = if is_told { postcard::to_allocvec(&packed(took)).unwrap_or_default() } else { Vec::new() };
         self.stats.answers += u64::from(matches!(fate, Fate::Reached { .. }));
-        self.waiting.insert(position, Finished { dst, begun, ended, fate, sent, packed });
+        self.waiting.insert(position, Finished { begun, ended, fate, sent, bytes, packed });
         while let Some(finished) = self.waiting.remove(&(self.next + self.ready.len() as u64)) {
             if self.ready.is_empty() {
                 self.since = self.seen;
@@ -215,14 +212,13 @@ impl TraceMeasurement {
             traced.ago_ms = ago(path);
             Some(traced)
         };
-        let bytes = |path: &Finished| u64::from(path.sent) * self.lens[usize::from(path.dst.is_ipv6())];
         let report = ChunkReport {
             from,
             to,
             started,
             ended,
             sent_packets: finished.iter().map(|path| u64::from(path.sent)).sum(),
-            sent_bytes: finished.iter().map(bytes).sum(),
+            sent_bytes: finished.iter().map(|path| path.bytes).sum(),
             answers: answers.collect(),
             refused: offsets(Fate::Refused),
             not_reached: vec![(NotReached::NoRoute, offsets(Fate::NoRoute))],
@@ -255,7 +251,6 @@ impl Engine for TraceMeasurement {
         self.at(now);
         let transmit = self.engine.poll_transmit(now, buf)?;
         self.stats.sent_packets += 1;
-        self.lens[usize::from(transmit.dst.is_ipv6())] = transmit.len as u64;
         if let Some(begun) = &mut self.begun {
             begun.entry(transmit.dst).or_insert(now);
         }

@@ -609,7 +609,8 @@ impl Course for Multipath {
     fn finish(mut self, plan: &TracePlan, _stops: &mut Stops, stopped: bool) -> (PathEnd, Event) {
         self.take_scout(plan);
         let graph = Box::new(self.graph(plan, stopped));
-        (graph.end, Event::Graph { position: self.position, graph })
+        let bytes = u64::from(graph.sent) * u64::from(plan.packet_len(graph.dst));
+        (graph.end, Event::Graph { position: self.position, bytes, graph })
     }
 }
 

@@ -108,6 +108,8 @@ pub(super) struct Tracing {
     end: Option<(u8, PathEnd)>,
     /// How large a packet may be, and where it is to arrive.
     mtu: Option<(Search, u8)>,
+    /// Packets of that search that left, and their bytes.
+    sized: (u32, u64),
     duplicates: u64,
     sent: u32,
 }
@@ -372,6 +374,7 @@ impl Tracing {
         let (ttl, (size, place)) = (*ttl, search.next(now)?);
         self.packets.push(Packet { ttl, state: PacketState::Sent(now), size: Some(place) });
         self.sent += 1;
+        self.sized = (self.sized.0 + 1, self.sized.1 + u64::from(size));
         Some(Ask { size: Some(size), ..Self::ask(number, ttl) })
     }
 
@@ -390,6 +393,8 @@ impl Tracing {
     /// A packet of that search did not leave.
     fn size_not_sent(&mut self, number: u16, place: u16, why: NotSent) {
         let Some((search, _)) = &mut self.mtu else { return };
+        let size = search.size(place).unwrap_or_default();
+        self.sized = (self.sized.0 - 1, self.sized.1 - u64::from(size));
         match why {
             NotSent::NeighbourPending | NotSent::TooSoon { .. } => search.withheld(),
             // The interface takes none of that length.
@@ -429,6 +434,7 @@ impl Course for Tracing {
             farthest: plan.first_ttl - 1,
             end: None,
             mtu: None,
+            sized: (0, 0),
             duplicates: 0,
             sent: 0,
         }
@@ -638,8 +644,9 @@ impl Course for Tracing {
             let could_meet = self.met > 0 || self.start > plan.first_ttl;
             stops.ended(self.dst, routers.map_or(0, |at| Self::ttl_of(plan, at)), could_meet.then_some(self.met), self.slowest);
         }
-        let (position, begun) = (self.position, self.begun);
+        let (position, begun, (sized, sizes)) = (self.position, self.begun, self.sized);
+        let bytes = u64::from(self.sent - sized) * u64::from(plan.packet_len(self.dst)) + sizes;
         let path = Box::new(self.path(plan, stopped));
-        (path.end, Event::Path { position, begun, path })
+        (path.end, Event::Path { position, begun, bytes, path })
     }
 }

@@ -24,6 +24,8 @@ pub enum Event {
         position: u64,
         /// When its first packet left; never, where none did.
         begun: Option<Instant>,
+        /// Bytes of its packets, from the IP header on.
+        bytes: u64,
         /// The path.
         path: Box<Path>,
     },
@@ -31,6 +33,8 @@ pub enum Event {
     Graph {
         /// Position of the destination.
         position: u64,
+        /// Bytes of its packets, from the IP header on.
+        bytes: u64,
         /// The ways.
         graph: Box<Graph>,
     },

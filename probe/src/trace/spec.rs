@@ -11,6 +11,7 @@ pub use picket_wire::trace::{DEFAULT_CONFIDENCE, DEFAULT_GAP, DEFAULT_MAX_TTL};
 use super::packet::PAYLOAD_MIN;
 use crate::packet::icmp::ECHO_HEADER_LEN;
 use crate::packet::ip::{V4_HEADER_LEN, V6_HEADER_LEN};
+use crate::packet::tcp;
 
 /// Bytes of payload where nobody says how many.
 pub const DEFAULT_PAYLOAD: usize = trace::DEFAULT_PAYLOAD as usize;
@@ -347,8 +348,10 @@ impl TracePlan {
     /// Bytes of a packet to `dst`, from the IP header on.
     pub(super) fn packet_len(&self, dst: IpAddr) -> u16 {
         let ip = if dst.is_ipv4() { V4_HEADER_LEN } else { V6_HEADER_LEN };
-        // Echo requests and datagrams have headers of one length; checked to be no longer than a frame.
-        (ip + ECHO_HEADER_LEN + self.payload_len()) as u16
+        // Echo requests and datagrams have headers of one length.
+        let transport = if self.method == Method::Tcp { tcp::HEADER_LEN } else { ECHO_HEADER_LEN + self.payload_len() };
+        // Checked to be no longer than a frame.
+        (ip + transport) as u16
     }
 
     /// Probes that a silent hop gets.

@@ -225,6 +225,8 @@ struct Outcome {
     graphs: Vec<Graph>,
     summary: Summary,
     took: Duration,
+    /// Of the packets of all paths.
+    bytes: u64,
 }
 
 type Sim = Drive<SimLink, Event, VecDeque<DriveEvent<Event>>>;
@@ -264,15 +266,17 @@ impl File {
         drive.add(Instant::ZERO, TaskId::for_tests(1), task);
         let over = |_, drive: &mut Sim| drive.sink().iter().any(|event| matches!(event, DriveEvent::Task(_, Event::Done(_))));
         let ended = sim::run(&mut drive, Instant::ZERO, Instant::ZERO + AT_MOST, over);
-        let (mut paths, mut graphs, mut summary) = (BTreeMap::new(), Vec::new(), None);
+        let (mut paths, mut graphs, mut summary, mut bytes) = (BTreeMap::new(), Vec::new(), None, 0);
         for event in core::mem::take(drive.sink()) {
             match event {
-                DriveEvent::Task(_, Event::Path { position, path, .. }) => {
+                DriveEvent::Task(_, Event::Path { position, bytes: sent, path, .. }) => {
                     assert_eq!(space.target(position).unwrap().addr, path.dst);
+                    bytes += sent;
                     assert!(paths.insert(path.dst, *path).is_none(), "a path is told once");
                 }
-                DriveEvent::Task(_, Event::Graph { position, graph }) => {
+                DriveEvent::Task(_, Event::Graph { position, bytes: sent, graph }) => {
                     assert_eq!(space.target(position).unwrap().addr, graph.dst);
+                    bytes += sent;
                     assert!(paths.insert(graph.dst, flat(&graph)).is_none(), "a graph is told once");
                     graphs.push(*graph);
                 }
@@ -280,7 +284,7 @@ impl File {
                 _ => {}
             }
         }
-        Outcome { paths, graphs, summary: summary.expect("the trace ends"), took: ended.saturating_since(Instant::ZERO) }
+        Outcome { paths, graphs, summary: summary.expect("the trace ends"), took: ended.saturating_since(Instant::ZERO), bytes }
     }
 
     fn check(&self, name: &str) {
@@ -293,6 +297,7 @@ impl File {
             let context = format!("{name} by {method}: {}\n{told:#?}\n{listing}{:?}, took {:?}", self.about, outcome.summary, outcome.took);
             assert_eq!(outcome.summary.paths, outcome.paths.len() as u64, "{context}");
             assert_eq!(outcome.summary.sent_packets, outcome.paths.values().map(|path| u64::from(path.sent)).sum::<u64>(), "{context}");
+            assert_eq!(outcome.summary.sent_bytes, outcome.bytes, "{context}");
             assert_eq!(outcome.summary.reached, self.expect.reached, "{context}");
             assert!(outcome.summary.sent_packets <= self.expect.packets_at_most, "{context}");
             assert!(outcome.took.as_secs_f64() <= self.expect.seconds_at_most, "{context}");
