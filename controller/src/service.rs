@@ -13,6 +13,7 @@ use std::sync::{Arc, PoisonError, RwLock};
 use std::time::Duration;
 
 use picket_wire::addr::IpNet;
+use picket_wire::codec;
 use picket_wire::enrol::{EnrolRequest, EnrolResponse, Token};
 use picket_wire::ids::{JobId, ProbeId, Role, SiteName};
 use picket_wire::policy::AddressPolicy;
@@ -269,6 +270,8 @@ const TOKEN_HOURS_DEFAULT: u32 = 24;
 const TOKEN_HOURS_MAX: u32 = 24 * 366;
 const API_TOKEN_PREFIX: &str = "pkt_";
 const ADMIN: &str = "admin";
+/// Bytes of an accepted way, encoded: a quarter of what is read back.
+const WAY_MAX: usize = 64 << 10;
 
 /// The controller's service.
 #[derive(Clone)]
@@ -479,9 +482,9 @@ impl Service {
 
     /// Paths that were traced.
     pub async fn paths(&self, query: &PathsQuery) -> Result<Page<PathRow>, ServiceError> {
-        let limit = rows::page_size(query.limit)? as usize;
-        let found = self.inner.store.paths(&rows::path_query(query)?).await.map_err(internal("read paths"))?;
-        let next = found.last().filter(|_| found.len() == limit).map(|last| rows::path_cursor(query, last));
+        let asked = rows::path_query(query)?;
+        let found = self.inner.store.paths(&asked).await.map_err(internal("read paths"))?;
+        let next = found.last().filter(|_| found.len() == asked.limit as usize).map(|last| rows::path_cursor(query, last));
         let rows = found.iter().map(rows::path_row);
         // A page of changes may be short, even empty, although `next` says that there is more.
         Ok(Page { items: rows.filter(|row| !query.changes || row.change.is_some()).collect(), next })
@@ -491,12 +494,17 @@ impl Service {
     pub async fn accept_paths(&self, request: &AcceptPaths, actor: &str) -> Result<PathsAccepted, ServiceError> {
         let net = request.addr.parse::<IpNet>().map_err(|error| invalid("addr", error))?;
         let (site, probe) = (request.site.clone(), request.probe.clone());
-        let mut query = rows::path_query(&PathsQuery { net: Some(net), site, probe, changes: true, ..PathsQuery::default() })?;
+        let mut query = rows::path_query(&PathsQuery { net: Some(net), site, probe, latest: true, ..PathsQuery::default() })?;
+        query.known = request.add;
         let now = self.now().wall;
         let mut accepted = 0;
         loop {
             let found = self.inner.store.paths(&query).await.map_err(internal("read paths"))?;
             let baselines: Vec<PathBaseline> = found.iter().map(|path| rows::baseline(path, request.add, now, actor)).collect();
+            if let Some(large) = baselines.iter().find(|baseline| codec::encode(&baseline.way).len() > WAY_MAX) {
+                let what = format!("the way to {} has too many alternatives for another one: accept it without `add`", large.dst);
+                return Err(invalid("add", what));
+            }
             self.inner.store.put_path_baselines(&baselines).await.map_err(internal("accept ways"))?;
             accepted += baselines.len() as u64;
             query.after = found.last().map(rows::path_after);

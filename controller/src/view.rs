@@ -11,7 +11,7 @@ use picket_wire::host::SeenBy;
 use picket_wire::ids::{JobId, Label, ProbeId, Role, SiteName};
 use picket_wire::job::{Mode, Priority, Selection, ServiceOptions, Technique, Transport};
 use picket_wire::result::Coverage;
-use picket_wire::trace::{Graph, Hop, Method, PathEnd, WaysOptions};
+use picket_wire::trace::{Graph, Hop, Method, PathEnd, PathMtu, WaysOptions};
 use serde::{Deserialize, Serialize};
 
 /// A request for a job: the body of `POST /v1/jobs`.
@@ -137,6 +137,9 @@ pub struct PathRow {
     /// All ways, where they were looked for.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub ways: Option<Graph>,
+    /// How large a packet may be that arrives, where that was asked and found out.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub mtu: Option<PathMtu>,
     /// What is new in it, where that was asked.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub change: Option<PathChange>,

@@ -86,6 +86,10 @@ fn a_trace_tells_the_routers_that_packets_meet() {
         assert_eq!(path.source, Some(rig.fleet.site().probe("a").unwrap().v4().into()));
     }
     // For people: a line for each router; and what readers of RIPE Atlas expect.
+    let text = rig.picket(&["trace", ONE, "--mtu", "--method", "udp", "--json"]);
+    let told: Value = serde_json::from_str(&text).unwrap();
+    assert!(told.to_string().contains(r#""mtu":{"bytes":1500,"limits":[],"silent":false,"ttl":64}"#), "{text}");
+    assert!(rig.picket(&["trace", ONE, "--mtu"]).contains("packets of up to 1500 bytes arrive"));
     let table = rig.picket(&["trace", ONE]);
     let hops = rig.behind.way(rig.first, ONE.parse().unwrap());
     let lines: Vec<&str> = table.lines().collect();
@@ -117,8 +121,8 @@ fn a_trace_tells_the_routers_that_packets_meet() {
     assert_eq!((way(&path), path.end), (silent, PathEnd::Reached));
     let known: Vec<PathRow> = serde_json::from_str(&rig.picket(&["paths", ONE, "--json"])).unwrap();
     let by_icmp: Vec<&PathRow> = known.iter().filter(|path| path.flow == "icmp").collect();
-    // The first one, the table, the one for Atlas, and now this.
-    assert_eq!((by_icmp.len(), by_icmp[0].job), (4, path.job));
+    // The first one, the one with packets of all sizes, the table, the one for Atlas, and now this.
+    assert_eq!((by_icmp.len(), by_icmp[0].job), (5, path.job));
     let flows: BTreeSet<&str> = known.iter().map(|path| path.flow.as_str()).collect();
     assert_eq!(flows, ["icmp", "tcp/80", "udp/33434", "udp/33434 all ways"].into());
     // Silence is no change of the way.

@@ -69,6 +69,14 @@ impl Found {
         }
     }
 
+    /// The destination.
+    fn dst(&self) -> IpAddr {
+        match self {
+            Found::Path(path) => path.dst,
+            Found::Ways(graph) => graph.dst,
+        }
+    }
+
     /// Packets that were sent for it.
     pub fn sent(&self) -> u32 {
         match self {
@@ -79,7 +87,9 @@ impl Found {
 
     /// The destination's own answer, where it gave one.
     pub fn answer(&self) -> Option<&Reply> {
-        let own = |reply: &&Reply| reply.kind != ReplyKind::TimeExceeded;
+        let own = |reply: &&Reply| {
+            reply.kind == ReplyKind::Answer || matches!(reply.kind, ReplyKind::Unreachable { .. }) && self.dst() == reply.from
+        };
         match self {
             _ if self.end() != PathEnd::Reached => None,
             Found::Path(path) => path.hops.iter().rev().flat_map(|hop| &hop.replies).find(own),
@@ -258,6 +268,7 @@ impl TracedPath {
     /// Packs all ways. Where they have more than [`PACKED_MAX`] bytes, labels and interfaces are left out, and then those nodes of the
     /// farthest hops that find no room: their hops are no longer `sure`.
     pub fn ways(position: u64, took: Duration, mut graph: Graph) -> Self {
+        graph.hops.iter_mut().for_each(|hop| hop.nodes.truncate(FLOWS_MAX.into()));
         if size_of(&graph) > PACKED_MAX {
             graph.hops.iter_mut().flat_map(|hop| &mut hop.nodes).for_each(|node| strip(&mut node.reply));
         }
@@ -333,6 +344,7 @@ impl PathBatch {
         bound("the batch", self.paths.len(), EXTRAS_MAX)?;
         bound("a list of sources", self.sources.len(), 2)?;
         for path in &self.paths {
+            bound("a path in bytes", path.size(), PACKED_MAX)?;
             match &path.found {
                 Packed::Path { first_ttl, hops, mtu, .. } => {
                     bound("a list of narrow links", mtu.as_ref().map_or(0, |mtu| mtu.limits.len()), MAX_TTL.into())?;

@@ -40,7 +40,7 @@ pub const MTU_LEAST: u16 = 68;
 pub const MTU_MOST: u16 = 1_500;
 /// The most packets to find how large one may be: halving what lies between takes eleven sizes, each of them tried twice, and again
 /// where routers name others.
-const SIZES_MOST: u64 = 40;
+pub const SIZES_MOST: u64 = 40;
 /// Hops of a path like most, for sharing work out.
 const USUAL_HOPS: u64 = 12;
 

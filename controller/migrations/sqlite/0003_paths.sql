@@ -11,15 +11,16 @@ CREATE TABLE paths (
     trace BLOB NOT NULL,                  -- how it was asked, where from, and the path as it came, encoded
     PRIMARY KEY (job, rank, probe)
 ) WITHOUT ROWID;
-CREATE INDEX paths_by_destination ON paths (addr, probe, flow, seen);
+CREATE INDEX paths_by_destination ON paths (addr, probe, flow, site, seen);
 
 -- Ways that somebody has accepted: what later paths are compared with. No projection: a rebuild leaves them.
 CREATE TABLE path_baselines (
+    site     TEXT NOT NULL,                -- a probe that moves finds other machines at the same addresses
     addr     BLOB NOT NULL,
     probe    INTEGER NOT NULL,
     flow     TEXT NOT NULL,
     way      BLOB NOT NULL,               -- routers by distance, and the destination's distances, encoded
     accepted INTEGER NOT NULL,
     actor    TEXT NOT NULL,
-    PRIMARY KEY (addr, probe, flow)
+    PRIMARY KEY (site, addr, probe, flow)
 ) WITHOUT ROWID;

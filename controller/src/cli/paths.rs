@@ -72,8 +72,9 @@ pub(super) struct PathsArgs {
     /// Only from this probe
     #[arg(long, value_name = "PROBE")]
     probe: Option<ProbeId>,
-    /// Earlier paths of each that are listed behind the latest; 0 for none [default: 10 for one destination, else none]
-    #[arg(long, value_name = "N")]
+    /// Earlier paths of each that are listed behind the latest in the table; 0 for none [default: 10 for one destination, else none]. Other outputs have all
+    /// paths of one destination, and else the latest
+    #[arg(long, value_name = "N", conflicts_with_all = ["job", "json", "output"])]
     history: Option<usize>,
     #[command(flatten)]
     output: PathOutputArgs,
@@ -287,7 +288,7 @@ fn hops(row: &PathRow, name: Option<&str>) -> Vec<String> {
 }
 
 fn path(row: &PathRow) -> Path {
-    Path { dst: row.dst, end: row.end, hops: row.hops.clone(), sent: row.sent, mtu: None }
+    Path { dst: row.dst, end: row.end, hops: row.hops.clone(), sent: row.sent, mtu: row.mtu.clone() }
 }
 
 fn atlas(row: &PathRow, name: Option<&str>) -> Traceroute {
@@ -443,6 +444,7 @@ mod tests {
                 Hop { ttl: 3, sent: 1, replies: vec![reply([198, 18, 9, 2], 1_300, ReplyKind::Answer)], inherited: false },
             ],
             ways: None,
+            mtu: None,
             change: None,
         }
     }

@@ -231,6 +231,15 @@ fn trace(request: &JobRequest, limits: RateLimits, few: bool) -> Result<JobKind,
         return Err(invalid("attempts", "a trace asks hops, not targets: say `trace.queries`"));
     }
     let asked = request.trace.clone().unwrap_or_default();
+    if asked.ways.is_some() && asked.queries.is_some() {
+        return Err(invalid(
+            "trace.queries",
+            "where all ways are looked for, the confidence says how many probes a hop gets: leave it out",
+        ));
+    }
+    if asked.method == Some(Method::Tcp) && asked.payload.is_some() {
+        return Err(invalid("trace.payload", "a SYN carries no data: leave it out, or trace by icmp or udp"));
+    }
     let usual = if asked.ways.is_some() { Method::Udp } else { Method::Icmp };
     let usual = TraceOptions::usual(asked.method.unwrap_or(usual), few);
     let options = TraceOptions {

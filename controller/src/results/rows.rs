@@ -27,6 +27,9 @@ fn invalid(field: &'static str, reason: String) -> ServiceError {
     ServiceError::InvalidInput { field, reason }
 }
 
+/// Paths on a page at most, whatever was asked for: one has some hundred bytes, or tens of thousands.
+const PATHS_MAX: u32 = 100;
+
 /// How many rows a page has.
 pub fn page_size(limit: u32) -> Result<u32, ServiceError> {
     match limit {
@@ -256,7 +259,7 @@ pub fn path_query(query: &PathsQuery) -> Result<PathQuery, ServiceError> {
         latest: query.latest || query.changes,
         known: query.changes,
         after,
-        limit: page_size(query.limit)?,
+        limit: page_size(query.limit)?.min(PATHS_MAX),
     })
 }
 
@@ -279,7 +282,15 @@ pub fn baseline(FoundPath { row, known, .. }: &FoundPath, add: bool, now: UnixMi
     if let Some(known) = known.as_ref().filter(|_| add) {
         way.add(&known.way);
     }
-    PathBaseline { dst: row.dst, probe: row.probe, flow: row.trace.flow(), way, accepted: now, actor: actor.to_owned() }
+    PathBaseline {
+        site: row.site.clone(),
+        dst: row.dst,
+        probe: row.probe,
+        flow: row.trace.flow(),
+        way,
+        accepted: now,
+        actor: actor.to_owned(),
+    }
 }
 
 /// What of a path is new against what is known; nothing where that is nothing.
@@ -298,9 +309,9 @@ pub fn path_row(FoundPath { row, probe, known }: &FoundPath) -> PathRow {
     let found = row.trace.found(row.dst);
     let (end, sent) = (found.end(), found.sent());
     let change = known.as_ref().and_then(|known| change(known, &found));
-    let (hops, ways) = match found {
-        path::Found::Path(path) => (path.hops, None),
-        path::Found::Ways(graph) => (Vec::new(), Some(*graph)),
+    let (hops, ways, mtu) = match found {
+        path::Found::Path(path) => (path.hops, None, path.mtu),
+        path::Found::Ways(graph) => (Vec::new(), Some(*graph), None),
     };
     PathRow {
         site: row.site.clone(),
@@ -326,6 +337,7 @@ pub fn path_row(FoundPath { row, probe, known }: &FoundPath) -> PathRow {
         sent,
         hops,
         ways,
+        mtu,
         change,
     }
 }

@@ -555,6 +555,7 @@ async fn paths(store: &dyn Store) {
     assert_eq!(before.iter().map(|(row, _)| row.clone()).collect::<Vec<_>>(), latest);
     assert_eq!(before[0].1, KnownWay { way: way(&again), since: again.seen, actor: None });
     let baseline = |way: Way, at| PathBaseline {
+        site: later.site.clone(),
         dst: later.dst,
         probe: *one,
         flow: "icmp".into(),

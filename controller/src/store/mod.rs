@@ -625,6 +625,8 @@ pub struct KnownWay {
 /// A way that somebody accepts.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct PathBaseline {
+    /// The site in which the address means something.
+    pub site: SiteName,
     /// The destination.
     pub dst: IpAddr,
     /// The probe.

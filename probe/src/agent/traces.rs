@@ -163,7 +163,7 @@ impl TraceMeasurement {
         }
         let ended = self.seen;
         let took = begun.map_or(Duration::ZERO, |begun| ended.saturating_since(begun));
-        let is_told = !matches!(fate, Fate::Refused | Fate::NoRoute);
+        let is_told = sent > 0 || !matches!(fate, Fate::Refused | Fate::NoRoute);
         // Growing memory takes whatever postcard writes of such types.
         let packed = if is_told { postcard::to_allocvec(&packed(took)).unwrap_or_default() } else { Vec::new() };
         self.stats.answers += u64::from(matches!(fate, Fate::Reached { .. }));

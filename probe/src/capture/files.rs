@@ -9,7 +9,7 @@
 //! It must not know packets or filters; only that what it gets are whole blocks.
 //!
 //! **Invariants:**
-//! - Memory is [`BUFFERS`] times [`BUFFER`] at most; where the disk keeps up there are two, which stay in the
+//! - Memory is [`BUFFERS`] times [`BUFFER`] at most, more only where single packets are longer than a buffer (the kernel makes some of 64 KiB, a tunnel's up to 256); where the disk keeps up there are two, which stay in the
 //!   processor's cache. Whoever is faster than the disk waits for an empty buffer, and the kernel counts what it drops.
 //! - A file that is continued keeps every whole block that it had. One that is none of these formats, or is damaged, is left as it is.
 //! - However it ends, a file on a disk is cut behind its last whole block, with room for the counters; what could not be written is
@@ -30,6 +30,8 @@ use super::pcapng::{Packet, Statistics, write};
 use crate::net::clock;
 use crate::net::time::Instant;
 
+/// What a block has beside its packet, padding included, in bytes.
+const BLOCK_MORE: usize = 36;
 /// Size of a buffer, in bytes.
 pub const BUFFER: usize = 128 << 10;
 /// How many there are at most: what comes in while a disk does not take anything for some tens of milliseconds, as file systems do when they
@@ -191,6 +193,10 @@ impl Files {
 
     /// Appends a packet. Waits where all buffers are on their way.
     pub fn packet(&mut self, packet: &Packet<'_>) {
+        // A buffer grows for what is longer than all of it, and for nothing else.
+        if self.buffer.len() + block_len(packet) > self.buffer.capacity() {
+            self.flush();
+        }
         let before = self.buffer.len();
         write::packet(packet, &mut self.buffer);
         self.packets += 1;
@@ -213,6 +219,7 @@ impl Files {
         }
         let mut next = self.next_buffer();
         next.clear();
+        next.shrink_to(BUFFER);
         let bytes = core::mem::replace(&mut self.buffer, next);
         let _ = self.jobs.send(Job::Blocks { bytes, packets: core::mem::take(&mut self.packets) });
     }
@@ -250,9 +257,13 @@ impl Files {
     }
 }
 
-/// With room for the packet that makes it full.
 fn new_buffer() -> Vec<u8> {
-    Vec::with_capacity(BUFFER + (BUFFER >> 2))
+    Vec::with_capacity(BUFFER)
+}
+
+/// How long the block of a packet is at most.
+fn block_len(packet: &Packet<'_>) -> usize {
+    packet.data.len() + BLOCK_MORE
 }
 
 fn block_of(statistics: &Statistics) -> Vec<u8> {
@@ -348,10 +359,8 @@ impl Writer {
         self.floor_of(directory(&path))?;
         let (file, len) = match self.to {
             To::Continued(_) => continued(&path)?,
-            _ => (File::create(&path).map_err(|source| FileError::Create { path: path.clone(), source })?, 0),
+            _ => (emptied(&path)?, 0),
         };
-        // Tells who would continue it that it is being written. What cannot be locked, such as a device, nobody continues.
-        let _ = file.try_lock();
         self.output = Output::File { file, path: path.clone(), len };
         if let To::Ring(..) = self.to {
             self.ring.push(path.clone());
@@ -427,13 +436,30 @@ impl Writer {
     }
 }
 
-/// Opens a file behind its last whole block, and cuts off what comes behind that.
-fn continued(path: &Path) -> Result<(File, u64), FileError> {
+/// Opens a file that nobody else writes, as it is. What cannot be locked, such as a device, nobody continues.
+fn locked(path: &Path, read: bool) -> Result<File, FileError> {
     let create = |source| FileError::Create { path: path.to_owned(), source };
-    let mut file = File::options().read(true).write(true).create(true).truncate(false).open(path).map_err(create)?;
+    let file = File::options().read(read).write(true).create(true).truncate(false).open(path).map_err(create)?;
     if matches!(file.try_lock(), Err(TryLockError::WouldBlock)) {
         return Err(FileError::Busy { path: path.to_owned() });
     }
+    Ok(file)
+}
+
+/// Opens a file without what was in it.
+fn emptied(path: &Path) -> Result<File, FileError> {
+    let file = locked(path, false)?;
+    // A device has no length.
+    if file.metadata().is_ok_and(|about| about.is_file()) {
+        file.set_len(0).map_err(|source| FileError::Create { path: path.to_owned(), source })?;
+    }
+    Ok(file)
+}
+
+/// Opens a file behind its last whole block, and cuts off what comes behind that.
+fn continued(path: &Path) -> Result<(File, u64), FileError> {
+    let create = |source| FileError::Create { path: path.to_owned(), source };
+    let mut file = locked(path, true)?;
     let mut reader = Reader::new(&file);
     let ended = loop {
         match reader.next_block() {

@@ -110,6 +110,8 @@ pub struct AfPacket {
     receiver: Option<Receiver>,
     /// Drops of receivers that were closed.
     drops: u64,
+    /// Whether it was told that nothing can be received.
+    told: bool,
     wake: Arc<EventFd>,
 }
 
@@ -151,13 +153,17 @@ impl AfPacket {
         let receiver = Receiver::open(interface.index, config).map(Some).map_err(failed("open the receiving socket"))?;
         let flags = EfdFlags::EFD_NONBLOCK | EfdFlags::EFD_CLOEXEC;
         let wake = EventFd::from_flags(flags).map_err(io::Error::from).map_err(failed("make a wake-up"))?;
-        Ok(Self { name, index: interface.index, config: config.clone(), sender, receiver, drops: 0, wake: Arc::new(wake) })
+        Ok(Self { name, index: interface.index, config: config.clone(), sender, receiver, drops: 0, told: false, wake: Arc::new(wake) })
     }
 
     fn open_receiver(&mut self) -> bool {
         match Receiver::open(self.index, &self.config) {
-            Ok(receiver) => self.receiver = Some(receiver),
-            Err(error) => log::warn!("nothing can be received on `{}`: {error}", self.name),
+            Ok(receiver) => (self.receiver, self.told) = (Some(receiver), false),
+            // It is tried as often as an interface that is down is looked at.
+            Err(error) if !core::mem::replace(&mut self.told, true) => {
+                log::warn!("nothing can be received on `{}`, so measurements wait: {error}", self.name);
+            }
+            Err(_) => {}
         }
         self.receiver.is_some()
     }

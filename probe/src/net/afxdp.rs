@@ -28,6 +28,7 @@ use super::link::{Batch, Framing, Link, LinkCounters, Received, Sent, Stop, Wake
 use super::mapping::Mapping;
 use super::route::{Interface, InterfaceKind};
 use super::time::Instant;
+use crate::packet::eth;
 
 /// Room for one frame; the least that the kernel takes.
 const CHUNK: usize = 2_048;
@@ -74,6 +75,8 @@ pub enum XdpError {
 #[derive(Debug)]
 pub struct AfXdp {
     base: AfPacket,
+    /// The longest frame that the device takes: the kernel would drop longer ones, and say that it is busy.
+    longest: usize,
     socket: OwnedFd,
     sender: Sender,
 }
@@ -91,7 +94,8 @@ impl AfXdp {
         }
         let (socket, sender) =
             Sender::open(interface.index, config).map_err(|(operation, source)| XdpError::Io { interface: name, operation, source })?;
-        Ok(Self { base: AfPacket::open(interface, config)?, socket, sender })
+        let longest = eth::HEADER_LEN + interface.mtu as usize;
+        Ok(Self { base: AfPacket::open(interface, config)?, longest, socket, sender })
     }
 }
 
@@ -102,7 +106,12 @@ impl Link for AfXdp {
 
     fn send(&mut self, _now: Instant, batch: &Batch, count: usize) -> Sent {
         let socket = &self.socket;
-        let (count, mut stop) = self.sender.send(batch, count.min(batch.len()), |_| send_to(socket));
+        let count = count.min(batch.len());
+        let fit = (0..count).take_while(|at| batch.frame(*at).len() <= self.longest).count();
+        if fit == 0 && count > 0 {
+            return Sent { count: 0, stop: Some(Stop::Rejected(libc::EMSGSIZE)), done: clock::now() };
+        }
+        let (count, mut stop) = self.sender.send(batch, fit, |_| send_to(socket));
         // A device without a carrier drops what it is given, and only that.
         if count == 0 && stop == Some(Stop::Full) && !self.base.is_up() {
             stop = Some(Stop::Down);

@@ -226,7 +226,10 @@ impl<L: Link, E, S: EventSink<E>> Drive<L, E, S> {
             reviewed: 0,
             stats: TaskStats { name: spec.name, asked: Some(spec.rate), granted: Some(granted), clipped, ..TaskStats::default() },
         });
-        self.rest_at = None;
+        if self.rest_at.take() == Some(Instant::FAR_FUTURE) {
+            // Nobody heard what neighbours announced meanwhile.
+            self.neighbours.clear();
+        }
         if !self.listen() {
             self.go_down(now);
         }

@@ -153,7 +153,8 @@ impl core::fmt::Debug for Waker {
     }
 }
 
-/// An interface, as the loop sees it. No method blocks but [`Link::wait`].
+/// An interface, as the loop sees it. No method blocks but [`Link::wait`], and [`Link::listen`] for the milliseconds that a kernel takes to close
+/// a socket.
 pub trait Link {
     /// How packets are dressed.
     fn framing(&self) -> Framing;

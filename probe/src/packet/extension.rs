@@ -9,6 +9,7 @@ use picket_wire::trace::{InterfaceInfo, InterfaceRole, MPLS_MAX, MplsLabel};
 
 use super::checksum::checksum;
 use super::ip::Packet;
+use picket_wire::path::{INTERFACES_MAX, NAME_MAX};
 
 /// Where the extension begins when nobody says how long the quote is (RFC 4884, section 5.5).
 const QUOTE_LEN: usize = 128;
@@ -16,10 +17,6 @@ const ICMP_HEADER_LEN: usize = 8;
 const VERSION: u8 = 2;
 const CLASS_MPLS: u8 = 1;
 const CLASS_INTERFACE: u8 = 2;
-/// Most interfaces that are taken from one message: there are four roles.
-const INTERFACES_MAX: usize = 4;
-/// The longest name of an interface, with its length octet (RFC 5837, section 4.3).
-const NAME_MAX: usize = 64;
 
 /// What was appended.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
@@ -118,7 +115,15 @@ fn take_name(body: &mut &[u8]) -> Option<String> {
     let (name, rest) = body.split_at_checked(len).filter(|_| len > 0 && len <= NAME_MAX)?;
     *body = rest;
     let text = String::from_utf8_lossy(name.get(1..)?);
-    Some(text.trim_end_matches('\0').chars().filter(|c| !c.is_control()).collect())
+    let mut kept = String::new();
+    for c in text.trim_end_matches('\0').chars().filter(|c| !c.is_control()) {
+        // What stands for a byte that is no text is longer than it.
+        if kept.len() + c.len_utf8() > NAME_MAX {
+            break;
+        }
+        kept.push(c);
+    }
+    Some(kept)
 }
 
 #[cfg(test)]
@@ -202,7 +207,7 @@ mod tests {
             for quote in [0, usize::from(stated) * if v4 { 4 } else { 8 }] {
                 let all = parse(&error(v4, quote, stated, &extension));
                 prop_assert!(all.mpls.len() <= MPLS_MAX && all.interfaces.len() <= INTERFACES_MAX);
-                prop_assert!(all.interfaces.iter().all(|interface| interface.name.as_ref().is_none_or(|name| name.len() <= 3 * NAME_MAX)));
+                prop_assert!(all.interfaces.iter().all(|interface| interface.name.as_ref().is_none_or(|name| name.len() <= NAME_MAX)));
             }
         }
     }

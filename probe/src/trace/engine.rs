@@ -22,6 +22,8 @@ const FIRST_PATHS: usize = 16;
 const GROWTH: usize = 2;
 /// No path begins so far behind the first one that is still open: whoever tells them in order keeps no more than so many.
 pub const AHEAD_MAX: u64 = 16_384;
+/// The same of graphs, each of which may be as large as hundreds of paths.
+const GRAPHS_AHEAD_MAX: u64 = 256;
 /// A token is the course's number above the packet's.
 const NUMBER_BITS: u32 = 16;
 
@@ -117,7 +119,7 @@ impl<C: Course> TraceEngine<C> {
         while self.oldest < self.started && !self.open.contains_key(&self.oldest) {
             self.oldest += 1;
         }
-        self.started - self.oldest >= AHEAD_MAX
+        self.started - self.oldest >= if self.plan.multipath.is_some() { GRAPHS_AHEAD_MAX } else { AHEAD_MAX }
     }
 
     /// Looks anew at a path to which something has happened.

@@ -12,10 +12,12 @@
 use core::net::IpAddr;
 use core::time::Duration;
 
-use picket_wire::trace::{MtuLimit, PathMtu};
+use picket_wire::trace::{MAX_TTL, MtuLimit, PathMtu, SIZES_MOST};
 
 use crate::net::time::Instant;
 
+/// So many sizes that routers name are believed: there are not more narrow links on a way, but there may be somebody who has an answer for every size.
+const NAMED_MOST: u8 = 8;
 /// Packets of one size that vanish before the size is believed to be too large.
 const ATTEMPTS: u8 = 2;
 
@@ -28,15 +30,19 @@ pub(super) struct Search {
     /// The size that is being tried, and how often it was.
     size: u16,
     tries: u8,
-    /// Whether a router named it.
+    /// Whether a router named it, and how many it were so far.
     named: bool,
+    names: u8,
     /// When the last one left, while nothing is known of it.
     open: Option<Instant>,
     /// The sizes of all packets, in order.
     sizes: Vec<u16>,
     limits: Vec<MtuLimit>,
-    silent: bool,
+    /// The smallest size that was lost without a word.
+    lost: Option<u16>,
     ended: bool,
+    /// It was broken off, and what was found says nothing of the way.
+    cut: bool,
 }
 
 impl Search {
@@ -48,11 +54,13 @@ impl Search {
             size: most.max(arrived),
             tries: 0,
             named: false,
+            names: 0,
             open: None,
             sizes: Vec::new(),
             limits: Vec::new(),
-            silent: false,
+            lost: None,
             ended: most <= arrived,
+            cut: false,
         }
     }
 
@@ -66,7 +74,11 @@ impl Search {
         if self.ended || self.open.is_some() {
             return None;
         }
-        let place = u16::try_from(self.sizes.len()).ok()?;
+        let place = u16::try_from(self.sizes.len()).ok().filter(|place| u64::from(*place) < SIZES_MOST);
+        let Some(place) = place else {
+            self.cut();
+            return None;
+        };
         self.sizes.push(self.size);
         self.tries += 1;
         self.open = Some(now);
@@ -78,21 +90,24 @@ impl Search {
         self.sizes.get(usize::from(place)).copied()
     }
 
-    /// The packet that has just been given out is offered again: it did not leave.
+    /// The packet that was given out last did not leave, and is offered again.
     pub(super) fn withheld(&mut self) {
-        self.tries = self.tries.saturating_sub(1);
-        self.open = None;
+        if self.open.take().is_some() {
+            self.tries = self.tries.saturating_sub(1);
+            self.sizes.pop();
+        }
     }
 
     /// Nothing more can leave.
-    pub(super) fn end(&mut self) {
-        self.ended = true;
+    pub(super) fn cut(&mut self) {
+        (self.ended, self.cut) = (true, true);
     }
 
     /// The packet at `place` arrived.
     pub(super) fn arrived(&mut self, place: u16) {
         let Some(size) = self.size(place) else { return };
         self.arrived = self.arrived.max(size);
+        self.lost = self.lost.filter(|lost| *lost > self.arrived);
         // Who was believed lost and came late has proved it wrong.
         self.vanished = self.vanished.max(self.arrived.saturating_add(1));
         if self.named && size == self.size {
@@ -106,14 +121,20 @@ impl Search {
     pub(super) fn too_large(&mut self, place: u16, from: Option<IpAddr>, mtu: Option<u32>) {
         let Some(size) = self.size(place).filter(|size| *size > self.arrived) else { return };
         let mtu = mtu.and_then(|mtu| u16::try_from(mtu).ok()).filter(|mtu| (self.arrived..size).contains(mtu));
+        // It was told after all.
+        self.lost = self.lost.filter(|lost| *lost != size);
         if let Some(from) = from
+            && self.limits.len() < usize::from(MAX_TTL)
             && !self.limits.iter().any(|limit| limit.from == from)
         {
             self.limits.push(MtuLimit { from, bytes: mtu });
         }
         self.vanished = self.vanished.min(size);
         match mtu {
-            Some(mtu) if size == self.size => self.turn_to(mtu, true),
+            Some(mtu) if size == self.size && self.names < NAMED_MOST => {
+                self.names += 1;
+                self.turn_to(mtu, true);
+            }
             _ if self.size >= self.vanished => self.look_between(),
             _ => {}
         }
@@ -128,7 +149,7 @@ impl Search {
     /// Nothing was heard of the last packet for as long as is waited.
     pub(super) fn silence(&mut self) {
         if self.open.take().is_some() && self.tries >= ATTEMPTS {
-            self.silent = true;
+            self.lost = Some(self.lost.map_or(self.size, |lost| lost.min(self.size)));
             self.vanished = self.vanished.min(self.size);
             self.look_between();
         }
@@ -143,9 +164,10 @@ impl Search {
         self.ended |= size <= self.arrived;
     }
 
-    /// What was found.
-    pub(super) fn found(self, ttl: u8) -> PathMtu {
-        PathMtu { bytes: self.arrived, ttl, limits: self.limits, silent: self.silent }
+    /// What was found, if it was not broken off.
+    pub(super) fn found(self, ttl: u8) -> Option<PathMtu> {
+        let found = PathMtu { bytes: self.arrived, ttl, limits: self.limits, silent: self.lost.is_some() };
+        (self.ended && !self.cut).then_some(found)
     }
 }
 
@@ -161,6 +183,8 @@ mod tests {
         All,
         TooLarge,
         Nonsense(u32),
+        /// One byte less than was tried, each time another router.
+        Less,
         Nothing,
     }
 
@@ -174,19 +198,20 @@ mod tests {
         let (mut packets, mut waits) = (0, 0);
         while let Some((size, place)) = search.next(Instant::ZERO) {
             packets += 1;
-            assert!(packets < 100, "it ends");
+            assert!(packets as u64 <= SIZES_MOST, "it ends");
             let is_lost = lost.get(packets - 1).copied().unwrap_or(false);
             match links.iter().enumerate().find(|(_, (mtu, _))| *mtu < size) {
                 _ if is_lost => (search.silence(), waits += 1).0,
                 None => search.arrived(place),
                 Some((at, (mtu, Telling::All))) => search.too_large(place, Some(router(at)), Some(u32::from(*mtu))),
                 Some((at, (_, Telling::TooLarge))) => search.too_large(place, Some(router(at)), None),
+                Some((_, (_, Telling::Less))) => search.too_large(place, Some(router(packets)), Some(u32::from(size) - 1)),
                 Some((at, (_, Telling::Nonsense(mtu)))) => search.too_large(place, Some(router(at)), Some(*mtu)),
                 Some((_, (_, Telling::Nothing))) => (search.silence(), waits += 1).0,
             }
         }
         assert!(search.is_over());
-        (search.found(7), packets, waits)
+        (search.found(7).expect("it is not broken off"), packets, waits)
     }
 
     #[test]
@@ -209,7 +234,7 @@ mod tests {
     fn nothing_larger_can_leave() {
         assert!(Search::new(1_500, 1_500).is_over());
         let mut search = Search::new(1_500, 576);
-        assert_eq!((search.next(Instant::ZERO), search.found(7).bytes), (None, 1_500));
+        assert_eq!((search.next(Instant::ZERO), search.found(7).unwrap().bytes), (None, 1_500));
     }
 
     #[test]
@@ -220,11 +245,11 @@ mod tests {
             assert_eq!(search.next(Instant::ZERO), None, "one at a time");
             search.withheld();
         }
-        assert_eq!(search.next(Instant::ZERO), Some((1_500, 5)));
+        assert_eq!(search.next(Instant::ZERO), Some((1_500, 0)));
         let waits = (Duration::from_millis(5), Duration::from_millis(9));
         assert_eq!(search.due(waits), Some(Instant::ZERO + waits.0));
-        search.end();
-        assert_eq!((search.due(waits), search.found(7).bytes), (None, 40));
+        search.cut();
+        assert_eq!((search.due(waits), search.found(7)), (None, None), "nothing was found out");
     }
 
     #[test]
@@ -238,12 +263,14 @@ mod tests {
         search.arrived(first);
         search.arrived(second);
         assert!(search.is_over());
-        assert_eq!(search.found(7).bytes, 1_500);
+        let found = search.found(7).unwrap();
+        assert_eq!((found.bytes, found.silent), (1_500, false));
     }
 
     fn telling() -> impl Strategy<Value = Telling> {
         prop_oneof![
             Just(Telling::All),
+            Just(Telling::Less),
             Just(Telling::TooLarge),
             any::<u32>().prop_map(Telling::Nonsense),
             (0..2_000_u32).prop_map(Telling::Nonsense),
@@ -258,7 +285,7 @@ mod tests {
         ) {
             let (found, ..) = run(&links, arrived, most, &[]);
             let smallest = links.iter().map(|(mtu, _)| *mtu).min().unwrap_or(most).min(most);
-            let honest = links.iter().all(|(_, telling)| !matches!(telling, Telling::Nonsense(_)));
+            let honest = links.iter().all(|(_, telling)| !matches!(telling, Telling::Nonsense(_) | Telling::Less));
             prop_assert!(if honest { found.bytes == smallest } else { found.bytes <= smallest }, "{} of {smallest}", found.bytes);
         }
 

@@ -408,7 +408,15 @@ impl Multipath {
 impl Course for Multipath {
     fn new(plan: &TracePlan, stops: &Stops, position: u64, dst: IpAddr) -> Self {
         // It looks no farther ahead than it must: the other flows are many more packets, and these go only as far as it is.
-        let own = TracePlan { queries: 1, window: plan.window.min(plan.gap), ahead: 1, shared: false, multipath: None, ..plan.clone() };
+        let own = TracePlan {
+            queries: 1,
+            window: plan.window.min(plan.gap),
+            ahead: 1,
+            shared: false,
+            multipath: None,
+            mtu: None,
+            ..plan.clone()
+        };
         Self {
             position,
             dst,

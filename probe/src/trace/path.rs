@@ -272,13 +272,18 @@ impl Tracing {
         Some(hop.last? + plan.timing.waits(slowest, slowest.is_some()).0)
     }
 
-    /// The packet that an answer without a number most likely answers: the first one without an answer beyond the farthest router.
+    /// The packet that an answer without a number most likely answers: the first one without an answer beyond the farthest router, or the smallest:
+    /// nothing is to be said to arrive that may not have.
     fn guess(&self, plan: &TracePlan) -> Option<u16> {
         let is_router = |hop: &HopState| hop.replies.iter().any(|(_, reply)| reply.kind == ReplyKind::TimeExceeded);
         let nearest = Self::ttl_of(plan, self.hops.iter().rposition(is_router).map_or(0, |at| at + 1));
         let left = |packet: &Packet| matches!(packet.state, PacketState::Sent(_));
         let beyond = self.packets.iter().enumerate().filter(|(_, packet)| packet.ttl >= nearest && left(packet));
-        beyond.min_by_key(|(at, packet)| (packet.ttl, *at)).and_then(|(at, _)| u16::try_from(at).ok())
+        beyond
+            .min_by_key(|(at, packet)| {
+                (packet.size.map(|place| self.mtu.as_ref().and_then(|(search, _)| search.size(place))), packet.ttl, *at)
+            })
+            .and_then(|(at, _)| u16::try_from(at).ok())
     }
 
     /// Whether `from` has answered nearer by, with somebody else in between. (A router that forwards what it should have ended makes the
@@ -334,7 +339,7 @@ impl Tracing {
             let replies = hop.replies.into_iter().map(|(_, reply)| reply).chain(hop.inherited.filter(|_| inherited));
             Hop { ttl: Self::ttl_of(plan, at), sent: hop.sent, replies: replies.collect(), inherited }
         });
-        let mtu = self.mtu.filter(|(search, _)| search.is_over()).map(|(search, ttl)| search.found(ttl));
+        let mtu = self.mtu.and_then(|(search, ttl)| search.found(ttl));
         Path { dst: self.dst, end, hops: hops.collect(), sent: self.sent, mtu }
     }
 
@@ -370,7 +375,10 @@ impl Tracing {
             self.mtu = Some((Search::new(plan.packet_len(self.dst), plan.mtu?), self.arrival(plan)?));
         }
         let (search, ttl) = self.mtu.as_mut()?;
-        let number = u16::try_from(self.packets.len()).ok()?;
+        let Ok(number) = u16::try_from(self.packets.len()) else {
+            search.cut();
+            return None;
+        };
         let (ttl, (size, place)) = (*ttl, search.next(now)?);
         self.packets.push(Packet { ttl, state: PacketState::Sent(now), size: Some(place) });
         self.sent += 1;
@@ -386,7 +394,7 @@ impl Tracing {
             ReplyKind::TimeExceeded | ReplyKind::Answer => search.arrived(place),
             ReplyKind::Unreachable { .. } if reply.from == self.dst => search.arrived(place),
             // Somebody filters by length: that is no link.
-            ReplyKind::Unreachable { .. } => search.end(),
+            ReplyKind::Unreachable { .. } => search.cut(),
         }
     }
 
@@ -396,12 +404,16 @@ impl Tracing {
         let size = search.size(place).unwrap_or_default();
         self.sized = (self.sized.0 - 1, self.sized.1 - u64::from(size));
         match why {
-            NotSent::NeighbourPending | NotSent::TooSoon { .. } => search.withheld(),
+            NotSent::NeighbourPending | NotSent::TooSoon { .. } => {
+                search.withheld();
+                // One at a time: it is the last one, whose number is taken again.
+                self.packets.pop_if(|packet| packet.size == Some(place));
+            }
             // The interface takes none of that length.
             NotSent::LinkError => search.too_large(place, None, None),
-            NotSent::Refused | NotSent::NoRoute | NotSent::NoNeighbour => search.end(),
+            NotSent::Refused | NotSent::NoRoute | NotSent::NoNeighbour => search.cut(),
         }
-        if let Some(packet) = self.packets.get_mut(usize::from(number)) {
+        if let Some(packet) = self.packets.get_mut(usize::from(number)).filter(|packet| packet.size == Some(place)) {
             packet.state = PacketState::Lost;
         }
         self.sent -= 1;
@@ -530,6 +542,7 @@ impl Course for Tracing {
         if flow != 0 {
             return None;
         }
+        let named = number.is_some();
         let number = number.or_else(|| self.guess(plan))?;
         let packet = self.packets.get_mut(usize::from(number))?;
         let at = match packet.state {
@@ -544,7 +557,10 @@ impl Course for Tracing {
         let (ttl, size) = (packet.ttl, packet.size);
         let rtt = now.saturating_since(at);
         let reply = reply(rtt);
-        self.slowest = Some(self.slowest.map_or(rtt, |slowest| slowest.max(rtt)));
+        // A smaller packet than the one that is answered may have been taken, which left earlier.
+        if named || size.is_none() {
+            self.slowest = Some(self.slowest.map_or(rtt, |slowest| slowest.max(rtt)));
+        }
         if let Some(place) = size {
             self.sized(place, &reply);
             return None;

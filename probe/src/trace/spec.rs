@@ -57,7 +57,7 @@ pub enum SpecError {
     #[error("{0} bytes of payload make a packet longer than {LENGTH_MAX} bytes")]
     Payload(usize),
     /// A SYN has nothing in it that could be longer.
-    #[error("how large a packet may be is asked by icmp or udp: a SYN carries no data")]
+    #[error("how large a packet may be is asked by icmp or udp, since a SYN carries no data, and of one way, not of all")]
     MtuOfSyns,
     /// No size of a packet.
     #[error("packets of up to {0} bytes: {MTU_LEAST} to {MTU_MOST} are possible")]
@@ -323,7 +323,7 @@ impl TracePlan {
             return Err(SpecError::Payload(self.payload));
         }
         if let Some(mtu) = self.mtu {
-            if self.method == Method::Tcp {
+            if self.method == Method::Tcp || self.multipath.is_some() {
                 return Err(SpecError::MtuOfSyns);
             }
             if !(MTU_LEAST..=MTU_MOST).contains(&mtu) {

@@ -41,9 +41,9 @@ pub(super) async fn read(readers: &SqlitePool, query: &PathQuery) -> Result<Vec<
         true => {
             "SELECT t.*, p.id AS probe_id, b.way, b.accepted, b.actor, f.trace AS first, f.seen AS first_seen FROM paths t \
              JOIN probes p ON p.key = t.probe \
-             LEFT JOIN path_baselines b ON b.addr = t.addr AND b.probe = t.probe AND b.flow = t.flow \
+             LEFT JOIN path_baselines b ON b.site = t.site AND b.addr = t.addr AND b.probe = t.probe AND b.flow = t.flow \
              JOIN paths f ON (f.job, f.rank, f.probe) = (SELECT e.job, e.rank, e.probe FROM paths e \
-             WHERE e.addr = t.addr AND e.probe = t.probe AND e.flow = t.flow ORDER BY e.seen, e.job LIMIT 1) WHERE 1"
+             WHERE e.addr = t.addr AND e.probe = t.probe AND e.flow = t.flow AND e.site = t.site ORDER BY e.seen, e.job LIMIT 1) WHERE 1"
         }
     });
     if let Some(job) = query.job {
@@ -55,7 +55,14 @@ pub(super) async fn read(readers: &SqlitePool, query: &PathQuery) -> Result<Vec<
         }
         Some(PathAfter::Path { dst, probe, flow, seen, job }) => {
             builder.push(format!(" AND ({ORDER}) > (")).push_bind(addr_bytes(*dst)).push(", ").push_bind(*probe);
-            builder.push(", ").push_bind(flow.clone()).push(", ").push_bind(-number(seen.0)).push(", ").push_bind(-number(job.0)).push(")");
+            builder
+                .push(", ")
+                .push_bind(flow.clone())
+                .push(", ")
+                .push_bind(number(seen.0).wrapping_neg())
+                .push(", ")
+                .push_bind(number(job.0).wrapping_neg())
+                .push(")");
         }
         None => {}
     }
@@ -70,7 +77,7 @@ pub(super) async fn read(readers: &SqlitePool, query: &PathQuery) -> Result<Vec<
     }
     if query.latest {
         builder.push(
-            " AND NOT EXISTS (SELECT 1 FROM paths n WHERE n.addr = t.addr AND n.probe = t.probe AND n.flow = t.flow \
+            " AND NOT EXISTS (SELECT 1 FROM paths n WHERE n.addr = t.addr AND n.probe = t.probe AND n.flow = t.flow AND n.site = t.site \
              AND (n.seen, n.job) > (t.seen, t.job))",
         );
     }
@@ -83,9 +90,10 @@ pub(super) async fn read(readers: &SqlitePool, query: &PathQuery) -> Result<Vec<
 pub(super) async fn write_baselines(connection: &mut SqliteConnection, baselines: &[PathBaseline]) -> Result<()> {
     for baseline in baselines {
         sqlx::query(
-            "INSERT INTO path_baselines (addr, probe, flow, way, accepted, actor) VALUES (?, ?, ?, ?, ?, ?) \
-             ON CONFLICT (addr, probe, flow) DO UPDATE SET way = excluded.way, accepted = excluded.accepted, actor = excluded.actor",
+            "INSERT INTO path_baselines (site, addr, probe, flow, way, accepted, actor) VALUES (?, ?, ?, ?, ?, ?, ?) \
+             ON CONFLICT (site, addr, probe, flow) DO UPDATE SET way = excluded.way, accepted = excluded.accepted, actor = excluded.actor",
         )
+        .bind(baseline.site.as_str())
         .bind(addr_bytes(baseline.dst))
         .bind(baseline.probe)
         .bind(&baseline.flow)

@@ -421,6 +421,7 @@ every_file! {
     mtu_black_hole
     mtu_cut_off
     mtu_told
+    mtu_unnumbered_answers
     mtu_untold_size
     prohibited
     rate_limited_hop
