@@ -25,7 +25,7 @@ use crate::view::Unfit;
 
 /// How long the sending of one lease should take.
 const LEASE_TIME: Duration = Duration::from_secs(45);
-/// Smaller leases cost more to manage than they share.
+/// Smaller leases cost more to manage than they share, where two targets take three packets.
 const LEASE_MIN: u64 = 512;
 /// One being worked on and one waiting, so that a probe never idles between two.
 const LEASES_PER_PROBE: usize = 2;
@@ -431,9 +431,10 @@ fn grant(
             let rate = rate_of(worker, job.rate);
             let targets_per_lease = rate.saturating_mul(LEASE_TIME.as_secs()).saturating_mul(2) / job.packets_for_two.max(1);
             let share = u64::try_from(u128::from(left) * u128::from(rate) / u128::from(all_rates)).unwrap_or(u64::MAX);
-            let wish = if job.whole { u64::MAX } else { targets_per_lease.min(share + 1).max(LEASE_MIN) };
+            let least = least(job.packets_for_two);
+            let wish = if job.whole { u64::MAX } else { targets_per_lease.min(share + 1).max(least) };
             // A rest too small for a lease of its own goes along.
-            let len = if span.len() < wish.saturating_add(LEASE_MIN / 2) { span.len() } else { wish };
+            let len = if span.len() < wish.saturating_add(least / 2) { span.len() } else { wish };
             let span = Span { from: span.from, to: span.from + len };
             free.remove(span);
             *counts.entry(&worker.id).or_default() += 1;
@@ -499,4 +500,8 @@ fn each(job: &Work, workers: &[Worker], load: &mut BTreeMap<ProbeId, usize>, act
         };
         actions.push(Action::Finish { job: job.id, outcome });
     }
+}
+/// The smallest lease where two targets take so many packets: the more each one takes, the fewer are worth sharing.
+fn least(packets_for_two: u64) -> u64 {
+    (LEASE_MIN * 3 / packets_for_two.max(3)).max(1)
 }

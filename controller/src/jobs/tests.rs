@@ -1,6 +1,6 @@
 //! The planner and the book together, in a world where probes die, come back and report late.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -11,6 +11,7 @@ use picket_wire::job::{JobKind, JobSpec, Mode, Priority, ScanOptions, Technique}
 use picket_wire::policy::AddressPolicy;
 use picket_wire::result::Coverage;
 use picket_wire::space::{TargetSpace, TargetSpec};
+use picket_wire::trace::{Method, TraceOptions, WaysOptions};
 use picket_wire::units::UnixMillis;
 use proptest::prelude::*;
 
@@ -64,7 +65,7 @@ fn worker(id: &str) -> Worker {
         id: id.parse().unwrap(),
         site: "hq".parse().unwrap(),
         labels: vec![],
-        roles: vec![Role::Scan],
+        roles: vec![Role::Scan, Role::Trace],
         ready: Ok(()),
         gone: false,
         self_test: Some(SelfTest { raw_socket: Check::Works, ipv4: Check::Works, ipv6: Check::Works }),
@@ -268,6 +269,25 @@ fn large_jobs_are_cut_into_leases_of_less_than_a_minute() {
     assert_eq!(leases.len(), 4, "two for each probe");
     // 100 packets a second for 45 s, 1.5 packets per target.
     assert!(leases.iter().all(|lease| lease.span.len() == 3000), "{leases:?}");
+}
+
+#[test]
+fn targets_that_cost_much_are_worth_sharing() {
+    let mut world = World::new(Mode::Split, 4);
+    world.job = job(Mode::Split, "198.18.0.0/26", &world.clock);
+    world.plan();
+    assert_eq!(world.job.alive().count(), 1, "256 targets of a scan");
+    let ways = Some(WaysOptions { confidence: 95, full: false });
+    world.job = job(Mode::Split, "198.18.0.0/26", &world.clock);
+    world.job.record.spec.kind = JobKind::Trace(Box::new(TraceOptions { ways, ..TraceOptions::usual(Method::Udp, false) }));
+    world.plan();
+    let probes: BTreeSet<String> = world.job.alive().map(|lease| lease.probe.to_string()).collect();
+    assert_eq!(
+        probes.len(),
+        4,
+        "and of graphs, for which each probe takes {:?}",
+        world.job.alive().map(|lease| lease.span).collect::<Vec<_>>()
+    );
 }
 
 #[test]
