@@ -30,8 +30,6 @@ use super::pcapng::{Packet, Statistics, write};
 use crate::net::clock;
 use crate::net::time::Instant;
 
-/// What a block has beside its packet, padding included, in bytes.
-const BLOCK_MORE: usize = 36;
 /// Size of a buffer, in bytes.
 pub const BUFFER: usize = 128 << 10;
 /// How many there are at most: what comes in while a disk does not take anything for some tens of milliseconds, as file systems do when they
@@ -194,7 +192,7 @@ impl Files {
     /// Appends a packet. Waits where all buffers are on their way.
     pub fn packet(&mut self, packet: &Packet<'_>) {
         // A buffer grows for what is longer than all of it, and for nothing else.
-        if self.buffer.len() + block_len(packet) > self.buffer.capacity() {
+        if self.buffer.len() + write::packet_len(packet.data.len()) > self.buffer.capacity() {
             self.flush();
         }
         let before = self.buffer.len();
@@ -259,11 +257,6 @@ impl Files {
 
 fn new_buffer() -> Vec<u8> {
     Vec::with_capacity(BUFFER)
-}
-
-/// How long the block of a packet is at most.
-fn block_len(packet: &Packet<'_>) -> usize {
-    packet.data.len() + BLOCK_MORE
 }
 
 fn block_of(statistics: &Statistics) -> Vec<u8> {

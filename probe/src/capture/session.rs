@@ -10,7 +10,7 @@ use core::time::Duration;
 
 use super::UnixNanos;
 use super::flows::{Flows, Record};
-use super::pcapng::Packet;
+use super::pcapng::{Packet, write};
 
 /// When a capture ends by itself. What is `None` ends nothing.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -116,11 +116,6 @@ pub struct Counts {
     pub records_lost: u64,
 }
 
-/// How long a block of a packet with `kept` bytes is: header, data padded, length again.
-const fn block_len(kept: usize) -> u64 {
-    32 + kept.next_multiple_of(4) as u64
-}
-
 /// A capture under way.
 #[derive(Debug)]
 pub struct Session {
@@ -202,7 +197,7 @@ impl Session {
 
     /// A file has one packet at least: a limit below a packet's length makes no empty ones.
     fn keep(&mut self, packet: &Packet<'_>, keep: &mut dyn Keep) -> bool {
-        let ((file, all), more) = (keep.lens(), block_len(packet.data.len()));
+        let ((file, all), more) = (keep.lens(), write::packet_len(packet.data.len()) as u64);
         if self.limits.bytes.is_some_and(|most| all + more > most) {
             self.end = Some(Limit::Bytes);
             return false;
@@ -324,7 +319,7 @@ mod tests {
     impl Keep for Kept {
         fn packet(&mut self, packet: &Packet<'_>) {
             self.times.push(packet.time.0);
-            let len = block_len(packet.data.len());
+            let len = write::packet_len(packet.data.len()) as u64;
             (self.file, self.all) = (self.file + len, self.all + len);
         }
         fn lens(&self) -> (u64, u64) {

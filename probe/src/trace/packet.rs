@@ -19,7 +19,7 @@ use crate::packet::ip::{
     PROTOCOL_ICMP, PROTOCOL_ICMPV6, PROTOCOL_TCP, PROTOCOL_UDP, Packet, V4_HEADER_LEN, V6_HEADER_LEN, v4_header_marked, v6_header_marked,
 };
 use crate::packet::tcp::{self, Flags, Segment};
-use crate::packet::udp::{self, Datagram};
+use crate::packet::udp::Datagram;
 
 /// The keyed bytes of a payload.
 const COOKIE_LEN: usize = 8;
@@ -58,7 +58,8 @@ pub(super) struct Probes {
     method: Method,
     port: u16,
     tos: u8,
-    payload: usize,
+    /// What follows the IP header, in bytes.
+    transport_len: usize,
     source: Source,
     keyed: SipHasher13,
 }
@@ -104,7 +105,7 @@ impl Probes {
             method: plan.method,
             port: plan.port,
             tos: plan.tos,
-            payload: plan.payload.max(PAYLOAD_MIN),
+            transport_len: plan.transport_len(),
             source: identity.source,
             keyed: SipHasher13::new_with_key(&identity.key),
         }
@@ -130,16 +131,7 @@ impl Probes {
 
     /// Length of a packet to `dst`.
     pub(super) fn len(&self, dst: IpAddr) -> usize {
-        ip_len(dst) + self.transport_len()
-    }
-
-    /// Of that, what follows the IP header.
-    fn transport_len(&self) -> usize {
-        match self.method {
-            Method::Icmp => ECHO_HEADER_LEN + self.payload,
-            Method::Udp => udp::HEADER_LEN + self.payload,
-            Method::Tcp => tcp::HEADER_LEN,
-        }
+        ip_len(dst) + self.transport_len
     }
 
     /// Writes probe `number` to `dst`, `size` bytes long where that is not left to the plan, and gives its length; `None` where the family has
@@ -153,7 +145,7 @@ impl Probes {
             Method::Tcp => PROTOCOL_TCP,
         };
         let len = match size {
-            None => u16::try_from(self.transport_len()).ok()?,
+            None => u16::try_from(self.transport_len).ok()?,
             Some(size) => size.checked_sub(ip_len(dst) as u16).filter(|len| usize::from(*len) >= ECHO_HEADER_LEN + PAYLOAD_MIN)?,
         };
         let mut sum = Checksum::new();
@@ -289,7 +281,8 @@ impl Probes {
     }
 }
 
-const fn ip_len(dst: IpAddr) -> usize {
+/// Bytes of the IP header of a probe to `dst`.
+pub(super) const fn ip_len(dst: IpAddr) -> usize {
     if dst.is_ipv4() { V4_HEADER_LEN } else { V6_HEADER_LEN }
 }
 

@@ -272,11 +272,15 @@ impl Tracing {
         Some(hop.last? + plan.timing.waits(slowest, slowest.is_some()).0)
     }
 
+    /// The farthest hop where a router answered.
+    fn last_router(&self) -> Option<usize> {
+        self.hops.iter().rposition(|hop| hop.replies.iter().any(|(_, reply)| reply.kind == ReplyKind::TimeExceeded))
+    }
+
     /// The packet that an answer without a number most likely answers: the first one without an answer beyond the farthest router, or the smallest:
     /// nothing is to be said to arrive that may not have.
     fn guess(&self, plan: &TracePlan) -> Option<u16> {
-        let is_router = |hop: &HopState| hop.replies.iter().any(|(_, reply)| reply.kind == ReplyKind::TimeExceeded);
-        let nearest = Self::ttl_of(plan, self.hops.iter().rposition(is_router).map_or(0, |at| at + 1));
+        let nearest = Self::ttl_of(plan, self.last_router().map_or(0, |at| at + 1));
         let left = |packet: &Packet| matches!(packet.state, PacketState::Sent(_));
         let beyond = self.packets.iter().enumerate().filter(|(_, packet)| packet.ttl >= nearest && left(packet));
         beyond
@@ -359,10 +363,7 @@ impl Tracing {
         match self.end {
             Some((_, PathEnd::Reached)) => Some(MAX_TTL),
             Some((_, PathEnd::Loop | PathEnd::Refused | PathEnd::NoRoute)) => None,
-            _ => {
-                let is_router = |hop: &HopState| hop.replies.iter().any(|(_, reply)| reply.kind == ReplyKind::TimeExceeded);
-                self.hops.iter().rposition(is_router).map(|at| Self::ttl_of(plan, at))
-            }
+            _ => self.last_router().map(|at| Self::ttl_of(plan, at)),
         }
     }
 
@@ -656,7 +657,7 @@ impl Course for Tracing {
 
     fn finish(self, plan: &TracePlan, stops: &mut Stops, stopped: bool) -> (PathEnd, Event) {
         if plan.shared && !stopped {
-            let routers = self.hops.iter().rposition(|hop| hop.replies.iter().any(|(_, reply)| reply.kind == ReplyKind::TimeExceeded));
+            let routers = self.last_router();
             let could_meet = self.met > 0 || self.start > plan.first_ttl;
             stops.ended(self.dst, routers.map_or(0, |at| Self::ttl_of(plan, at)), could_meet.then_some(self.met), self.slowest);
         }

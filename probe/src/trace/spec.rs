@@ -8,10 +8,10 @@ use picket_wire::space::TargetSpace;
 use picket_wire::trace::{self, FEW, FLOWS_MAX, MAX_QUERIES, MAX_TTL, MTU_LEAST, MTU_MOST, Method, TraceOptions};
 pub use picket_wire::trace::{DEFAULT_CONFIDENCE, DEFAULT_GAP, DEFAULT_MAX_TTL};
 
-use super::packet::PAYLOAD_MIN;
+use super::packet::{PAYLOAD_MIN, ip_len};
 use crate::packet::icmp::ECHO_HEADER_LEN;
-use crate::packet::ip::{V4_HEADER_LEN, V6_HEADER_LEN};
-use crate::packet::tcp;
+use crate::packet::ip::V6_HEADER_LEN;
+use crate::packet::{tcp, udp};
 
 /// Bytes of payload where nobody says how many.
 pub const DEFAULT_PAYLOAD: usize = trace::DEFAULT_PAYLOAD as usize;
@@ -345,13 +345,18 @@ impl TracePlan {
         if self.method == Method::Tcp { 0 } else { self.payload.max(PAYLOAD_MIN) }
     }
 
-    /// Bytes of a packet to `dst`, from the IP header on.
+    /// Bytes of its packets behind the IP header.
+    pub(super) fn transport_len(&self) -> usize {
+        match self.method {
+            Method::Icmp => ECHO_HEADER_LEN + self.payload_len(),
+            Method::Udp => udp::HEADER_LEN + self.payload_len(),
+            Method::Tcp => tcp::HEADER_LEN,
+        }
+    }
+
+    /// Bytes of a packet to `dst`, from the IP header on: checked to be no more than a frame takes.
     pub(super) fn packet_len(&self, dst: IpAddr) -> u16 {
-        let ip = if dst.is_ipv4() { V4_HEADER_LEN } else { V6_HEADER_LEN };
-        // Echo requests and datagrams have headers of one length.
-        let transport = if self.method == Method::Tcp { tcp::HEADER_LEN } else { ECHO_HEADER_LEN + self.payload_len() };
-        // Checked to be no longer than a frame.
-        (ip + transport) as u16
+        (ip_len(dst) + self.transport_len()) as u16
     }
 
     /// Probes that a silent hop gets.

@@ -26,7 +26,7 @@ pub(super) fn service(row: &SqliteRow) -> Result<Option<FoundService>> {
 }
 
 /// The last of several rows with the same key: one statement may not write a row twice.
-fn last_of<K: Ord, T>(rows: &[T], key: impl Fn(&T) -> K) -> Vec<&T> {
+pub(super) fn last_of<K: Ord, T>(rows: &[T], key: impl Fn(&T) -> K) -> Vec<&T> {
     rows.iter().map(|row| (key(row), row)).collect::<BTreeMap<K, &T>>().into_values().collect()
 }
 

@@ -1,6 +1,5 @@
 //! Paths that were traced, and the ways that were accepted.
 
-use std::collections::BTreeMap;
 use std::net::IpAddr;
 
 use picket_wire::codec;
@@ -8,14 +7,14 @@ use picket_wire::ids::JobId;
 use sqlx::sqlite::{SqliteConnection, SqlitePool, SqliteRow};
 use sqlx::{QueryBuilder, Row};
 
+use super::extras::last_of;
 use super::{Doing, ROWS, Result, addr_bytes, damaged, moment, number, parse, parse_addr, run, unsigned};
 use crate::results::ways::Way;
 use crate::store::{FoundPath, KnownWay, PathAfter, PathBaseline, PathQuery, PathRow, Trace};
 
 /// Stores paths. One that was told again, since its batch was lost with a crash, takes the place of the one before.
 pub(super) async fn write(connection: &mut SqliteConnection, paths: &[PathRow]) -> Result<()> {
-    let last: BTreeMap<_, &PathRow> = paths.iter().map(|row| ((row.job, row.rank, row.probe), row)).collect();
-    let rows: Vec<&PathRow> = last.into_values().collect();
+    let rows = last_of(paths, |row| (row.job, row.rank, row.probe));
     for chunk in rows.chunks(ROWS) {
         let mut builder = QueryBuilder::new("INSERT INTO paths (job, rank, probe, site, addr, flow, began, seen, trace) ");
         builder.push_values(chunk, |mut values, row| {

@@ -49,11 +49,16 @@ pub fn interface(interface: &Interface, out: &mut Vec<u8>) {
     });
 }
 
+/// How long the block of a packet is of which so many bytes were kept.
+pub const fn packet_len(kept: usize) -> usize {
+    FRAMING + 20 + kept.next_multiple_of(4)
+}
+
 /// Appends a packet. This is called for each of millions: nothing is allocated but the room in `out`.
 pub fn packet(packet: &Packet<'_>, out: &mut Vec<u8>) {
     // What was kept never exceeds what fits: capture libraries bound it by 256 KiB.
     let kept = packet.data.len().min(u32::MAX as usize / 2);
-    let len = (FRAMING + 20 + kept.next_multiple_of(4)) as u32;
+    let len = packet_len(kept) as u32;
     let (time, mut head) = (packet.time.0, [0; 28]);
     let words = [ENHANCED_PACKET, len, packet.interface, (time >> 32) as u32, time as u32, kept as u32, packet.original_len];
     for (place, word) in head.chunks_exact_mut(4).zip(words) {
