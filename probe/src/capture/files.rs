@@ -21,7 +21,7 @@ use std::io::{self, Seek, SeekFrom, Write};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::mpsc::{Receiver, SyncSender, channel, sync_channel};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, SyncSender, channel, sync_channel};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
@@ -39,10 +39,10 @@ pub const BUFFERS: usize = 128;
 /// memory for.
 const PIECE: u64 = 64 << 10;
 /// Free space is looked at after so many bytes, or so long.
-const LOOK_BYTES: u64 = 4 << 20;
-const LOOK_EVERY: Duration = Duration::from_millis(500);
+pub(super) const LOOK_BYTES: u64 = 4 << 20;
+pub(super) const LOOK_EVERY: Duration = Duration::from_millis(500);
 /// Room that is kept behind the last block of a full disk: more than a block of counters is long.
-const ROOM: usize = 160;
+pub(super) const ROOM: usize = 160;
 /// Digits of a file's number in a ring.
 const DIGITS: usize = 5;
 
@@ -126,10 +126,54 @@ pub struct Written {
     pub problem: Option<FileError>,
 }
 
-enum Job {
-    Blocks { bytes: Vec<u8>, packets: u64 },
+/// What the writing thread is to do.
+pub(super) enum Job {
+    /// Append whole blocks, of which so many are packets.
+    Blocks {
+        /// The blocks.
+        bytes: Vec<u8>,
+        /// Packets among them.
+        packets: u64,
+    },
+    /// End the present file with these counters, and begin the next one.
     Rotate(Vec<u8>),
+    /// End the last file with these counters.
     End(Vec<u8>),
+}
+
+/// Who does the jobs, on the writing thread.
+pub(super) trait Disk: Send + 'static {
+    /// After so long without a job [`Self::idle`] is called; never where this is `None`.
+    const IDLE: Option<Duration> = None;
+
+    /// Does a job, and gives its buffer back.
+    fn work(&mut self, job: Job) -> Option<Vec<u8>>;
+
+    /// Nothing came for a while.
+    fn idle(&mut self) {}
+
+    /// What was written in all.
+    fn done(self) -> Written;
+}
+
+/// Does all jobs until nobody gives any more.
+fn serve<D: Disk>(mut disk: D, todo: &Receiver<Job>, give_back: &Sender<Vec<u8>>) -> Written {
+    loop {
+        let job = match D::IDLE {
+            None => todo.recv().map_err(|_| RecvTimeoutError::Disconnected),
+            Some(idle) => todo.recv_timeout(idle),
+        };
+        match job {
+            Ok(job) => {
+                if let Some(buffer) = disk.work(job) {
+                    // A capture that has ended needs no buffer.
+                    let _ = give_back.send(buffer);
+                }
+            }
+            Err(RecvTimeoutError::Timeout) => disk.idle(),
+            Err(RecvTimeoutError::Disconnected) => return disk.done(),
+        }
+    }
 }
 
 /// The capturing thread's end.
@@ -157,21 +201,18 @@ impl Files {
     pub fn start(to: To, head: Vec<u8>, keep_free: u64) -> Result<Self, FileError> {
         let failed = Arc::new(AtomicBool::new(false));
         let head_len = head.len() as u64;
-        let mut writer = Writer::open(to, head, keep_free, failed.clone())?;
+        let writer = Writer::open(to, head, keep_free, failed.clone())?;
         let len = if let Output::File { len, .. } = writer.output { len } else { head_len };
+        Self::on(writer, head_len, len, failed)
+    }
+
+    /// Has `disk` write. Each file begins with `head` bytes, the present one has `len`; `failed` says that writing has ended early.
+    pub(super) fn on(disk: impl Disk, head: u64, len: u64, failed: Arc<AtomicBool>) -> Result<Self, FileError> {
         let (jobs, todo) = sync_channel(BUFFERS);
         let (give_back, empty) = channel();
-        let work = move || {
-            for job in todo {
-                if let Some(buffer) = writer.work(job) {
-                    // A capture that has ended needs no buffer.
-                    let _ = give_back.send(buffer);
-                }
-            }
-            writer.done
-        };
+        let work = move || serve(disk, &todo, &give_back);
         let thread = std::thread::Builder::new().name("picket-files".into()).spawn(work).map_err(FileError::Thread)?;
-        Ok(Self { jobs, empty, buffer: new_buffer(), made: 1, packets: 0, in_file: len, in_all: len, head: head_len, failed, thread })
+        Ok(Self { jobs, empty, buffer: new_buffer(), made: 1, packets: 0, in_file: len, in_all: len, head, failed, thread })
     }
 
     /// Bytes of the present file, those on their way to it included.
@@ -299,30 +340,6 @@ impl Writer {
         Ok(writer)
     }
 
-    /// Does a job, and gives its buffer back.
-    fn work(&mut self, job: Job) -> Option<Vec<u8>> {
-        match job {
-            Job::Blocks { bytes, packets } => {
-                if self.done.problem.is_none() {
-                    let outcome = self.floor().and_then(|()| self.append(&bytes, packets));
-                    self.heed(outcome);
-                }
-                Some(bytes)
-            }
-            Job::Rotate(counters) => {
-                if self.done.problem.is_none() {
-                    let outcome = self.append(&counters, 0).and_then(|()| self.next_file());
-                    self.heed(outcome);
-                }
-                None
-            }
-            Job::End(counters) => {
-                self.end(&counters);
-                None
-            }
-        }
-    }
-
     fn heed(&mut self, outcome: Result<(), FileError>) {
         if let Err(problem) = outcome {
             self.done.problem = Some(problem);
@@ -378,9 +395,7 @@ impl Writer {
         }
         self.looked = (clock::now(), 0);
         // A file system that does not say is not held to it.
-        let Ok(stat) = nix::sys::statvfs::statvfs(dir) else { return Ok(()) };
-        #[allow(clippy::useless_conversion, reason = "these have 32 bits on some targets")]
-        let free = u64::from(stat.blocks_available()).saturating_mul(u64::from(stat.fragment_size()));
+        let Some(free) = free_bytes(dir) else { return Ok(()) };
         if free < self.keep_free {
             return Err(FileError::Floor { path: dir.to_owned(), free, keep: self.keep_free });
         }
@@ -429,8 +444,44 @@ impl Writer {
     }
 }
 
+impl Disk for Writer {
+    fn work(&mut self, job: Job) -> Option<Vec<u8>> {
+        match job {
+            Job::Blocks { bytes, packets } => {
+                if self.done.problem.is_none() {
+                    let outcome = self.floor().and_then(|()| self.append(&bytes, packets));
+                    self.heed(outcome);
+                }
+                Some(bytes)
+            }
+            Job::Rotate(counters) => {
+                if self.done.problem.is_none() {
+                    let outcome = self.append(&counters, 0).and_then(|()| self.next_file());
+                    self.heed(outcome);
+                }
+                None
+            }
+            Job::End(counters) => {
+                self.end(&counters);
+                None
+            }
+        }
+    }
+
+    fn done(self) -> Written {
+        self.done
+    }
+}
+
+/// What is free in a directory's file system, where that says.
+pub(super) fn free_bytes(dir: &Path) -> Option<u64> {
+    let stat = nix::sys::statvfs::statvfs(dir).ok()?;
+    #[allow(clippy::useless_conversion, reason = "these have 32 bits on some targets")]
+    Some(u64::from(stat.blocks_available()).saturating_mul(u64::from(stat.fragment_size())))
+}
+
 /// Opens a file that nobody else writes, as it is. What cannot be locked, such as a device, nobody continues.
-fn locked(path: &Path, read: bool) -> Result<File, FileError> {
+pub(super) fn locked(path: &Path, read: bool) -> Result<File, FileError> {
     let create = |source| FileError::Create { path: path.to_owned(), source };
     let file = File::options().read(read).write(true).create(true).truncate(false).open(path).map_err(create)?;
     if matches!(file.try_lock(), Err(TryLockError::WouldBlock)) {
@@ -440,7 +491,7 @@ fn locked(path: &Path, read: bool) -> Result<File, FileError> {
 }
 
 /// Opens a file without what was in it.
-fn emptied(path: &Path) -> Result<File, FileError> {
+pub(super) fn emptied(path: &Path) -> Result<File, FileError> {
     let file = locked(path, false)?;
     // A device has no length.
     if file.metadata().is_ok_and(|about| about.is_file()) {
@@ -472,7 +523,7 @@ fn continued(path: &Path) -> Result<(File, u64), FileError> {
 }
 
 /// Writes behind the first `len` bytes until all is taken or an error comes; gives how much was taken.
-fn write_some(file: &mut File, len: u64, bytes: &[u8]) -> (usize, io::Result<()>) {
+pub(super) fn write_some(file: &mut File, len: u64, bytes: &[u8]) -> (usize, io::Result<()>) {
     let mut taken = 0;
     while let Some(rest) = bytes.get(taken..)
         && !rest.is_empty()
@@ -489,7 +540,7 @@ fn write_some(file: &mut File, len: u64, bytes: &[u8]) -> (usize, io::Result<()>
 }
 
 /// How many of the first `most` bytes are whole blocks, and how many packets are among these.
-fn whole_blocks(bytes: &[u8], most: usize) -> (usize, u64) {
+pub(super) fn whole_blocks(bytes: &[u8], most: usize) -> (usize, u64) {
     let (mut blocks, mut at, mut packets) = (Blocks::within_section(), 0, 0);
     while let Ok(Step::Block(block, len)) = blocks.next(bytes.get(at..most).unwrap_or_default()) {
         at += len;

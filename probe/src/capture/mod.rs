@@ -26,6 +26,7 @@ pub mod files;
 pub mod filter;
 pub mod flows;
 pub mod pcapng;
+pub mod ring;
 #[cfg(feature = "libpcap")]
 pub mod run;
 pub mod session;

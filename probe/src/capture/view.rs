@@ -85,6 +85,20 @@ fn ip(bytes: &[u8]) -> Option<View<'_>> {
     Some(View::Ip(IpView { packet, len, transport: transport.unwrap_or(Transport::None), bytes }))
 }
 
+/// Whose packet it is: source and destination address, or those that an ARP message names; IPv4-mapped ones as IPv4.
+pub(crate) fn parties_of(view: &View<'_>) -> Option<(IpAddr, IpAddr)> {
+    let (a, b) = match view {
+        View::Arp(arp) => (arp.sender.into(), arp.target.into()),
+        other => addresses(other)?,
+    };
+    Some((a.to_canonical(), b.to_canonical()))
+}
+
+/// [`parties_of`] a packet that begins with `bytes`.
+pub(crate) fn parties(link_type: u16, bytes: &[u8]) -> Option<(IpAddr, IpAddr)> {
+    parties_of(&view(link_type, bytes))
+}
+
 /// Source and destination address, where there are any.
 pub(crate) fn addresses(view: &View<'_>) -> Option<(IpAddr, IpAddr)> {
     match view {
