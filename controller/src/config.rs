@@ -21,6 +21,7 @@ use picket_wire::policy::AddressPolicy;
 use picket_wire::topic::Prefix;
 use picket_wire::units::parse_duration;
 
+use crate::lookup;
 use crate::pki::Names;
 use crate::service::Timing;
 
@@ -34,9 +35,10 @@ pub const MQTT_PORT: u16 = 8883;
 pub const API_PORT: u16 = 8443;
 /// The dashboards' MQTT listener.
 pub const DASHBOARD_PORT: u16 = 8884;
+const DNS_PORT: u16 = 53;
 
 /// Every key, with what it means.
-pub const KEYS: [(&str, &str); 11] = [
+pub const KEYS: [(&str, &str); 15] = [
     ("data", "directory of the database, the keys and the admin token; default /var/lib/picket"),
     ("names", "host names and addresses under which probes and people reach this controller; default all of this machine"),
     ("log_level", "off, error, warn, info, debug or trace; default info"),
@@ -48,6 +50,10 @@ pub const KEYS: [(&str, &str); 11] = [
     ("policy.deny", "networks that may not, whatever `policy.allow` says; default none"),
     ("leases.ttl", "how long a probe may work without a word from here before its work goes to another; default 90s"),
     ("probes.heartbeat", "how often a probe reports; default 10s"),
+    ("lookup.reverse", "whether names of the addresses on paths are asked of DNS for those who want to read them; default false"),
+    ("lookup.server", "address and port of the DNS server that is asked; default the system's"),
+    ("lookup.timeout", "how long an answer waits for names and origins; default 2s"),
+    ("lookup.origin", "file with the networks of autonomous systems, as iptoasn.com publishes it (.tsv or .tsv.gz); default none"),
 ];
 
 /// `PICKET_` variables that belong to others who may share an environment with the service: the command line, the tests' lab.
@@ -212,6 +218,8 @@ pub struct Config {
     pub lease_ttl: Duration,
     /// How often a probe reports.
     pub heartbeat: Duration,
+    /// Where names and origins of addresses are looked up.
+    pub lookup: lookup::Settings,
     /// Where the bound addresses are written once everything accepts.
     pub ready_file: Option<PathBuf>,
 }
@@ -372,6 +380,12 @@ impl Layers {
             Some(names) if !names.is_empty() => PublicNames(names.into_iter().map(|name| name.0).collect()),
             _ => default_names(&[api, mqtt])?,
         };
+        let lookup = lookup::Settings {
+            reverse: self.one("lookup.reverse", false, yes_or_no)?,
+            server: self.one("lookup.server", None, |text| server(text).map(Some))?,
+            timeout: self.one("lookup.timeout", lookup::DEFAULT_TIMEOUT, |text| within(text, 1, 30))?,
+            origin: self.one("lookup.origin", None, |text| file(text).map(Some))?,
+        };
         Ok(Config {
             data: self.one("data", PathBuf::from(DEFAULT_DATA), directory)?,
             names,
@@ -383,6 +397,7 @@ impl Layers {
             policy,
             lease_ttl: self.one("leases.ttl", timing.lease_ttl, |text| within(text, 5, 3600))?,
             heartbeat: self.one("probes.heartbeat", timing.heartbeat, |text| within(text, 1, 300))?,
+            lookup,
             ready_file,
         })
     }
@@ -409,6 +424,7 @@ fn text(kind: ValueKind) -> Result<String, String> {
         ValueKind::String(text) => Ok(text),
         ValueKind::I64(number) => Ok(number.to_string()),
         ValueKind::U64(number) => Ok(number.to_string()),
+        ValueKind::Boolean(yes) => Ok(yes.to_string()),
         _ => Err("text is expected".to_owned()),
     }
 }
@@ -418,6 +434,25 @@ fn directory(text: &str) -> Result<PathBuf, String> {
         "" => Err("a directory is expected".to_owned()),
         path => Ok(PathBuf::from(path)),
     }
+}
+
+fn file(text: &str) -> Result<PathBuf, String> {
+    match text {
+        "" => Err("a file is expected".to_owned()),
+        path => Ok(PathBuf::from(path)),
+    }
+}
+
+fn yes_or_no(text: &str) -> Result<bool, String> {
+    text.parse().map_err(|_| format!("`{text}` is neither true nor false"))
+}
+
+/// An address and a port; 53 where none is named.
+fn server(text: &str) -> Result<SocketAddr, String> {
+    let plain = text.parse::<IpAddr>().map(|addr| SocketAddr::new(addr, DNS_PORT));
+    plain
+        .or_else(|_| text.parse())
+        .map_err(|_| format!("`{text}` is not a DNS server: use for example 198.18.0.53, 198.18.0.53:5353 or [2001:db8::53]:53"))
 }
 
 fn level(text: &str) -> Result<LevelFilter, String> {
@@ -563,6 +598,21 @@ mod tests {
     }
 
     #[test]
+    fn lookups_are_off_until_they_are_configured() {
+        assert_eq!(load("", &[], &ServeArgs::default()).unwrap().lookup, lookup::Settings::default());
+        let file = "[lookup]\nreverse = true\nserver = '198.18.0.53'\ntimeout = '5s'\norigin = '/var/lib/ip2asn-combined.tsv.gz'\n";
+        let expected = lookup::Settings {
+            reverse: true,
+            server: Some("198.18.0.53:53".parse().unwrap()),
+            timeout: Duration::from_secs(5),
+            origin: Some("/var/lib/ip2asn-combined.tsv.gz".into()),
+        };
+        assert_eq!(load(file, &[], &ServeArgs::default()).unwrap().lookup, expected);
+        let six = load("", &[("PICKET_LOOKUP__SERVER", "[2001:db8::53]:5353")], &ServeArgs::default()).unwrap();
+        assert_eq!(six.lookup.server, Some("[2001:db8::53]:5353".parse().unwrap()));
+    }
+
+    #[test]
     fn names_follow_the_listeners() {
         let args =
             ServeArgs { listen_api: Some("198.18.0.1:1".into()), listen_mqtt: Some("[2001:db8::1]:2".into()), ..ServeArgs::default() };
@@ -587,6 +637,10 @@ mod tests {
             load("[leases]\nttl = '60'\n", &[], &flags()),
             load("[leases]\nttl = '1s'\n", &[], &flags()),
             load("topic_prefix = '/picket/'\n", &[], &flags()),
+            load("[lookup]\nreverse = 'perhaps'\n", &[], &flags()),
+            load("[lookup]\nserver = 'dns.example'\n", &[], &flags()),
+            load("[lookup]\ntimeout = '1m'\n", &[], &flags()),
+            load("[lookup]\norigins = ''\n", &[], &flags()),
             load("", &[("PICKET_API__LISTEM", ":1")], &flags()),
             load("", &[("PICKET_LOG_LEVEL", "loud")], &flags()),
             load("", &[], &ServeArgs { names: vec!["https://a.example".into()], ..flags() }),

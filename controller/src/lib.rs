@@ -13,6 +13,7 @@ pub mod fleet;
 pub mod hub;
 pub mod jobs;
 pub mod logging;
+pub mod lookup;
 pub mod pki;
 pub mod policy;
 pub mod results;

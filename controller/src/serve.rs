@@ -374,6 +374,7 @@ fn service_config(config: &Config, api_port: u16, mqtt_port: u16) -> ServiceConf
         brokers: config.names.with_port(mqtt_port),
         policy: config.policy.clone(),
         timing,
+        lookup: config.lookup.clone(),
     }
 }
 

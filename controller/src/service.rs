@@ -27,6 +27,7 @@ use crate::hub::core::Core;
 use crate::hub::{Inbound, Outgoing};
 use crate::jobs::book::Job;
 use crate::jobs::submit::{self, Setting};
+use crate::lookup::{self, Lookup};
 use crate::pki::{Pki, PkiError, Serial};
 use crate::results::rebuild::Rebuild;
 use crate::results::rows;
@@ -55,6 +56,8 @@ pub struct ServiceConfig {
     pub policy: AddressPolicy,
     /// Times of leases and heartbeats.
     pub timing: Timing,
+    /// Where names and origins of addresses are looked up.
+    pub lookup: lookup::Settings,
 }
 
 /// Times of leases and heartbeats.
@@ -196,6 +199,8 @@ pub struct PathsQuery {
     pub latest: bool,
     /// Of those, only the ones that differ from what is known of their way, with what is new.
     pub changes: bool,
+    /// With names and origins of the addresses on them, as far as they are to be had.
+    pub names: bool,
     /// Where the page before ended.
     pub cursor: Option<String>,
     /// Rows per page, 1 to 10,000; 1,000 where 0.
@@ -287,6 +292,7 @@ struct Inner {
     store: Arc<dyn Store>,
     shared: Arc<Shared>,
     core: Mutex<Core>,
+    lookup: Lookup,
     outbox: std::sync::Mutex<Option<mpsc::UnboundedReceiver<Outgoing>>>,
     revoked: watch::Sender<Arc<Vec<Serial>>>,
     failures: std::sync::Mutex<HashMap<Option<IpAddr>, Failures>>,
@@ -323,6 +329,7 @@ impl Service {
         let now = clock.now();
         let revoked = store.revoked(now.wall).await.map_err(internal("read the revoked certificates"))?;
         let inner = Inner {
+            lookup: Lookup::new(&config.lookup),
             config,
             pki,
             clock,
@@ -487,7 +494,12 @@ impl Service {
         let next = found.last().filter(|_| found.len() == asked.limit as usize).map(|last| rows::path_cursor(query, last));
         let rows = found.iter().map(rows::path_row);
         // A page of changes may be short, even empty, although `next` says that there is more.
-        Ok(Page { items: rows.filter(|row| !query.changes || row.change.is_some()).collect(), next })
+        let mut items: Vec<PathRow> = rows.filter(|row| !query.changes || row.change.is_some()).collect();
+        if query.names && !items.is_empty() {
+            let found = self.inner.lookup.who(&items.iter().flat_map(rows::path_addrs).collect()).await;
+            items.iter_mut().for_each(|row| rows::name_path(row, &found));
+        }
+        Ok(Page { items, next })
     }
 
     /// Takes the latest paths that a request selects for what is to be expected; gives how many.

@@ -3,7 +3,7 @@
 //! One type per thing, used by the service that fills it, the API that serves it and the command line that reads it.
 //! Fields are only ever added. Times are RFC 3339 text in UTC; durations carry their unit in the field's name.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
 use picket_wire::event::{LeasePace, PacingReport, Shaper, Slowdown};
@@ -143,6 +143,42 @@ pub struct PathRow {
     /// What is new in it, where that was asked.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub change: Option<PathChange>,
+    /// Who is behind the addresses on it, where that was asked (`names=true`).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub names: Option<PathNames>,
+}
+
+/// Who is behind the addresses on a path, as far as the controller found out when it was asked.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct PathNames {
+    /// Those of which something is known.
+    pub addrs: BTreeMap<IpAddr, AddrNames>,
+    /// What could not be found out, and why; about all paths of the page.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub lacking: Vec<String>,
+}
+
+/// Who is behind an address.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct AddrNames {
+    /// Its names by reverse DNS, four at most. Bytes that are no letters, digits, `-` or `_` are written as `\\` and three digits.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub names: Vec<String>,
+    /// Who announces it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub origin: Option<OriginView>,
+}
+
+/// An autonomous system.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct OriginView {
+    /// Its number.
+    pub asn: u32,
+    /// Its country, two letters.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub country: Option<String>,
+    /// What the controller's table calls it.
+    pub description: String,
 }
 
 /// What of a path is new against what is known of its way.

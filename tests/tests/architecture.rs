@@ -191,6 +191,11 @@ fn controller_modules_keep_their_distance() {
     assert_no_arrow("controller", &["cli"], &["store", "service", "hub", "jobs", "results", "fleet", "pki", "broker"]);
     assert_no_arrow("controller", &["jobs::plan"], &["store", "hub", "service", "broker", "api"]);
     assert_no_arrow("controller", &["store"], &["api", "cli", "hub", "broker", "service"]);
+    assert_no_arrow(
+        "controller",
+        &["lookup"],
+        &["store", "api", "cli", "hub", "broker", "service", "jobs", "results", "fleet", "pki", "config", "view"],
+    );
     assert_no_arrow("controller", &["broker", "pki"], &["store", "api", "cli", "service", "hub"]);
 }
 

@@ -79,6 +79,7 @@ pub(super) struct PathsParameters {
     addr: Option<String>,
     latest: Option<String>,
     changes: Option<String>,
+    names: Option<String>,
     cursor: Option<String>,
     limit: Option<String>,
 }
@@ -92,6 +93,7 @@ pub(super) async fn paths(State(api): State<Api>, Parameters(query): Parameters<
         net: field("addr", query.addr.as_deref())?,
         latest: field("latest", query.latest.as_deref())?.unwrap_or_default(),
         changes: field("changes", query.changes.as_deref())?.unwrap_or_default(),
+        names: field("names", query.names.as_deref())?.unwrap_or_default(),
         cursor: query.cursor.clone(),
         limit: limit(query.limit.as_deref(), PAGE_MAX)?,
     };

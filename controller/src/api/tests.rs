@@ -60,6 +60,7 @@ fn service_config(dir: &Path) -> ServiceConfig {
         brokers: vec!["127.0.0.1:8883".into()],
         policy: picket_wire::policy::AddressPolicy { allow: vec!["198.18.0.0/15".parse().unwrap()], deny: Vec::new() },
         timing: Timing::default(),
+        lookup: crate::lookup::Settings::default(),
     }
 }
 

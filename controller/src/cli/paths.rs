@@ -446,6 +446,7 @@ mod tests {
             ways: None,
             mtu: None,
             change: None,
+            names: None,
         }
     }
 

@@ -211,6 +211,7 @@ async fn open(dir: &tempfile::TempDir, clock: &Clock) -> (Service, mpsc::Unbound
         brokers: vec!["127.0.0.1:8883".into()],
         policy: AddressPolicy { allow: vec!["198.18.0.0/15".parse().unwrap(), "2001:db8::/32".parse().unwrap()], deny: vec![] },
         timing: Timing::default(),
+        lookup: crate::lookup::Settings::default(),
     };
     let service = Service::open(config, Arc::new(pki), clock.clone()).await.unwrap();
     let outbox = service.take_outbox().unwrap();

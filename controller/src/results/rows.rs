@@ -1,5 +1,6 @@
 //! Rows for people: from a query's words to the database's, and back to addresses, ports and reasons.
 
+use std::collections::BTreeSet;
 use std::net::IpAddr;
 
 use picket_wire::addr::{AddrSet, IpNet};
@@ -13,12 +14,13 @@ use picket_wire::units::{PortSet, UnixMillis};
 
 use super::ways::{Difference, Way};
 use crate::clock::rfc3339;
+use crate::lookup::{self, Origin};
 use crate::service::{HostQuery, PathsQuery, ResultQuery, ServiceError};
 use crate::store::{
     Found, FoundHost, FoundPath, FoundPort, FoundService, KnownWay, LinkHostQuery, ObservationQuery, PathAfter, PathBaseline, PathQuery,
     PortQuery,
 };
-use crate::view::{HostRow, PathAsked, PathChange, PathRow, ResultRow, ServiceView};
+use crate::view::{AddrNames, HostRow, OriginView, PathAsked, PathChange, PathNames, PathRow, ResultRow, ServiceView};
 
 const LIMIT_DEFAULT: u32 = 1_000;
 const LIMIT_MAX: u32 = 10_000;
@@ -339,5 +341,30 @@ pub fn path_row(FoundPath { row, probe, known }: &FoundPath) -> PathRow {
         ways,
         mtu,
         change,
+        names: None,
     }
+}
+
+/// The addresses on a path, the destination's among them, and those that were known of a way that has changed.
+pub fn path_addrs(row: &PathRow) -> BTreeSet<IpAddr> {
+    let hops = row.hops.iter().flat_map(|hop| &hop.replies).map(|reply| reply.from);
+    let nodes = row.ways.iter().flat_map(|graph| &graph.hops).flat_map(|hop| &hop.nodes).map(|node| node.reply.from);
+    let changed = row.change.iter().flat_map(|change| &change.hops).flat_map(|hop| hop.known.union(&hop.new)).copied();
+    core::iter::once(row.dst).chain(hops).chain(nodes).chain(changed).collect()
+}
+
+/// Adds to a path who is behind its addresses.
+pub fn name_path(row: &mut PathRow, found: &lookup::Found) {
+    let addrs = path_addrs(row).into_iter().filter_map(|addr| Some((addr, addr_names(found.known.get(&addr)?))));
+    row.names = Some(PathNames { addrs: addrs.collect(), lacking: found.lacking.clone() });
+}
+
+fn addr_names(known: &lookup::Known) -> AddrNames {
+    let origin = known.origin.as_ref();
+    let origin = origin.map(|Origin { asn, country, description }| OriginView {
+        asn: *asn,
+        country: country.clone(),
+        description: description.clone(),
+    });
+    AddrNames { names: known.names.clone(), origin }
 }

@@ -25,6 +25,7 @@ async fn open(dir: &tempfile::TempDir, clock: &Clock) -> Service {
         brokers: vec!["192.0.2.1:8883".into()],
         policy: AddressPolicy::default(),
         timing: Timing::default(),
+        lookup: crate::lookup::Settings::default(),
     };
     Service::open(config, Arc::new(pki), clock.clone()).await.unwrap()
 }
