@@ -10,9 +10,17 @@ fn milliseconds(us: u32) -> f64 {
     f64::from(us) / 1e3
 }
 
+/// How an address is written.
+pub type Who<'a> = &'a dyn Fn(IpAddr) -> String;
+
 /// The lines of a path; `tos` is what was sent.
 pub fn path(path: &Path, tos: u8) -> Vec<String> {
-    let mut lines: Vec<String> = path.hops.iter().flat_map(|hop| hop_lines(path.dst, hop, tos)).collect();
+    path_by(path, tos, &|addr| addr.to_string())
+}
+
+/// Like [`path`], with more said of the addresses that answered.
+pub fn path_by(path: &Path, tos: u8, who: Who<'_>) -> Vec<String> {
+    let mut lines: Vec<String> = path.hops.iter().flat_map(|hop| hop_lines(path.dst, hop, tos, who)).collect();
     lines.extend(path.mtu.as_ref().map(mtu_line));
     lines.push(format!("    {}, {} packets", path.end.as_str(), path.sent));
     lines
@@ -37,7 +45,7 @@ fn mtu_line(mtu: &PathMtu) -> String {
 }
 
 /// One line for each address that answered: its round trips, stars for what stayed silent after the first one, what else it said.
-fn hop_lines(dst: IpAddr, hop: &Hop, tos: u8) -> Vec<String> {
+fn hop_lines(dst: IpAddr, hop: &Hop, tos: u8, who: Who<'_>) -> Vec<String> {
     let mut number = format!("{:>3}", hop.ttl);
     let mut from: Vec<IpAddr> = Vec::new();
     for reply in &hop.replies {
@@ -46,7 +54,7 @@ fn hop_lines(dst: IpAddr, hop: &Hop, tos: u8) -> Vec<String> {
         }
     }
     if hop.inherited {
-        let from = from.first().map_or_else(|| "*".to_owned(), IpAddr::to_string);
+        let from = from.first().map_or_else(|| "*".to_owned(), |addr| who(*addr));
         return vec![format!("{number} {from}  known from another path")];
     }
     if from.is_empty() {
@@ -59,7 +67,7 @@ fn hop_lines(dst: IpAddr, hop: &Hop, tos: u8) -> Vec<String> {
         let stars = " *".repeat(core::mem::take(&mut silent));
         let said: String = replies.next_back().map(|reply| remarks(reply, dst, tos)).unwrap_or_default();
         let number = core::mem::replace(&mut number, "   ".to_owned());
-        format!("{number} {addr}  {} ms{stars}{said}", times.join(" "))
+        format!("{number} {}  {} ms{stars}{said}", who(addr), times.join(" "))
     };
     from.into_iter().map(line).collect()
 }
@@ -67,6 +75,11 @@ fn hop_lines(dst: IpAddr, hop: &Hop, tos: u8) -> Vec<String> {
 /// The lines of a graph; `tos` is what was sent. One for each node: its shortest round trip, and where there is a choice the flows that
 /// lead there and the nodes that follow.
 pub fn graph(graph: &Graph, tos: u8) -> Vec<String> {
+    graph_by(graph, tos, &|addr| addr.to_string())
+}
+
+/// Like [`graph`], with more said of the addresses that answered.
+pub fn graph_by(graph: &Graph, tos: u8, who: Who<'_>) -> Vec<String> {
     let mut lines = Vec::new();
     for (at, hop) in graph.hops.iter().enumerate() {
         let mut number = format!("{:>3}", hop.ttl);
@@ -74,7 +87,7 @@ pub fn graph(graph: &Graph, tos: u8) -> Vec<String> {
         let choice = hop.nodes.len() > 1 || next.is_some_and(|next| next.nodes.len() > 1);
         for (place, node) in hop.nodes.iter().enumerate() {
             let rtt = milliseconds(node.least_rtt_us);
-            let mut line = format!("{number} {}  {rtt:.2} ms{}", node.reply.from, remarks(&node.reply, graph.dst, tos));
+            let mut line = format!("{number} {}  {rtt:.2} ms{}", who(node.reply.from), remarks(&node.reply, graph.dst, tos));
             if choice {
                 line += &format!("  {} flows", node.flows);
                 let to: Vec<String> = followers(graph, hop, place).map(|addr| addr.to_string()).collect();

@@ -17,6 +17,8 @@ use super::table::{Align, Columns};
 use super::{Context, format};
 use crate::view::{AcceptPaths, Page, PathRow, PathsAccepted, Reached, ResolvedName};
 
+mod names;
+
 /// Rows asked for at once.
 const PAGE: usize = 500;
 /// Earlier paths that are shown of each, where nobody says how many.
@@ -42,9 +44,26 @@ pub(super) struct PathOutputArgs {
     /// Print one JSON document
     #[arg(long, conflicts_with = "output", help_heading = "Output")]
     pub(super) json: bool,
+    /// Say who is behind each address: its name by reverse DNS and the autonomous system that announces it, as far as the controller looks them up
+    /// (`[lookup]` in its configuration). They are those of today, and not kept
+    #[arg(long, help_heading = "Output")]
+    pub(super) names: bool,
 }
 
 impl PathOutputArgs {
+    /// Whether the form can tell names, where they are asked for.
+    pub(super) fn tells_names(&self) -> Result<(), Failure> {
+        match (self.names, self.output) {
+            (true, PathOutput::Atlas) => Err(Failure::usage("--output atlas has no place for names: leave out --names, or use ndjson")),
+            _ => Ok(()),
+        }
+    }
+
+    /// Adds to a query what the form needs.
+    pub(super) fn ask(&self, query: &mut Query) {
+        query.extend(self.names.then(|| ("names", "true".to_owned())));
+    }
+
     /// Whether the form can tell all ways.
     pub(super) fn draws_graphs(&self) -> Result<(), Failure> {
         match self.output {
@@ -104,6 +123,9 @@ struct ChangesArgs {
     /// Only from this probe
     #[arg(long, value_name = "PROBE")]
     probe: Option<ProbeId>,
+    /// Say who is behind each address, as far as the controller looks it up
+    #[arg(long)]
+    names: bool,
     /// Print one JSON document
     #[arg(long)]
     json: bool,
@@ -146,12 +168,14 @@ async fn changes(args: ChangesArgs, context: &mut Context<'_>) -> Result<Exit, F
     add("addr", args.destination.map(|net| net.to_string()));
     add("site", args.site.map(|site| site.to_string()));
     add("probe", args.probe.map(|probe| probe.to_string()));
+    add("names", args.names.then(|| "true".to_owned()));
     if args.json {
         return json(&client, query, context).await.map(|()| Exit::Complete);
     }
-    let mut lines = Vec::new();
+    let (mut lines, mut lacking) = (Vec::new(), Lacking::default());
     each(&client, query, |row| {
         lines.extend(change_lines(&row));
+        lacking.add(&row);
         Ok(())
     })
     .await?;
@@ -159,6 +183,7 @@ async fn changes(args: ChangesArgs, context: &mut Context<'_>) -> Result<Exit, F
         lines.push("no way has changed".to_owned());
     }
     lines.into_iter().try_for_each(|line| context.line(line))?;
+    lacking.tell(context);
     Ok(Exit::Complete)
 }
 
@@ -175,7 +200,7 @@ fn change_lines(row: &PathRow) -> Vec<String> {
         format::moment(&row.ended),
         format::moment(&change.since)
     )];
-    let list = |addrs: &BTreeSet<IpAddr>| addrs.iter().map(ToString::to_string).collect::<Vec<_>>().join(" or ");
+    let list = |addrs: &BTreeSet<IpAddr>| addrs.iter().map(|addr| names::inline(row, *addr)).collect::<Vec<_>>().join(" or ");
     lines.extend(change.hops.iter().map(|hop| format!("{:>3} {}, known {}", hop.ttl, list(&hop.new), list(&hop.known))));
     lines.extend(change.distance.map(|ttl| format!("    the destination answers at hop {ttl}")));
     lines.extend(change.reached.map(|reached| match reached {
@@ -194,6 +219,7 @@ pub(super) async fn run(args: PathsArgs, context: &mut Context<'_>) -> Result<Ex
         Some(PathsCommand::Accept(args)) => return accept(args, context).await,
         None => {}
     }
+    args.output.tells_names()?;
     let client = context.client()?;
     let single = args.destination.is_some_and(|net| net.prefix() == if net.addr().is_ipv4() { 32 } else { 128 });
     let history = args.history.unwrap_or(if single && args.job.is_none() { HISTORY } else { 0 });
@@ -204,6 +230,7 @@ pub(super) async fn run(args: PathsArgs, context: &mut Context<'_>) -> Result<Ex
     add("site", args.site.map(|site| site.to_string()));
     add("probe", args.probe.map(|probe| probe.to_string()));
     add("latest", (args.job.is_none() && history == 0).then(|| "true".to_owned()));
+    args.output.ask(&mut query);
     if args.output.json {
         json(&client, query, context).await?;
     } else if args.output.output != PathOutput::Table || args.job.is_some() {
@@ -244,18 +271,19 @@ pub(super) async fn json(client: &Client, query: Query, context: &mut Context<'_
     out.write_all(end.as_bytes()).map_err(Failure::output)
 }
 
-/// Prints all paths that a query selects, one after the other. `names` are those that destinations were given by.
+/// Prints all paths that a query selects, one after the other. `given` are the names that destinations were given by.
 pub(super) async fn print(
     client: &Client,
     query: Query,
     output: PathOutput,
-    names: &[ResolvedName],
+    given: &[ResolvedName],
     context: &mut Context<'_>,
 ) -> Result<(), Failure> {
-    let name = |dst: IpAddr| names.iter().find(|name| name.addresses.contains(&dst)).map(|name| name.name.as_str());
-    let mut graphs = 0;
+    let (mut graphs, mut lacking) = (0, Lacking::default());
+    let name = |dst: IpAddr| given.iter().find(|name| name.addresses.contains(&dst)).map(|name| name.name.as_str());
     let out = &mut *context.out;
     each(client, query, |row| {
+        lacking.add(&row);
         let text = match output {
             PathOutput::Table => hops(&row, name(row.dst)).join("\n"),
             PathOutput::Ndjson => serde_json::json!(row).to_string(),
@@ -268,10 +296,27 @@ pub(super) async fn print(
         writeln!(out, "{text}").map_err(Failure::output)
     })
     .await?;
+    lacking.tell(context);
     if graphs > 0 {
         context.note(format!("{} left out: RIPE Atlas's form tells one way, not all", format::plural(graphs, "destination")));
     }
     Ok(())
+}
+
+/// What could not be found out about names, each once.
+#[derive(Default)]
+struct Lacking(BTreeSet<String>);
+
+impl Lacking {
+    fn add(&mut self, row: &PathRow) {
+        let lacking = row.names.iter().flat_map(|names| &names.lacking).filter(|what| !self.0.contains(*what)).cloned();
+        let lacking: Vec<String> = lacking.collect();
+        self.0.extend(lacking);
+    }
+
+    fn tell(&self, context: &mut Context<'_>) {
+        self.0.iter().for_each(|what| context.note(format::clean(what)));
+    }
 }
 
 /// The destination, how it was asked and from where, and a line for each hop.
@@ -280,8 +325,8 @@ fn hops(row: &PathRow, name: Option<&str>) -> Vec<String> {
     let sure = row.ways.as_ref().map(|graph| format!(", {} % sure of each node's successors", graph.confidence)).unwrap_or_default();
     let heading = format!("{}{name} by {} from {} ({}){sure}", row.dst, row.flow, row.probe, row.site);
     let lines = match &row.ways {
-        Some(graph) => trace_text::graph(graph, row.asked.tos),
-        None => trace_text::path(&path(row), row.asked.tos),
+        Some(graph) => trace_text::graph_by(graph, row.asked.tos, &names::columns(row)),
+        None => trace_text::path_by(&path(row), row.asked.tos, &names::columns(row)),
     };
     // Names of interfaces are the routers' words.
     std::iter::once(heading).chain(lines).map(|line| format::clean(&line)).collect()
@@ -353,6 +398,8 @@ async fn detailed(client: &Client, query: Query, history: usize, context: &mut C
     if groups.is_empty() {
         return context.line("no path is known");
     }
+    let mut lacking = Lacking::default();
+    groups.iter().flatten().for_each(|row| lacking.add(row));
     for (index, group) in groups.iter().enumerate() {
         if index > 0 {
             context.line("")?;
@@ -367,25 +414,34 @@ async fn detailed(client: &Client, query: Query, history: usize, context: &mut C
             context.line(columns(before.iter()))?;
         }
     }
+    lacking.tell(context);
     Ok(())
 }
 
 /// A line for each.
 async fn summary(client: &Client, query: Query, history: usize, context: &mut Context<'_>) -> Result<(), Failure> {
     let groups = newest(client, query, history).await?;
-    match groups.is_empty() {
-        true => context.line("no path is known"),
-        false => context.line(columns(groups.iter().flatten())),
+    if groups.is_empty() {
+        return context.line("no path is known");
     }
+    context.line(columns(groups.iter().flatten()))?;
+    let mut lacking = Lacking::default();
+    groups.iter().flatten().for_each(|row| lacking.add(row));
+    lacking.tell(context);
+    Ok(())
 }
 
-fn columns<'a>(rows: impl Iterator<Item = &'a PathRow>) -> Columns {
+fn columns<'a>(rows: impl Iterator<Item = &'a PathRow> + Clone) -> Columns {
     use Align::{Left, Right};
     let heading = [("DESTINATION", Left), ("FLOW", Left), ("END", Left), ("HOPS", Right), ("RTT", Right)];
-    let mut columns = Columns::new(&[&heading[..], &["PROBE", "SITE", "SEEN", "JOB"].map(|name| (name, Left))].concat());
+    let named: &[&str] = if rows.clone().any(|row| row.names.is_some()) { &["NAME", "ORIGIN"] } else { &[] };
+    let more = [&["PROBE", "SITE", "SEEN", "JOB"], named].concat();
+    let width = heading.len() + more.len();
+    let mut columns = Columns::new(&[&heading[..], &more.into_iter().map(|name| (name, Left)).collect::<Vec<_>>()].concat());
     for row in rows {
         let (hops, rtt) = distance(row);
-        columns.row([
+        let (name, origin) = row.names.as_ref().map(|names| names::parts(names, row.dst)).unwrap_or_default();
+        let cells = [
             row.dst.to_string(),
             row.flow.clone(),
             row.end.as_str().to_owned(),
@@ -395,7 +451,10 @@ fn columns<'a>(rows: impl Iterator<Item = &'a PathRow>) -> Columns {
             row.site.to_string(),
             format::moment(&row.ended),
             row.job.to_string(),
-        ]);
+            name,
+            origin,
+        ];
+        columns.row(cells.into_iter().take(width));
     }
     columns
 }
@@ -405,7 +464,7 @@ mod tests {
     use picket_wire::trace::{Graph, GraphHop, Hop, InterfaceInfo, InterfaceRole, Link, Method, Node, Quoted, Reply};
 
     use super::*;
-    use crate::view::{HopChange, PathAsked, PathChange};
+    use crate::view::{AddrNames, HopChange, OriginView, PathAsked, PathChange, PathNames};
 
     fn reply(from: [u8; 4], rtt_us: u32, kind: ReplyKind) -> Reply {
         let quoted = (kind == ReplyKind::TimeExceeded).then_some(Quoted { ttl: 1, tos: 0 });
@@ -484,6 +543,33 @@ mod tests {
         assert!(change_lines(&row()).is_empty());
     }
 
+    fn named(mut row: PathRow) -> PathRow {
+        let origin = |asn, description: &str| Some(OriginView { asn, country: Some("DE".into()), description: description.to_owned() });
+        let known = [
+            ([198, 18, 1, 2], "edge1.example.net", origin(64_500, "EXAMPLE-ONE One")),
+            ([198, 18, 1, 7], "", origin(64_501, "EX\u{1b}[31m")),
+            ([198, 18, 9, 2], "www.example.org", None),
+        ];
+        let addrs = known.into_iter().map(|(addr, name, origin)| {
+            let names = Some(name.to_owned()).filter(|name| !name.is_empty()).into_iter().collect();
+            (addr.into(), AddrNames { names, origin })
+        });
+        row.names = Some(PathNames { addrs: addrs.collect(), lacking: vec!["nothing".into()] });
+        row
+    }
+
+    #[test]
+    fn names_stand_in_columns_beside_addresses() {
+        let all = [named(row()), named(graph()), PathRow { dst: [198, 18, 9, 3].into(), ..named(row()) }];
+        let hop =
+            HopChange { ttl: 1, known: [[198, 18, 1, 2].into()].into(), new: [[198, 18, 1, 7].into(), [198, 18, 1, 9].into()].into() };
+        let change = PathChange { since: "2026-11-20T09:00:00Z".into(), accepted_by: None, hops: vec![hop], distance: None, reached: None };
+        let changed = PathRow { change: Some(change), ..named(row()) };
+        let text = [hops(&all[0], None), hops(&all[1], None), vec![columns(all.iter()).to_string()], change_lines(&changed)].concat();
+        assert!(!text.iter().any(|line| line.contains('\u{1b}')));
+        insta::assert_snapshot!(text.join("\n"));
+    }
+
     #[test]
     fn paths_as_ripe_atlas_has_them() {
         insta::assert_snapshot!(serde_json::to_string_pretty(&atlas(&row(), None)).unwrap());
@@ -491,7 +577,7 @@ mod tests {
 
     #[test]
     fn what_is_printed_is_read_back() {
-        for row in [row(), graph()] {
+        for row in [row(), graph(), named(row())] {
             let text = serde_json::to_string(&row).unwrap();
             assert_eq!(serde_json::from_str::<PathRow>(&text).unwrap(), row);
         }

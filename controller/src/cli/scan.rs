@@ -546,7 +546,8 @@ async fn report_paths(
     context: &mut Context<'_>,
 ) -> Result<(), Failure> {
     let job = followed.job();
-    let query = vec![("job", job.id.to_string())];
+    let mut query = vec![("job", job.id.to_string())];
+    output.ask(&mut query);
     if output.json {
         let (job, plan) = (json!(job), json!(plan));
         write!(context.out, "{{\"job\":{job},\"plan\":{plan},\"paths\":").map_err(Failure::output)?;

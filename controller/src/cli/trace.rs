@@ -96,6 +96,7 @@ pub(super) async fn run(args: TraceArgs, context: &mut Context<'_>) -> Result<Ex
     if args.multipath.is_some() {
         args.output.draws_graphs()?;
     }
+    args.output.tells_names()?;
     measure(&[args.request()], &args.work, Shown::Paths(&args.output), context).await
 }
 
