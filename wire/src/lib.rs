@@ -13,6 +13,7 @@ pub mod event;
 pub mod host;
 pub mod ids;
 pub mod job;
+pub mod nmap_xml;
 pub mod path;
 pub mod policy;
 pub mod port;

@@ -11,6 +11,7 @@ use picket_wire::trace_text;
 use time::OffsetDateTime;
 use time::format_description::well_known::Rfc3339;
 
+use self::nmap_xml::Document;
 use super::client::{Client, Query};
 use super::failure::{Exit, Failure};
 use super::table::{Align, Columns};
@@ -18,6 +19,7 @@ use super::{Context, format};
 use crate::view::{AcceptPaths, Page, PathRow, PathsAccepted, Reached, ResolvedName};
 
 mod names;
+mod nmap_xml;
 
 /// Rows asked for at once.
 const PAGE: usize = 500;
@@ -33,6 +35,9 @@ pub(super) enum PathOutput {
     Ndjson,
     /// As RIPE Atlas tells traceroutes, one JSON object per line
     Atlas,
+    /// Nmap's XML (1.05), with a host and its trace for each path
+    #[value(alias = "xml")]
+    NmapXml,
 }
 
 /// In which form.
@@ -67,7 +72,10 @@ impl PathOutputArgs {
     /// Whether the form can tell all ways.
     pub(super) fn draws_graphs(&self) -> Result<(), Failure> {
         match self.output {
-            PathOutput::Atlas => Err(Failure::usage("--output atlas tells one way and not all: leave out --multipath, or use ndjson")),
+            PathOutput::Atlas | PathOutput::NmapXml => {
+                let form = if self.output == PathOutput::Atlas { "atlas" } else { "nmap-xml" };
+                Err(Failure::usage(format!("--output {form} tells one way and not all: leave out --multipath, or use ndjson")))
+            }
             PathOutput::Table | PathOutput::Ndjson => Ok(()),
         }
     }
@@ -92,7 +100,7 @@ pub(super) struct PathsArgs {
     #[arg(long, value_name = "PROBE")]
     probe: Option<ProbeId>,
     /// Earlier paths of each that are listed behind the latest in the table; 0 for none [default: 10 for one destination, else none]. Other outputs have all
-    /// paths of one destination, and else the latest
+    /// paths of one destination (nmap-xml: the latest), and else the latest
     #[arg(long, value_name = "N", conflicts_with_all = ["job", "json", "output"])]
     history: Option<usize>,
     #[command(flatten)]
@@ -222,7 +230,8 @@ pub(super) async fn run(args: PathsArgs, context: &mut Context<'_>) -> Result<Ex
     args.output.tells_names()?;
     let client = context.client()?;
     let single = args.destination.is_some_and(|net| net.prefix() == if net.addr().is_ipv4() { 32 } else { 128 });
-    let history = args.history.unwrap_or(if single && args.job.is_none() { HISTORY } else { 0 });
+    let latest = args.job.is_some() || !single || args.output.output == PathOutput::NmapXml;
+    let history = args.history.unwrap_or(if latest { 0 } else { HISTORY });
     let mut query: Query = Vec::new();
     let mut add = |name, value: Option<String>| query.extend(value.map(|value| (name, value)));
     add("addr", args.destination.map(|net| net.to_string()));
@@ -282,23 +291,40 @@ pub(super) async fn print(
     let (mut graphs, mut lacking) = (0, Lacking::default());
     let name = |dst: IpAddr| given.iter().find(|name| name.addresses.contains(&dst)).map(|name| name.name.as_str());
     let out = &mut *context.out;
+    let mut document = None;
+    if output == PathOutput::NmapXml {
+        let (begun, text) = Document::begin(&query);
+        write!(out, "{text}").map_err(Failure::output)?;
+        document = Some(begun);
+    }
     each(client, query, |row| {
         lacking.add(&row);
         let text = match output {
             PathOutput::Table => hops(&row, name(row.dst)).join("\n"),
             PathOutput::Ndjson => serde_json::json!(row).to_string(),
-            PathOutput::Atlas if row.ways.is_some() => {
+            PathOutput::Atlas | PathOutput::NmapXml if row.ways.is_some() => {
                 graphs += 1;
                 return Ok(());
             }
             PathOutput::Atlas => serde_json::json!(atlas(&row, name(row.dst))).to_string(),
+            PathOutput::NmapXml => {
+                document.as_mut().map(|document| document.host(&row, name(row.dst))).unwrap_or_default().trim_end().to_owned()
+            }
         };
         writeln!(out, "{text}").map_err(Failure::output)
     })
     .await?;
+    if let Some(document) = &document {
+        write!(out, "{}", document.end()).map_err(Failure::output)?;
+    }
     lacking.tell(context);
     if graphs > 0 {
-        context.note(format!("{} left out: RIPE Atlas's form tells one way, not all", format::plural(graphs, "destination")));
+        let whose = if output == PathOutput::Atlas { "RIPE Atlas's" } else { "Nmap's" };
+        context.note(format!("{} left out: {whose} form tells one way, not all", format::plural(graphs, "destination")));
+    }
+    if let Some(again) = document.map(|document| document.again()).filter(|again| *again > 0) {
+        let hosts = format::plural(again, "more path");
+        context.note(format!("{hosts} to a host that is there already, which tools of Nmap take for one: choose with --probe or --job"));
     }
     Ok(())
 }
@@ -336,9 +362,12 @@ fn path(row: &PathRow) -> Path {
     Path { dst: row.dst, end: row.end, hops: row.hops.clone(), sent: row.sent, mtu: row.mtu.clone() }
 }
 
+/// Seconds since 1970 of RFC 3339 text.
+fn seconds(text: &str) -> u64 {
+    OffsetDateTime::parse(text, &Rfc3339).ok().and_then(|at| u64::try_from(at.unix_timestamp()).ok()).unwrap_or(0)
+}
+
 fn atlas(row: &PathRow, name: Option<&str>) -> Traceroute {
-    let seconds =
-        |text: &str| OffsetDateTime::parse(text, &Rfc3339).ok().and_then(|at| u64::try_from(at.unix_timestamp()).ok()).unwrap_or(0);
     let asked = Asked {
         method: row.asked.method,
         name,
@@ -573,6 +602,17 @@ mod tests {
     #[test]
     fn paths_as_ripe_atlas_has_them() {
         insta::assert_snapshot!(serde_json::to_string_pretty(&atlas(&row(), None)).unwrap());
+    }
+
+    #[test]
+    fn paths_as_tools_of_nmap_have_them() {
+        let query = vec![("addr", "198.18.9.0/24".to_owned()), ("probe", "attic".to_owned()), ("latest", "true".to_owned())];
+        let (mut document, begin) = Document::begin(&query);
+        assert!(begin.contains(" args=\"picket paths 198.18.9.0/24 --probe attic\" "), "{begin}");
+        let hosts = document.host(&row(), None) + &document.host(&named(row()), Some("a<b"));
+        let end = document.end();
+        assert!(end.contains("<hosts up=\"2\" down=\"0\" total=\"2\"/>") && document.again() == 1, "{end}");
+        insta::assert_snapshot!(hosts);
     }
 
     #[test]

@@ -3,6 +3,7 @@
 //! It must not know engines, passes' order, signals or resume files.
 
 use std::io::{self, Write};
+use std::time::{SystemTime, UNIX_EPOCH};
 
 use clap::ValueEnum;
 use picket_wire::result::State;
@@ -15,10 +16,17 @@ mod masscan;
 mod ndjson;
 mod nmap_xml;
 mod table;
-pub(super) mod xml;
 
 use file::Destination;
 use file::{OutputError, OutputFile};
+
+/// What writes it, as documents name it.
+pub(super) const PROGRAM: &str = concat!("picket-probe ", env!("CARGO_PKG_VERSION"));
+
+/// Seconds since 1970.
+pub(super) fn stamp(at: SystemTime) -> u64 {
+    at.duration_since(UNIX_EPOCH).unwrap_or_default().as_secs()
+}
 
 /// How results are written.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum, Serialize, Deserialize)]

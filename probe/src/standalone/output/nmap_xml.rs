@@ -14,14 +14,15 @@ use std::time::SystemTime;
 
 use picket_wire::host::HardwareAddress;
 use picket_wire::job::{Technique, Transport};
+use picket_wire::nmap_xml::{self as xml, escape, icmp_reason};
 use picket_wire::result::{ResultBatch, State};
 use picket_wire::service::{Service, ServiceOutcome};
 use picket_wire::space::Target;
 use picket_wire::units::PortSet;
 
+use super::super::Outcome;
 use super::super::results::{Found, News, PassHead, PassState, Row, RunHead, Summary};
-use super::Format;
-use super::xml::{self, escape, icmp_reason, stamp};
+use super::{Format, PROGRAM, stamp};
 
 /// Ports of one state other than open that are listed one by one, as Nmap does; more are only counted.
 const LISTED: usize = 25;
@@ -206,8 +207,8 @@ impl NmapXml {
     }
 
     fn write(&self, summary: &Summary, out: &mut dyn Write) -> io::Result<()> {
-        let scans = |out: &mut dyn Write| self.passes.iter().try_for_each(|(technique, ports)| write_scaninfo(*technique, ports, out));
-        xml::begin(&self.head.arguments, self.head.started, scans, out)?;
+        let scans: String = self.passes.iter().map(|(technique, ports)| scaninfo(*technique, ports)).collect();
+        write!(out, "{}", xml::begin(PROGRAM, &self.head.arguments, stamp(self.head.started), &scans))?;
         let mut up = 0u64;
         for (addr, host) in &self.hosts {
             up += 1;
@@ -217,7 +218,8 @@ impl NmapXml {
         let hosts = summary.discovery().or_else(|| summary.passes.iter().find(|pass| pass.head.ports.is_none()));
         let down = hosts.map_or(0, |pass| pass.tally.coverage.silent);
         let Summary { outcome, ended, took, .. } = *summary;
-        xml::end(&xml::End { outcome, ended, took, up, down, total }, "scanned", out)
+        let complete = outcome == Outcome::Complete;
+        write!(out, "{}", xml::end(&xml::End { verb: "scanned", complete, ended: stamp(ended), took, up, down, total }))
     }
 
     fn write_host(&self, addr: IpAddr, host: &Host, out: &mut dyn Write) -> io::Result<()> {
@@ -225,11 +227,11 @@ impl NmapXml {
         write!(out, "<host starttime=\"{}\" endtime=\"{}\">", stamp(first), stamp(last))?;
         let (Reason(reason, _), ttl) = host.up.unwrap_or((Reason("user-set", None), 0));
         writeln!(out, "<status state=\"up\" reason=\"{reason}\" reason_ttl=\"{ttl}\"/>")?;
-        xml::address(addr, out)?;
+        write!(out, "{}", xml::address(addr))?;
         if let Some(mac) = host.mac {
             writeln!(out, "<address addr=\"{}\" addrtype=\"mac\"/>", mac.to_string().to_uppercase())?;
         }
-        xml::hostnames(self.head.name_of(addr), out)?;
+        write!(out, "{}", xml::hostnames(self.head.name_of(addr), None))?;
         if !self.passes.is_empty() {
             write_ports(host, out)?;
         }
@@ -270,7 +272,7 @@ impl Format for NmapXml {
     }
 }
 
-fn write_scaninfo(technique: Technique, ports: &PortSet, out: &mut dyn Write) -> io::Result<()> {
+fn scaninfo(technique: Technique, ports: &PortSet) -> String {
     let kind = match technique {
         Technique::Connect => "connect",
         Technique::Ack => "ack",
@@ -281,7 +283,7 @@ fn write_scaninfo(technique: Technique, ports: &PortSet, out: &mut dyn Write) ->
     let protocol = technique.transport().map_or("tcp", Transport::as_str);
     let ranges = ports.ranges().iter().map(|(a, b)| if a == b { a.to_string() } else { format!("{a}-{b}") });
     let services = ranges.collect::<Vec<_>>().join(",");
-    writeln!(out, "<scaninfo type=\"{kind}\" protocol=\"{protocol}\" numservices=\"{}\" services=\"{services}\"/>", ports.len())
+    format!("<scaninfo type=\"{kind}\" protocol=\"{protocol}\" numservices=\"{}\" services=\"{services}\"/>\n", ports.len())
 }
 
 fn write_ports(host: &Host, out: &mut dyn Write) -> io::Result<()> {

@@ -5,7 +5,7 @@ use std::io::{self, Write};
 use picket_wire::atlas::{Asked, Traceroute};
 
 use super::{Again, Form, Head, Traced};
-use crate::standalone::output::xml::stamp;
+use crate::standalone::output::stamp;
 
 pub(super) struct Atlas;
 
