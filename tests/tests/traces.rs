@@ -10,7 +10,7 @@ use std::time::Duration;
 use picket_controller::view::{JobState, PathRow};
 use picket_tests::lab::behind::{Behind, NETWORK};
 use picket_tests::lab::site::Site;
-use picket_tests::lab::{require_root, wait_until};
+use picket_tests::lab::{Run, require_root, wait_until};
 use picket_tests::system::records::Records;
 use picket_tests::system::{Fleet, PATIENCE, Plan};
 use picket_wire::ids::JobId;
@@ -132,6 +132,71 @@ fn a_trace_tells_the_routers_that_packets_meet() {
     assert_eq!(summary.lines().filter(|line| line.starts_with(ONE)).count(), 4, "{summary}");
     let detailed = rig.picket(&["paths", ONE, "--probe", "a"]);
     assert!(detailed.contains("  3 *\n") && detailed.contains("before that:"), "{detailed}");
+}
+
+/// `address status distance names` of every host, as libnmap reads them.
+const LIBNMAP: &str = "
+import sys
+from libnmap.parser import NmapParser
+for host in NmapParser.parse_fromfile(sys.argv[1]).hosts:
+    print(host.address, host.status, host.distance, *host.hostnames)
+";
+
+/// What a program of the system prints, which must succeed.
+fn read_by(program: &str, args: &[&str]) -> String {
+    let run = std::process::Command::new(program).args(args).output().unwrap();
+    assert!(run.status.success(), "{program}: {}", String::from_utf8_lossy(&run.stderr));
+    String::from_utf8(run.stdout).unwrap()
+}
+
+#[test]
+fn names_and_origins_are_told_and_tools_of_nmap_read_them() {
+    if !require_root() {
+        return;
+    }
+    let dir = tempfile::tempdir().unwrap();
+    let table = dir.path().join("table.tsv");
+    let line = |first: &str, last: &str, asn: u32, name: &str| format!("{first}\t{last}\t{asn}\tZZ\t{name} of the lab\n");
+    let lines =
+        [line("198.18.200.0", "198.18.207.255", 64_500, "EXAMPLE-TRANSIT"), line("198.18.208.0", "198.18.211.255", 64_501, "EXAMPLE-EDGE")];
+    std::fs::write(&table, lines.concat()).unwrap();
+    let lookup = |server: &str| format!("[lookup]\nreverse = true\nserver = \"{server}\"\norigin = \"{}\"\n", table.display());
+    let rig = Rig::new("names", Plan::default().controller(&lookup("127.0.0.1:5353")));
+    let mut dns = Run::new("dnsmasq").args(["-k", "-C", "/dev/null", "--no-resolv", "--no-hosts", "--pid-file=", "-u", "root"]);
+    dns = dns.args(["--port=5353", "--listen-address=127.0.0.1", "--bind-interfaces", "--local=/arpa/"]);
+    dns = dns.args(["--ptr-record=2.200.18.198.in-addr.arpa,edge1.example.net", "--ptr-record=6.208.18.198.in-addr.arpa,www.example.org"]);
+    let _dns = rig.fleet.site().controller().spawn(&dns).unwrap();
+
+    let shown = rig.picket(&["trace", ONE, "--names"]);
+    let hop = |addr: &str| shown.lines().skip(1).find(|line| line.contains(addr)).unwrap_or_default().to_owned();
+    assert!(hop("198.18.200.2").contains("  edge1.example.net  AS64500 EXAMPLE-TRANSIT ZZ  "), "{shown}");
+    assert!(hop("198.18.201.2").contains("AS64500 EXAMPLE-TRANSIT ZZ  "), "{shown}");
+    assert!(hop(ONE).contains("  www.example.org    AS64501 EXAMPLE-EDGE ZZ"), "{shown}");
+    // Names are nothing that is stored, nor told unasked.
+    assert!(rig.picket(&["paths", "--json"]).contains("\"hops\"") && !rig.picket(&["paths", "--json"]).contains("example"));
+    let [path]: [PathRow; 1] = serde_json::from_str(&rig.picket(&["paths", ONE, "--names", "--json"])).unwrap();
+    let names = path.names.unwrap();
+    let known = &names.addrs[&ONE.parse::<IpAddr>().unwrap()];
+    let origin = known.origin.clone().map(|origin| (origin.asn, origin.country, origin.description));
+    assert_eq!((known.names.concat().as_str(), names.lacking), ("www.example.org", Vec::new()));
+    assert_eq!(origin, Some((64_501, Some("ZZ".to_owned()), "EXAMPLE-EDGE of the lab".to_owned())));
+
+    // A second destination that nobody answers for, in one document with the first.
+    rig.picket(&["trace", "198.18.208.7"]);
+    let file = table.with_file_name("paths.xml");
+    let path = file.to_str().unwrap();
+    for args in [&["paths", NETWORK, "-o", "xml", "--names"][..], &["trace", ONE, "198.18.208.7", "-o", "xml", "--names"]] {
+        let text = rig.picket(args);
+        std::fs::write(&file, &text).unwrap();
+        read_by("xmllint", &["--noout", "--dtdvalid", "/usr/share/nmap/nmap.dtd", path]);
+        let mut hosts: Vec<String> =
+            read_by("/usr/bin/python3", &["-c", LIBNMAP, path]).lines().map(|line| line.trim_end().to_owned()).collect();
+        hosts.sort_unstable();
+        let far = usize::from(ROUTERS) + 2;
+        assert_eq!(hosts, [format!("{ONE} up {far} www.example.org"), "198.18.208.7 unknown 0".to_owned()], "{text}");
+        assert!(text.contains(" host=\"edge1.example.net\"/>"), "{text}");
+        read_by("ndiff", &[path, path]);
+    }
 }
 
 #[test]

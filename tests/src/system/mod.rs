@@ -51,6 +51,7 @@ pub struct Plan {
     log: Option<String>,
     only: Option<BTreeSet<String>>,
     roles: Option<String>,
+    controller: String,
 }
 
 impl Default for Plan {
@@ -65,6 +66,7 @@ impl Default for Plan {
             log: None,
             only: None,
             roles: None,
+            controller: String::new(),
         }
     }
 }
@@ -133,14 +135,22 @@ impl Plan {
         self
     }
 
+    /// More sections of the controller's configuration.
+    #[must_use]
+    pub fn controller(mut self, toml: &str) -> Self {
+        self.controller = toml.to_owned();
+        self
+    }
+
     fn controller_config(&self, site: &Site) -> String {
         format!(
-            "names = [\"{}\", \"{}\"]\n[policy]\nallow = {ALLOWED}\ndeny = {:?}\n[leases]\nttl = \"{}s\"\n[probes]\nheartbeat = \"{}s\"\n",
+            "names = [\"{}\", \"{}\"]\n[policy]\nallow = {ALLOWED}\ndeny = {:?}\n[leases]\nttl = \"{}s\"\n[probes]\nheartbeat = \"{}s\"\n{}",
             site.controller_v4(),
             site.controller_v6(),
             self.fleet_deny,
             self.lease_ttl,
-            self.heartbeat
+            self.heartbeat,
+            self.controller
         )
     }
 
