@@ -26,6 +26,8 @@ enum Command {
     Trace(TraceArgs),
     #[cfg(feature = "libpcap")]
     Capture(standalone::CaptureArgs),
+    #[cfg(feature = "libpcap")]
+    Ring(standalone::RingArgs),
     Fingerprints(FingerprintsArgs),
     Shaper(ShaperArgs),
 }
@@ -41,6 +43,8 @@ fn main() -> ExitCode {
         Command::Trace(args) => Ok(standalone::exit_status(standalone::trace(&args))),
         #[cfg(feature = "libpcap")]
         Command::Capture(args) => Ok(standalone::exit_status(standalone::capture(&args))),
+        #[cfg(feature = "libpcap")]
+        Command::Ring(args) => Ok(standalone::exit_status(standalone::ring(&args))),
         Command::Fingerprints(args) => commands::run_fingerprints(args),
         Command::Shaper(args) => shaper::run(args),
     };

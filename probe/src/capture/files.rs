@@ -144,7 +144,9 @@ pub(super) enum Job {
 /// Who does the jobs, on the writing thread.
 pub(super) trait Disk: Send + 'static {
     /// After so long without a job [`Self::idle`] is called; never where this is `None`.
-    const IDLE: Option<Duration> = None;
+    fn patience(&self) -> Option<Duration> {
+        None
+    }
 
     /// Does a job, and gives its buffer back.
     fn work(&mut self, job: Job) -> Option<Vec<u8>>;
@@ -157,11 +159,11 @@ pub(super) trait Disk: Send + 'static {
 }
 
 /// Does all jobs until nobody gives any more.
-fn serve<D: Disk>(mut disk: D, todo: &Receiver<Job>, give_back: &Sender<Vec<u8>>) -> Written {
+fn serve(mut disk: impl Disk, todo: &Receiver<Job>, give_back: &Sender<Vec<u8>>) -> Written {
     loop {
-        let job = match D::IDLE {
+        let job = match disk.patience() {
             None => todo.recv().map_err(|_| RecvTimeoutError::Disconnected),
-            Some(idle) => todo.recv_timeout(idle),
+            Some(patience) => todo.recv_timeout(patience),
         };
         match job {
             Ok(job) => {

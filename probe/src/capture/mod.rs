@@ -22,6 +22,7 @@
 
 use core::fmt;
 
+pub mod bpf;
 pub mod files;
 pub mod filter;
 pub mod flows;

@@ -12,6 +12,7 @@ use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use pcap::{Active, Capture, Linktype, Precision};
 
 use super::UnixNanos;
+use super::bpf::{Instruction, Program};
 use super::filter::{self, Place};
 use super::pcapng::Packet;
 
@@ -144,6 +145,29 @@ fn words(error: &pcap::Error) -> String {
 /// It is wrong.
 pub fn check(filter: &str) -> Result<(), FilterError> {
     check_for(filter, Linktype::ETHERNET)
+}
+
+/// Compiles a filter for packets of a link, given by its LINKTYPE_ value, that are in a file. Names in it are looked up.
+///
+/// # Errors
+/// It is wrong, or asks for what this link does not tell.
+pub fn compile(filter: &str, link_type: u16) -> Result<Program, FilterError> {
+    // DLT_RAW (pcap-linktype(7)).
+    let link = if link_type == crate::packet::link::RAW_IP { Linktype(12) } else { Linktype(link_type.into()) };
+    check_for(filter, link)?;
+    let unreadable = |reason: String| FilterError { filter: filter.to_owned(), reason, place: None };
+    let dead = Capture::dead(link).map_err(|error| unreadable(words(&error)))?;
+    let program = dead.compile(filter, true).map_err(|error| unreadable(words(&error)))?;
+    let instructions = program.get_instructions().iter().map(instruction).collect::<Option<Vec<_>>>();
+    instructions.map(Program).ok_or_else(|| unreadable("libpcap's program cannot be read".to_owned()))
+}
+
+/// The crate shows an instruction as text alone: four numbers.
+fn instruction(shown: &pcap::BpfInstruction) -> Option<Instruction> {
+    let text = shown.to_string();
+    let mut numbers = text.split(' ');
+    let mut next = || numbers.next();
+    Some(Instruction { code: next()?.parse().ok()?, yes: next()?.parse().ok()?, no: next()?.parse().ok()?, k: next()?.parse().ok()? })
 }
 
 fn check_for(filter: &str, link: Linktype) -> Result<(), FilterError> {
@@ -286,6 +310,8 @@ fn passed(interface: &str) -> Option<u64> {
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
+
     use super::*;
 
     fn wrong(filter: &str) -> String {
@@ -297,6 +323,56 @@ mod tests {
         for filter in ["", "tcp port 80 and host 192.0.2.1", "tcp[13] & 2 != 0", "(ip or ip6) and not arp"] {
             check(filter).unwrap();
         }
+    }
+
+    /// Frames that filters can tell apart: families, protocols, ports, options, fragments, VLANs, ARP.
+    fn frames() -> impl Strategy<Value = Vec<u8>> {
+        let some = |values: &'static [u8]| prop::sample::select(values);
+        let shape =
+            (0usize..6, some(&[1, 6, 17, 44, 58, 132]), some(&[0x45, 0x46, 0x4f, 0x60]), 0u8..4, some(&[0, 0, 0, 0x20]), 0usize..90);
+        (proptest::collection::vec(0u8..4, 90), shape).prop_map(|(mut bytes, (ethertype, protocol, version, host, fragment, len))| {
+            let ethertype = [0x0800u16, 0x0800, 0x86dd, 0x86dd, 0x0806, 0x8100][ethertype];
+            bytes[12..14].copy_from_slice(&ethertype.to_be_bytes());
+            bytes[14] = if ethertype == 0x86dd { 0x60 } else { version };
+            bytes[20] = fragment;
+            bytes[if ethertype == 0x86dd { 20 } else { 23 }] = protocol;
+            bytes[26..30].copy_from_slice(&[198, 18, 0, host]);
+            bytes[34..38].copy_from_slice(&[0, 80, 0, host]);
+            bytes.truncate(len);
+            bytes
+        })
+    }
+
+    const FILTERS: [&str; 13] = [
+        "",
+        "tcp",
+        "udp or icmp6",
+        "port 80",
+        "src port 2 and not tcp",
+        "host 198.18.0.2",
+        "net 198.18.0.0/30 and less 60",
+        "ip[6:2] & 0x1fff = 0",
+        "tcp[13] & 2 != 0 or ip6",
+        "len > 40 and ether[2] + ether[3] * 2 > ether[4] - 1",
+        "vlan 2 and ip",
+        "(ip[0] & 0xf) << 2 > 20 or len % 7 = 3 or len / ip[1] = 9",
+        "arp host 2.2.2.2 or ether host 01:02:03:00:01:02",
+    ];
+
+    proptest! {
+        #[test]
+        fn filters_want_what_libpcap_wants(frame in frames(), n in 0..FILTERS.len()) {
+            let theirs = Capture::dead(Linktype::ETHERNET).unwrap().compile(FILTERS[n], true).unwrap();
+            let ours = compile(FILTERS[n], crate::packet::link::ETHERNET).unwrap();
+            prop_assert_eq!(ours.wants(&frame, frame.len() as u32), theirs.filter(&frame), "{}", FILTERS[n]);
+        }
+    }
+
+    #[test]
+    fn the_length_is_that_on_the_wire() {
+        let program = compile("greater 500", crate::packet::link::RAW_IP).unwrap();
+        assert!(program.wants(&[0x45; 64], 500) && !program.wants(&[0x45; 64], 499));
+        assert!(compile("greater x", crate::packet::link::RAW_IP).is_err());
     }
 
     #[test]

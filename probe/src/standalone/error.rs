@@ -130,6 +130,18 @@ pub enum StandaloneError {
     #[cfg(feature = "libpcap")]
     #[error(transparent)]
     Capture(#[from] crate::capture::source::SourceError),
+    /// No time.
+    #[error("{0}")]
+    Time(String),
+    /// A time without any duration.
+    #[error("--from {0} is not before --to {1}: no packet is between them")]
+    NoTime(String, String),
+    /// A ring cannot be kept.
+    #[error(transparent)]
+    Ring(#[from] crate::capture::ring::RingError),
+    /// A ring cannot be asked.
+    #[error(transparent)]
+    Ask(#[from] crate::capture::ring::AskError),
     /// Packets cannot be kept.
     #[error(transparent)]
     Files(#[from] crate::capture::files::FileError),
@@ -174,7 +186,12 @@ impl StandaloneError {
             | Self::Trace(_)
             | Self::FilesAlone
             | Self::PipeAlone
+            | Self::Time(_)
+            | Self::NoTime(..)
+            | Self::Ring(crate::capture::ring::RingError::Budget(_))
             | Self::Config(_) => 2,
+            #[cfg(feature = "libpcap")]
+            Self::Ask(crate::capture::ring::AskError::Filter(_)) => 2,
             #[cfg(feature = "libpcap")]
             Self::Capture(crate::capture::source::SourceError::Filter(_)) => 2,
             _ => 1,

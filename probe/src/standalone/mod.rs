@@ -11,7 +11,7 @@
 //! ```
 //!
 //! `trace` goes from `prepare` to a station and an engine of its own, and writes paths instead of rows. `capture` sends nothing: it needs
-//! neither policy nor pacer, and runs beside a probe that measures.
+//! neither policy nor pacer, and runs beside a probe that measures; `ring` reads what a capture has kept.
 //!
 //! **Invariant:** what was asked = answered + silent + refused + not reached, shown at the end of every run, interrupted ones
 //! included.
@@ -33,6 +33,8 @@ mod rates;
 mod request;
 mod results;
 mod resume;
+#[cfg(feature = "libpcap")]
+mod ring;
 mod run;
 mod services;
 mod signals;
@@ -43,6 +45,8 @@ pub use args::{DiscoverArgs, ScanArgs, ServicesArgs, nmap_spellings};
 #[cfg(feature = "libpcap")]
 pub use capture::{CaptureArgs, capture};
 pub use error::StandaloneError;
+#[cfg(feature = "libpcap")]
+pub use ring::{RingArgs, ring};
 pub use run::{discover, scan, services};
 pub use trace::{TraceArgs, trace};
 

@@ -429,7 +429,12 @@ pub struct Reader<R> {
 impl<R: Read> Reader<R> {
     /// Reads `input` from a file's beginning.
     pub fn new(input: R) -> Self {
-        Self { input, blocks: Blocks::new(), buffer: Vec::new(), at: 0, offset: 0 }
+        Self::resume(input, Blocks::new(), 0)
+    }
+
+    /// Reads on where `blocks` have come to, which is at `offset`; `input` begins there.
+    pub fn resume(input: R, blocks: Blocks, offset: u64) -> Self {
+        Self { input, blocks, buffer: Vec::new(), at: 0, offset }
     }
 
     /// End of the last whole block, in bytes from the beginning.
@@ -442,6 +447,14 @@ impl<R: Read> Reader<R> {
     /// # Errors
     /// The stream is no pcapng, is damaged, ends within a block, or cannot be read.
     pub fn next_block(&mut self) -> Result<Option<Block<'_>>, ReadError> {
+        Ok(self.next_sized()?.map(|(block, _)| block))
+    }
+
+    /// The next block, and its length in bytes.
+    ///
+    /// # Errors
+    /// As [`Self::next_block`].
+    pub fn next_sized(&mut self) -> Result<Option<(Block<'_>, usize)>, ReadError> {
         while let Ok(Frame::More(wanted)) = frame(self.blocks.order, self.buffer.get(self.at..).unwrap_or_default()) {
             if !self.fill(wanted)? {
                 return if self.buffer.is_empty() { Ok(None) } else { Err(ReadError::Torn { offset: self.offset }) };
@@ -452,7 +465,7 @@ impl<R: Read> Reader<R> {
             Ok(Step::Block(block, len)) => {
                 self.at += len;
                 self.offset += len as u64;
-                Ok(Some(block))
+                Ok(Some((block, len)))
             }
             Ok(Step::More(_)) => Err(ReadError::Torn { offset }),
             Err(error) => Err(ReadError::Format { offset, error }),

@@ -377,6 +377,11 @@ impl Builder {
         &mut self.out
     }
 
+    /// Bytes of [`Self::out`].
+    pub fn waiting(&self) -> u64 {
+        self.out.len() as u64
+    }
+
     /// The index ends here; the segment has so many bytes.
     pub fn finish(&mut self, len: u64, dropped: Option<u64>) {
         self.close();

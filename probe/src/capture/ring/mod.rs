@@ -16,7 +16,12 @@
 //!   need not be read. What it does not tell for sure is read.
 //! - Who is killed leaves segments that can be asked up to the last whole block.
 
+pub mod ask;
 pub mod index;
+pub mod keeper;
 pub mod query;
+mod segment;
 
+pub use ask::{Answer, AskError, ask, show};
+pub use keeper::{Options, RingError, keep};
 pub use query::Question;

@@ -1,9 +1,13 @@
 //! What can be typed behind `picket-probe capture`.
 
 use core::str::FromStr;
-use std::path::PathBuf;
+use core::time::Duration;
+use std::path::{Path, PathBuf};
 
 use clap::{Args, ValueEnum};
+use picket_wire::units::parse_duration;
+
+use crate::capture::ring::Options;
 
 /// Enough for the headers of link, network and transport, options and a VLAN tag included.
 const HEADERS: u32 = 128;
@@ -16,6 +20,7 @@ Examples:
   picket-probe capture -i eth0 tcp port 443 and host 192.0.2.7
   picket-probe capture -i any -w lan.pcapng --seconds 60
   picket-probe capture -i eth0 --full -w ring.pcapng --rotate-size 100MB --files 10
+  picket-probe capture -i eth0 --ring /var/lib/picket/ring --disk 2GiB --keep 24h
   picket-probe capture -i eth0 -w - | wireshark -k -i -
   picket-probe capture -i eth0 --flows 10 -o ndjson
 
@@ -105,7 +110,16 @@ pub struct CaptureArgs {
     /// Keep the newest files of a rotation only; those of earlier runs under the same name count
     #[arg(long, value_name = "N", requires = "write", value_parser = clap::value_parser!(u32).range(1..))]
     pub files: Option<u32>,
-    /// End when the files' file system has less free
+    /// Keep a ring of packets in this directory, to be asked afterwards by `picket-probe ring ask`
+    #[arg(long, value_name = "DIR", requires = "disk", conflicts_with_all = ["write", "append", "rotate_size", "rotate_seconds", "rotate_daily"])]
+    pub ring: Option<PathBuf>,
+    /// What the ring takes of the disk at most: the oldest packets go first
+    #[arg(long, value_name = "SIZE", requires = "ring")]
+    pub disk: Option<Bytes>,
+    /// What is older goes from the ring, for example 24h
+    #[arg(long, value_name = "AGE", requires = "ring", value_parser = age)]
+    pub keep: Option<Duration>,
+    /// End when the files' file system has less free; a ring first removes what is oldest
     #[arg(long, value_name = "SIZE", default_value = "100MB")]
     pub keep_free: Bytes,
     /// The kernel's buffer
@@ -137,7 +151,21 @@ pub struct CaptureArgs {
     pub config: Option<PathBuf>,
 }
 
+/// The shortest age: segments are whole minutes' work.
+const LEAST_AGE: Duration = Duration::from_secs(60);
+
+fn age(text: &str) -> Result<Duration, String> {
+    let age = parse_duration(text).map_err(|error| error.to_string())?;
+    (age >= LEAST_AGE).then_some(age).ok_or_else(|| format!("`{text}` is too short: a ring keeps packets for 1m at least"))
+}
+
 impl CaptureArgs {
+    /// The ring that was asked for.
+    pub(super) fn ring(&self) -> Option<(&Path, Options)> {
+        let (dir, budget) = (self.ring.as_deref()?, self.disk?.0);
+        Some((dir, Options { budget, keep: self.keep, keep_free: self.keep_free.0 }))
+    }
+
     /// Bytes of each packet that are kept.
     pub(super) fn kept(&self) -> u32 {
         if self.full { WHOLE } else { self.snap_length.unwrap_or(HEADERS) }

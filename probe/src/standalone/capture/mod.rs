@@ -26,6 +26,7 @@ use crate::capture::UnixNanos;
 use crate::capture::files::{FileError, Files, To};
 use crate::capture::filter::{self, Own};
 use crate::capture::pcapng::{Interface, Section, write};
+use crate::capture::ring;
 use crate::capture::run::{self, End};
 use crate::capture::session::{Limits, News, Outlet, Rotation, Session, Telling};
 use crate::capture::source::{ANY, Listen, Source};
@@ -66,8 +67,12 @@ pub fn capture(args: &CaptureArgs) -> Result<Outcome, StandaloneError> {
         return output::dry_run(args, &listen).map_err(system("write the plan"));
     }
     let source = Source::open(&listen)?;
-    let head = head(&listen, source.link_type(), identity.as_ref());
-    let files = to.map(|to| Files::start(to, head, args.keep_free.0)).transpose()?;
+    let (section, interface) = head(&listen, source.link_type(), identity.as_ref());
+    let files = match (to, args.ring()) {
+        (Some(to), _) => Some(Files::start(to, begun(&section, &interface), args.keep_free.0)?),
+        (None, Some((dir, options))) => Some(ring::keep(dir, options, section, interface)?),
+        (None, None) => None,
+    };
     let zone = tz::TimeZone::local().unwrap_or_else(|_| tz::TimeZone::utc());
     let session = session(args, source.link_type(), local_day(&zone, run::now()));
     output::announce(&listen, args);
@@ -94,6 +99,9 @@ fn destination(args: &CaptureArgs) -> Result<Option<To>, StandaloneError> {
 }
 
 fn rotation(args: &CaptureArgs) -> Rotation {
+    if let Some((_, options)) = args.ring() {
+        return options.rotation();
+    }
     let every = args.rotate_seconds.map(core::time::Duration::from_secs);
     Rotation { bytes: args.rotate_size.map(|size| size.0), every, daily: args.rotate_daily }
 }
@@ -126,8 +134,8 @@ fn own(addresses: Vec<IpAddr>, identity: Option<&Identity>) -> Own {
     Own { addresses, ports: Some((ports.first(), ports.last())), controllers }
 }
 
-/// How every file begins.
-fn head(listen: &Listen, link_type: u16, identity: Option<&Identity>) -> Vec<u8> {
+/// What every file begins with: this box, and the interface.
+fn head(listen: &Listen, link_type: u16, identity: Option<&Identity>) -> (Section, Interface) {
     let who = identity.map_or_else(|| "on its own".to_owned(), |identity| format!("by probe {}", identity.probe()));
     let release = std::fs::read_to_string("/proc/sys/kernel/osrelease").unwrap_or_default();
     let section = Section {
@@ -136,17 +144,22 @@ fn head(listen: &Listen, link_type: u16, identity: Option<&Identity>) -> Vec<u8>
         application: concat!("picket-probe ", env!("CARGO_PKG_VERSION")).to_owned(),
         comment: format!("captured {who}, no job"),
     };
-    let mut head = Vec::new();
-    write::section(&section, &mut head);
     let interface = Interface { link_type, snap_len: listen.snap_len, name: listen.interface.clone(), filter: listen.filter.clone() };
-    write::interface(&interface, &mut head);
+    (section, interface)
+}
+
+/// As bytes.
+fn begun(section: &Section, interface: &Interface) -> Vec<u8> {
+    let mut head = Vec::new();
+    write::section(section, &mut head);
+    write::interface(interface, &mut head);
     head
 }
 
 fn session(args: &CaptureArgs, link_type: u16, day: i64) -> Session {
     let limits =
         Limits { packets: args.packets, bytes: args.bytes.map(|bytes| bytes.0), time: args.seconds.map(core::time::Duration::from_secs) };
-    let shown = args.flows.is_none() && (args.write.is_none() || args.lines.is_some());
+    let shown = args.flows.is_none() && ((args.write.is_none() && args.ring.is_none()) || args.lines.is_some());
     let telling = Telling {
         packets: shown.then_some(args.lines.unwrap_or(LINES)),
         flows: args.flows.map(core::time::Duration::from_secs),
@@ -226,7 +239,7 @@ fn print(printer: &mut Printer, told: &Receiver<News>, records: &AtomicUsize) ->
 }
 
 /// Ctrl-C stops the capture even while the terminal holds up the printing.
-fn heed_signals(stop: Arc<AtomicBool>) -> Result<(), StandaloneError> {
+pub(super) fn heed_signals(stop: Arc<AtomicBool>) -> Result<(), StandaloneError> {
     let mut signals = Signals::new().map_err(system("listen for signals"))?;
     let runtime = tokio::runtime::Builder::new_current_thread().build().map_err(system("start the runtime"))?;
     let heed = move || {

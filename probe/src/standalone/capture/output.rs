@@ -218,6 +218,10 @@ pub(super) fn dry_run(args: &CaptureArgs, listen: &Listen) -> io::Result<Outcome
         Some(path) => writeln!(out, "written to    {}, while {} bytes are free", path.display(), args.keep_free.0)?,
         None => {}
     }
+    if let Some((dir, options)) = args.ring() {
+        let age = options.keep.map_or_else(String::new, |keep| format!(", none older than {} s", keep.as_secs()));
+        writeln!(out, "ring          {}, at most {} bytes in segments of {}{age}", dir.display(), options.budget, options.segment())?;
+    }
     writeln!(out, "nothing was captured")?;
     out.flush()?;
     Ok(Outcome::Complete)

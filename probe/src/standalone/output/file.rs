@@ -58,7 +58,8 @@ impl Destination {
         Ok(Self::File { to: BufWriter::new(File::create(&part)?), part, path: path.to_owned() })
     }
 
-    fn out(&mut self) -> &mut dyn Write {
+    /// What it is written to.
+    pub(in crate::standalone) fn out(&mut self) -> &mut dyn Write {
         match self {
             Destination::Stdout(to) => to,
             Destination::File { to, .. } => to,
@@ -84,6 +85,15 @@ impl Destination {
                 to.get_ref().sync_all()?;
                 std::fs::rename(part, path)
             }
+        }
+    }
+
+    /// Gives up what was written of a file.
+    #[cfg(feature = "libpcap")]
+    pub(in crate::standalone) fn discard(self) {
+        if let Self::File { part, .. } = self {
+            // Where it cannot be removed, its name still says that it is no whole one.
+            let _ = std::fs::remove_file(part);
         }
     }
 
