@@ -128,7 +128,8 @@ pub struct PathRow {
     pub began: String,
     /// When it was over.
     pub ended: String,
-    /// How it ended: `reached`, `unreachable`, `loop`, `silent`, `too-far`, `stopped`.
+    /// How it ended: `reached`, `unreachable`, `loop`, `silent`, `too-far`, `stopped`; or `no-route` or `refused` (by policy), where nothing could be sent
+    /// and an older path is known.
     pub end: PathEnd,
     /// Packets that were sent for it.
     pub sent: u32,

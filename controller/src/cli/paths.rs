@@ -212,10 +212,10 @@ fn change_lines(row: &PathRow) -> Vec<String> {
     lines.extend(change.hops.iter().map(|hop| format!("{:>3} {}, known {}", hop.ttl, list(&hop.new), list(&hop.known))));
     lines.extend(change.distance.map(|ttl| format!("    the destination answers at hop {ttl}")));
     lines.extend(change.reached.map(|reached| match reached {
-        Reached::Lost => "    no longer reached".to_owned(),
+        Reached::Lost => format!("    no longer reached: reached -> {}", row.end.as_str()),
         Reached::Gained => "    reached now, and not before".to_owned(),
     }));
-    if change.hops.is_empty() && change.distance.is_none() {
+    if change.hops.is_empty() && change.distance.is_none() && (row.ways.is_some() || !row.hops.is_empty()) {
         lines.push("    the way is the same as far as it goes".to_owned());
     }
     lines.iter().map(|line| format::clean(line)).collect()
@@ -567,7 +567,9 @@ mod tests {
         let hops = vec![HopChange { ttl: 1, known: addrs(&[2, 3]), new: addrs(&[7]) }];
         let another = PathChange { since: since(), accepted_by: Some("admin".into()), hops, distance: Some(3), reached: None };
         let lost = PathChange { since: since(), accepted_by: None, hops: vec![], distance: None, reached: Some(Reached::Lost) };
-        let lines = [another, lost].map(|change| change_lines(&PathRow { change: Some(change), ..row() })).concat();
+        let unsent = PathRow { end: PathEnd::NoRoute, hops: vec![], sent: 0, change: Some(lost.clone()), ..row() };
+        let silent = PathRow { end: PathEnd::Silent, change: Some(lost), ..row() };
+        let lines = [PathRow { change: Some(another), ..row() }, silent, unsent].map(|row| change_lines(&row)).concat();
         insta::assert_snapshot!(lines.join("\n"));
         assert!(change_lines(&row()).is_empty());
     }

@@ -15,6 +15,7 @@ use picket_wire::command::Command;
 use picket_wire::envelope::{self, Audience, Contents};
 use picket_wire::event::{Birth, Event, Heartbeat, LeaseStatus, Live, PacingReport};
 use picket_wire::ids::{JobId, LeaseId, ProbeId, Role, SessionId, StreamId};
+use picket_wire::job::Mode;
 use picket_wire::result::{LeaseEnd, Record, ResultBatch};
 use picket_wire::topic::Topic;
 use tokio::sync::mpsc;
@@ -28,6 +29,7 @@ use crate::jobs::book::Job;
 use crate::jobs::plan::{self, Action, Limits, Outcome};
 use crate::pki::Pki;
 use crate::results::project::{self, Origin};
+use crate::results::traced::{self, Tracing};
 use crate::service::{ServiceConfig, ServiceError, Shared};
 use crate::store::{Change, Fate, Ingest, LateRow, ProbeRecord, RawRecord, Store, StoreError};
 use crate::view::{JobView, ProbeJob};
@@ -105,6 +107,13 @@ fn internal(action: &'static str) -> impl FnOnce(StoreError) -> ServiceError {
 fn origin<'a>(probe: &'a ProbeRecord, raw: &RawRecord, job: &Job) -> Origin<'a> {
     let transport = job.options().technique.transport();
     Origin { probe: probe.key, site: &probe.site, stream: raw.stream, sequence: raw.sequence, received: raw.received, transport }
+}
+
+/// How a job traces, if it does.
+fn tracing(job: &Job) -> Option<Tracing<'_>> {
+    let spec = &job.record.spec;
+    let handed_on = spec.mode == Mode::Split && job.leases.values().any(|lease| lease.attempt > 0);
+    Some(Tracing { options: spec.kind.trace()?, handed_on })
 }
 
 impl Core {
@@ -613,8 +622,9 @@ impl Core {
             Record::Services(services) => project::services(services, lease, &job.space, origin, &mut ingest.projection),
             Record::Hosts(hosts) => project::hosts(hosts, origin, &mut ingest.projection),
             Record::Paths(paths) => {
-                let options = job.record.spec.kind.trace();
-                project::paths(paths, lease, &job.space, options, origin, &mut ingest.projection)
+                let covered =
+                    job.parts.iter().find(|book| book.record.number == lease.part).map(|book| &book.covered).ok_or_else(unknown)?;
+                traced::paths(paths, lease, covered, &job.space, tracing(job), origin, &mut ingest.projection)
             }
             _ => Err("it tells no findings".to_owned()),
         }
@@ -642,6 +652,9 @@ impl Core {
         let (fate, pieces) = project::project(batch, whole, part, &book.covered, &job.space, origin, &mut ingest.projection);
         if fate != Fate::Counted {
             log::info!("lease {}: positions {} to {} have results already, in whole or in part", batch.lease, batch.from, batch.to);
+        }
+        if let Some(tracing) = tracing(job) {
+            traced::ends(batch, &pieces, &job.space, tracing, origin, &mut ingest.projection);
         }
         for (span, coverage) in pieces {
             job.cover(part, span, probe, coverage);

@@ -14,7 +14,7 @@ use picket_wire::ids::{JobId, LeaseId, ProbeId, Role, SessionId, StreamId};
 use picket_wire::job::{JobSpec, Lease, Technique, Transport};
 use picket_wire::path::{PathBatch, TracedPath};
 use picket_wire::policy::AddressPolicy;
-use picket_wire::result::{Answer, BatchHead, EXTRAS_MAX, LateAnswer, LateBatch, LeaseEnd, Record, ResultBatch, Runs, State};
+use picket_wire::result::{Answer, BatchHead, EXTRAS_MAX, LateAnswer, LateBatch, LeaseEnd, NotReached, Record, ResultBatch, Runs, State};
 use picket_wire::service::{BANNER_MAX, Service as Served, ServiceBatch, ServiceFound, ServiceOutcome};
 use picket_wire::space::{Target, TargetSpace};
 use picket_wire::topic::{Prefix, Topic};
@@ -29,7 +29,7 @@ use crate::pki::{Names, Pki};
 use crate::service::{HostQuery, PathsQuery, ResultQuery, Service, ServiceConfig, Timing};
 use crate::store::sqlite::SqliteStore;
 use crate::store::{ProbeRecord, Store};
-use crate::view::{AcceptPaths, JobRequest, JobState, JobView, PathRow, ProbeState, ResultRow};
+use crate::view::{AcceptPaths, JobRequest, JobState, JobView, PathRow, ProbeState, Reached, ResultRow};
 
 /// A probe with a spool that survives everything.
 struct Probe {
@@ -665,6 +665,19 @@ fn traced_over(router: &str, lease: LeaseId, positions: &[u64], at: UnixMillis) 
     Record::Paths(PathBatch { lease, at, sources, tos: 0, paths: positions.iter().map(packed).collect() })
 }
 
+/// Paths to all destinations of a job, each of which answers behind one router.
+fn reached(lease: LeaseId, space: &TargetSpace, at: UnixMillis) -> Record {
+    let packed = |position: u64| {
+        let dst = space.target(position).unwrap().addr;
+        let reply =
+            Reply { from: dst, rtt_us: 300, ttl: 64, kind: ReplyKind::Answer, quoted: None, mpls: vec![], interfaces: vec![], mtu: None };
+        let hops = vec![Hop { ttl: 1, sent: 1, ..Hop::default() }, Hop { ttl: 2, sent: 1, replies: vec![reply], inherited: false }];
+        let path = Path { dst, end: PathEnd::Reached, hops, sent: 2, mtu: None };
+        TracedPath::path(position, Duration::from_millis(1), &path, 0)
+    };
+    Record::Paths(PathBatch { lease, at, sources: vec![], tos: 0, paths: (0..space.len()).map(packed).collect() })
+}
+
 #[tokio::test]
 async fn paths_are_kept_once_for_each_destination_and_probe() {
     let mut field = Field::new(&["attic", "cellar"]).await;
@@ -771,6 +784,117 @@ async fn a_way_that_changes_is_told_until_it_is_accepted() {
     field.service.rebuild().await.unwrap();
     assert_eq!(changes(&field.service).await, changed);
     assert!(field.service.accept_paths(&accept("here", false), "admin").await.is_err());
+}
+
+/// The paths of a job, each destination with its probe and its first router.
+async fn paths_of(field: &Field, job: JobId) -> Vec<(String, String, Option<String>)> {
+    let page = field.service.paths(&PathsQuery { job: Some(job), limit: 100, ..PathsQuery::default() }).await.unwrap();
+    let router = |row: &PathRow| row.hops.first().map(|hop| hop.replies[0].from.to_string());
+    page.items.iter().map(|row| (row.dst.to_string(), row.probe.to_string(), router(row))).collect()
+}
+
+#[tokio::test]
+async fn of_shared_work_each_destination_has_the_path_whose_position_counts() {
+    const FIRST: &str = "198.18.1.2";
+    const SECOND: &str = "198.18.1.7";
+    let mut field = Field::new(&["attic", "cellar"]).await;
+    let request = serde_json::json!({ "targets": ["198.18.0.0/28"], "technique": "trace", "mode": "split" });
+    let job = field.submit(request).await;
+    // One of them has the work, tells some paths with their batch and more without, and is not heard any more.
+    let held = |field: &Field, index: usize| field.probes[index].leases.iter().next().map(|(id, (lease, at))| (*id, lease.clone(), *at));
+    let one = (0..2).find(|index| held(&field, *index).is_some()).unwrap();
+    let other = 1 - one;
+    let (id, lease, _) = held(&field, one).unwrap();
+    let (from, now) = (lease.from, field.clock.now().wall);
+    assert!(lease.to - from >= 8, "{lease:?}");
+    let places = |range: std::ops::Range<u64>| range.map(|at| from + at).collect::<Vec<u64>>();
+    field.probes[one].append(&traced_over(FIRST, id, &places(0..2), now));
+    let batch = field.probes[one].batch(id, from, from + 2, now);
+    field.probes[one].append(&Record::Batch(batch));
+    field.probes[one].append(&traced_over(FIRST, id, &places(2..5), now));
+    field.quiet().await;
+    assert_eq!(paths_of(&field, job.id).await.len(), 5);
+    field.lose(one).await;
+    // Meanwhile, without a connection, it goes on: paths that nobody has heard of yet, and a batch for some that are known.
+    let space = field.probes[one].jobs[&job.id].1.clone();
+    let batch = field.probes[one].batch(id, from + 2, from + 8, now);
+    field.probes[one].append(&traced_over(FIRST, id, &places(5..8), now));
+    field.probes[one].append(&Record::Batch(batch));
+    for _ in 0..60 {
+        while let Some((id, lease, at)) = held(&field, other) {
+            let now = field.clock.now().wall;
+            field.probes[other].append(&traced_over(SECOND, id, &(at..lease.to).collect::<Vec<u64>>(), now));
+            field.work(other, lease.to - at).await;
+        }
+        field.wait(Duration::from_secs(3)).await;
+    }
+    let done = field.service.job(job.id).await.unwrap();
+    assert_eq!((done.state, done.coverage.asked), (JobState::Done, 16));
+    let before = paths_of(&field, job.id).await;
+    let by = |index: usize, router: &str| (field.probes[index].id.to_string(), Some(router.to_owned()));
+    let expected = |at: u64| {
+        (space.target(at).unwrap().addr.to_string(), if (from..from + 2).contains(&at) { by(one, FIRST) } else { by(other, SECOND) })
+    };
+    let mut expected: Vec<_> = (0..16).map(expected).collect();
+    expected.sort_by_key(|(dst, _)| dst.parse::<std::net::Ipv4Addr>().unwrap());
+    assert_eq!(before, expected.into_iter().map(|(dst, (probe, router))| (dst, probe, router)).collect::<Vec<_>>());
+    // What comes late is kept, and is nobody's path.
+    field.connect(one).await;
+    assert!(field.probes[one].spool.is_empty());
+    assert_eq!(paths_of(&field, job.id).await, before);
+    assert_eq!((field.service.rebuild().await.unwrap().rejected, paths_of(&field, job.id).await), (0, before));
+}
+
+#[tokio::test]
+async fn where_nothing_can_be_sent_any_more_the_latest_path_says_so() {
+    let mut field = Field::new(&["attic"]).await;
+    // No route to the first and the second destination, and policy forbids the third and the fourth.
+    let unsent = async |field: &mut Field| {
+        field.wait(Duration::from_secs(2)).await;
+        let targets = ["198.18.0.3", "198.18.0.4", "2001:db8::3", "2001:db8::4"];
+        let job = field.submit(serde_json::json!({ "targets": targets, "technique": "trace" })).await;
+        let now = field.clock.now().wall;
+        let id = field.probes[0].leases.keys().next().copied().unwrap();
+        let space = field.probes[0].jobs[&job.id].1.clone();
+        let offsets = |v4: bool| Runs::from_ascending((0..4).filter(|at| space.target(*at).unwrap().addr.is_ipv4() == v4));
+        let head = BatchHead { lease: id, from: 0, to: 4, started: now, took: Duration::from_millis(3), packets: 0, duplicates: 0 };
+        let batch = ResultBatch::new(head, vec![], offsets(false), vec![(NotReached::NoRoute, offsets(true))]);
+        field.probes[0].append(&Record::Batch(batch));
+        field.probes[0].end(id, 4, LeaseEnd::Done);
+        field.quiet().await;
+        assert_eq!(field.finish(job.id).await.coverage.not_reached, 2);
+        job.id
+    };
+    // Nothing is known of any of them yet.
+    let job = unsent(&mut field).await;
+    assert_eq!(paths_of(&field, job).await, []);
+
+    field.wait(Duration::from_secs(2)).await;
+    let job = field.submit(serde_json::json!({ "targets": ["198.18.0.3", "2001:db8::3"], "technique": "trace" })).await;
+    let now = field.clock.now().wall;
+    let id = field.probes[0].leases.keys().next().copied().unwrap();
+    let record = reached(id, &field.probes[0].jobs[&job.id].1, now);
+    field.probes[0].append(&record);
+    field.finish(job.id).await;
+    assert_eq!(changes(&field.service).await, []);
+
+    let job = unsent(&mut field).await;
+    let all = field.service.paths(&PathsQuery { latest: true, ..PathsQuery::default() }).await.unwrap().items;
+    let told = |row: &PathRow| (row.dst.to_string(), row.end, row.job, row.hops.len(), row.sent);
+    let expected = [("198.18.0.3", PathEnd::NoRoute), ("2001:db8::3", PathEnd::Refused)];
+    assert_eq!(all.iter().map(told).collect::<Vec<_>>(), expected.map(|(dst, end)| (dst.to_owned(), end, job, 0, 0)));
+    let changed = changes(&field.service).await;
+    assert_eq!(changed.iter().map(told).collect::<Vec<_>>(), all.iter().map(told).collect::<Vec<_>>());
+    for row in &changed {
+        let change = row.change.clone().unwrap();
+        assert_eq!((change.hops.len(), change.distance, change.reached), (0, None, Some(Reached::Lost)));
+    }
+    field.service.rebuild().await.unwrap();
+    assert_eq!(changes(&field.service).await, changed);
+    // Who expects it is told no more.
+    let accept = AcceptPaths { addr: "198.18.0.3".into(), site: None, probe: None, add: false };
+    assert_eq!(field.service.accept_paths(&accept, "admin").await.unwrap().accepted, 1);
+    assert_eq!(changes(&field.service).await, changed[1..]);
 }
 
 #[tokio::test]

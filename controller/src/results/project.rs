@@ -10,15 +10,13 @@ use picket_wire::addr::canonical;
 use picket_wire::host::{HostBatch, HostSeen};
 use picket_wire::ids::{LeaseId, SiteName};
 use picket_wire::job::Transport;
-use picket_wire::path::PathBatch;
 use picket_wire::result::{Coverage, EXTRAS_MAX, LateBatch, Record, ResultBatch};
 use picket_wire::service::ServiceBatch;
 use picket_wire::space::{Target, TargetSpace};
-use picket_wire::trace::TraceOptions;
 use picket_wire::units::UnixMillis;
 
 use crate::jobs::ranges::{Span, Spans};
-use crate::store::{BatchRow, Fate, LateRow, LeaseRecord, LinkHostRow, Observation, PathRow, PortRow, Projection, ServiceRow, Trace};
+use crate::store::{BatchRow, Fate, LateRow, LeaseRecord, LinkHostRow, Observation, PortRow, Projection, ServiceRow};
 
 /// Where a batch came from.
 #[derive(Debug, Clone, Copy)]
@@ -127,12 +125,12 @@ impl Origin<'_> {
     }
 
     /// A moment that a probe told, which may be wrong: never after the record came.
-    fn moment(&self, told: UnixMillis) -> UnixMillis {
+    pub(super) fn moment(&self, told: UnixMillis) -> UnixMillis {
         told.min(self.received)
     }
 }
 
-fn inside(lease: &LeaseRecord, id: LeaseId, position: u64) -> Result<(), String> {
+pub(super) fn inside(lease: &LeaseRecord, id: LeaseId, position: u64) -> Result<(), String> {
     match (lease.span.from..lease.span.to).contains(&position) {
         true => Ok(()),
         false => Err(format!("position {position} is not in lease {id} ({} to {})", lease.span.from, lease.span.to)),
@@ -194,42 +192,6 @@ pub fn services(
         });
     }
     out.services.extend(rows);
-    Ok(Fate::Counted)
-}
-
-/// Adds paths to `out`. `options` say how the job traces.
-pub fn paths(
-    batch: &PathBatch,
-    lease: &LeaseRecord,
-    space: &TargetSpace,
-    options: Option<&TraceOptions>,
-    origin: Origin<'_>,
-    out: &mut Projection,
-) -> Result<Fate, String> {
-    batch.check().map_err(|error| error.to_string())?;
-    let options = options.ok_or("paths of a job that does not trace")?;
-    let mut rows = Vec::with_capacity(batch.paths.len());
-    for path in &batch.paths {
-        inside(lease, batch.lease, path.position)?;
-        let target = space.target(path.position).ok_or("a position beyond the job's targets")?;
-        let rank = space.index(target).ok_or("a position without a target")?;
-        let before = |at: UnixMillis, ms: u32| UnixMillis(at.0.saturating_sub(ms.into()));
-        let seen = before(origin.moment(batch.at), path.ago_ms);
-        // Quotations were packed with what the probe sent, which is what the job asks for.
-        let options = TraceOptions { tos: batch.tos, ..options.clone() };
-        let source = batch.sources.iter().find(|source| source.is_ipv4() == target.addr.is_ipv4()).copied();
-        rows.push(PathRow {
-            site: origin.site.clone(),
-            job: batch.lease.job,
-            rank,
-            probe: origin.probe,
-            dst: target.addr,
-            began: before(seen, path.took_ms),
-            seen,
-            trace: Trace { options, source, path: path.clone() },
-        });
-    }
-    out.paths.extend(rows);
     Ok(Fate::Counted)
 }
 

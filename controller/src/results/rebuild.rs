@@ -5,12 +5,13 @@ use std::sync::Arc;
 
 use picket_wire::codec;
 use picket_wire::ids::{JobId, ProbeId};
-use picket_wire::job::Transport;
+use picket_wire::job::{Mode, Transport};
 use picket_wire::result::Record;
 use picket_wire::space::TargetSpace;
 use picket_wire::trace::TraceOptions;
 
 use super::project::{self, Origin};
+use super::traced::{self, Tracing};
 use crate::jobs::ranges::Spans;
 use crate::store::{Fate, JobStored, LeaseRecord, ProbeRecord, Projection, Projector, RawRecord};
 
@@ -18,6 +19,8 @@ struct Known {
     space: Arc<TargetSpace>,
     transport: Option<Transport>,
     trace: Option<TraceOptions>,
+    /// Whether positions were given to several probes, one after the other.
+    handed_on: bool,
     leases: HashMap<u32, LeaseRecord>,
     covered: BTreeMap<u32, Spans>,
 }
@@ -33,10 +36,11 @@ impl Rebuild {
     pub fn new(jobs: Vec<JobStored>, probes: Vec<ProbeRecord>) -> Self {
         let known = |stored: JobStored| {
             let space = Arc::new(stored.job.spec.space().ok()?);
+            let handed_on = stored.job.spec.mode == Mode::Split && stored.leases.iter().any(|lease| lease.attempt > 0);
             let leases = stored.leases.into_iter().map(|lease| (lease.number, lease)).collect();
             let transport = stored.job.spec.kind.scan().technique.transport();
             let trace = stored.job.spec.kind.trace().cloned();
-            Some((stored.job.spec.id, Known { space, transport, trace, leases, covered: BTreeMap::new() }))
+            Some((stored.job.spec.id, Known { space, transport, trace, handed_on, leases, covered: BTreeMap::new() }))
         };
         Self {
             jobs: jobs.into_iter().filter_map(known).collect(),
@@ -65,13 +69,19 @@ impl Rebuild {
                 project::belongs(batch, lease)?;
                 let covered = job.covered.entry(lease.part).or_default();
                 let (fate, pieces) = project::project(batch, whole, lease.part, covered, &job.space, origin, out);
+                if let Some(options) = &job.trace {
+                    traced::ends(batch, &pieces, &job.space, Tracing { options, handed_on: job.handed_on }, origin, out);
+                }
                 pieces.into_iter().for_each(|(span, _)| covered.insert(span));
                 Ok(fate)
             }
             Record::Late(late) => project::late(late, lease, &job.space, origin, out),
             Record::Services(services) => project::services(services, lease, &job.space, origin, out),
             Record::Hosts(hosts) => project::hosts(hosts, origin, out),
-            Record::Paths(paths) => project::paths(paths, lease, &job.space, job.trace.as_ref(), origin, out),
+            Record::Paths(paths) => {
+                let tracing = job.trace.as_ref().map(|options| Tracing { options, handed_on: job.handed_on });
+                traced::paths(paths, lease, job.covered.entry(lease.part).or_default(), &job.space, tracing, origin, out)
+            }
             Record::LeaseEnded { .. } | Record::JobRefused { .. } | Record::Loss { .. } => Ok(Fate::Counted),
         }
     }

@@ -568,6 +568,29 @@ async fn paths(store: &dyn Store) {
     let after = known().await;
     assert_eq!(after[0].1, KnownWay { way: way(&other), since: UnixMillis(500), actor: Some("admin".into()) });
     assert_eq!(after[1..], before[1..]);
+    // An end without a path is the latest where something older is known, and nothing where that is not so.
+    let end = |rank, dst: &str, seen| {
+        let row = path_row(*one, 23, rank, dst, 0, seen, usual());
+        let found = Path { dst: row.dst, end: PathEnd::NoRoute, hops: vec![], sent: 0, mtu: None };
+        let path = TracedPath::path(rank + 100, std::time::Duration::ZERO, &found, 0);
+        PathRow { trace: Trace { path, source: None, ..row.trace.clone() }, ..row }
+    };
+    let ends = vec![end(0, "198.18.0.3", 600), end(1, "198.18.0.4", 600), end(2, "2001:db8::9", 50)];
+    let told = path_row(*one, 23, 7, "198.18.0.3", 8, 590, usual());
+    let projection = Projection { paths: vec![told.clone()], path_ends: ends.clone(), ..Projection::default() };
+    store.ingest(&Ingest { projection, ..Ingest::default() }).await.unwrap();
+    assert_eq!(of(PathQuery { job: Some(JobId(23)), ..query.clone() }).await, [ends[0].clone(), told.clone()]);
+    assert_eq!(of(PathQuery { latest: true, ..query.clone() }).await[0], ends[0]);
+    let projection = Projection { path_ends: vec![PathRow { rank: 7, ..ends[0].clone() }], ..Projection::default() };
+    store.ingest(&Ingest { projection, ..Ingest::default() }).await.unwrap();
+    assert_eq!(of(PathQuery { job: Some(JobId(23)), ..query.clone() }).await[1], told, "what was told stays");
+    // Of two probes that told a path to one place, one has it.
+    let theirs = path_row(*two, 23, 7, "198.18.0.3", 9, 595, usual());
+    let settled_paths = vec![SettledPath { job: JobId(23), rank: 7, probe: *two }, SettledPath { job: JobId(23), rank: 0, probe: *one }];
+    let projection = Projection { paths: vec![theirs.clone()], settled_paths, ..Projection::default() };
+    store.ingest(&Ingest { projection, ..Ingest::default() }).await.unwrap();
+    assert_eq!(of(PathQuery { job: Some(JobId(23)), ..query.clone() }).await, [ends[0].clone(), theirs]);
+    assert_eq!(of(PathQuery { job: Some(JobId(20)), ..query.clone() }).await, [again.clone(), other.clone()]);
     assert_eq!([&first.trace, &by_udp.trace].map(Trace::flow), ["icmp", "udp/33434+7"]);
     let ways = Some(WaysOptions { confidence: 95, full: false });
     let marked = Trace { options: TraceOptions { tos: 184, ways, ..udp }, ..by_udp.trace };

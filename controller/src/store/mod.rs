@@ -467,6 +467,21 @@ pub struct Projection {
     pub link_hosts: Vec<LinkHostRow>,
     /// Paths.
     pub paths: Vec<PathRow>,
+    /// Ends without a path, for those that have an older one; stored after all paths.
+    pub path_ends: Vec<PathRow>,
+    /// Whose paths are to stay, in their places; heeded after all of the above.
+    pub settled_paths: Vec<SettledPath>,
+}
+
+/// The place of a path in a job whose probes share the work, and the one probe whose path it is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct SettledPath {
+    /// The job.
+    pub job: JobId,
+    /// Rank of the destination in the natural order of the job's space.
+    pub rank: u64,
+    /// The probe.
+    pub probe: i64,
 }
 
 /// Raw records with everything that follows from them.

@@ -623,6 +623,8 @@ async fn write_projection(connection: &mut SqliteConnection, projection: &Projec
     extras::write_services(connection, &projection.services).await?;
     extras::write_link_hosts(connection, &projection.link_hosts).await?;
     paths::write(connection, &projection.paths).await?;
+    paths::write_ends(connection, &projection.path_ends).await?;
+    paths::settle(connection, &projection.settled_paths).await?;
     extras::write_lates(connection, &projection.lates).await
 }
 

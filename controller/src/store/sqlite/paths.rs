@@ -4,29 +4,64 @@ use std::net::IpAddr;
 
 use picket_wire::codec;
 use picket_wire::ids::JobId;
+use sqlx::query_builder::Separated;
 use sqlx::sqlite::{SqliteConnection, SqlitePool, SqliteRow};
-use sqlx::{QueryBuilder, Row};
+use sqlx::{QueryBuilder, Row, Sqlite};
 
 use super::extras::last_of;
 use super::{Doing, ROWS, Result, addr_bytes, damaged, moment, number, parse, parse_addr, run, unsigned};
 use crate::results::ways::Way;
-use crate::store::{FoundPath, KnownWay, PathAfter, PathBaseline, PathQuery, PathRow, Trace};
+use crate::store::{FoundPath, KnownWay, PathAfter, PathBaseline, PathQuery, PathRow, SettledPath, Trace};
+
+/// The values of a row.
+fn bind(mut values: Separated<'_, '_, Sqlite, &'static str>, row: &PathRow) {
+    values.push_bind(number(row.job.0)).push_bind(number(row.rank)).push_bind(row.probe).push_bind(row.site.as_str().to_owned());
+    values.push_bind(addr_bytes(row.dst)).push_bind(row.trace.flow()).push_bind(number(row.began.0));
+    values.push_bind(number(row.seen.0)).push_bind(codec::encode(&row.trace));
+}
 
 /// Stores paths. One that was told again, since its batch was lost with a crash, takes the place of the one before.
 pub(super) async fn write(connection: &mut SqliteConnection, paths: &[PathRow]) -> Result<()> {
     let rows = last_of(paths, |row| (row.job, row.rank, row.probe));
     for chunk in rows.chunks(ROWS) {
         let mut builder = QueryBuilder::new("INSERT INTO paths (job, rank, probe, site, addr, flow, began, seen, trace) ");
-        builder.push_values(chunk, |mut values, row| {
-            values.push_bind(number(row.job.0)).push_bind(number(row.rank)).push_bind(row.probe).push_bind(row.site.as_str());
-            values.push_bind(addr_bytes(row.dst)).push_bind(row.trace.flow()).push_bind(number(row.began.0));
-            values.push_bind(number(row.seen.0)).push_bind(codec::encode(&row.trace));
-        });
+        builder.push_values(chunk, |values, row| bind(values, row));
         builder.push(
             " ON CONFLICT (job, rank, probe) DO UPDATE SET site = excluded.site, flow = excluded.flow, began = excluded.began, \
              seen = excluded.seen, trace = excluded.trace",
         );
         run(connection, builder, chunk.len(), "store paths").await?;
+    }
+    Ok(())
+}
+
+/// Stores ends without a path where an older path to the destination is known.
+pub(super) async fn write_ends(connection: &mut SqliteConnection, ends: &[PathRow]) -> Result<()> {
+    for chunk in ends.chunks(ROWS) {
+        let mut builder = QueryBuilder::new("WITH n (job, rank, probe, site, addr, flow, began, seen, trace) AS (");
+        builder.push_values(chunk, bind);
+        builder.push(
+            ") INSERT INTO paths (job, rank, probe, site, addr, flow, began, seen, trace) SELECT * FROM n WHERE EXISTS \
+             (SELECT 1 FROM paths e WHERE e.addr = n.addr AND e.probe = n.probe AND e.flow = n.flow AND e.site = n.site \
+             AND (e.seen, e.job) < (n.seen, n.job)) ON CONFLICT (job, rank, probe) DO NOTHING",
+        );
+        run(connection, builder, chunk.len(), "store ends of paths").await?;
+    }
+    Ok(())
+}
+
+/// Takes away what other probes told of places that are one probe's.
+pub(super) async fn settle(connection: &mut SqliteConnection, settled: &[SettledPath]) -> Result<()> {
+    for chunk in settled.chunks(ROWS) {
+        let mut builder = QueryBuilder::new("WITH n (job, rank, probe) AS (");
+        builder.push_values(chunk, |mut values, place| {
+            values.push_bind(number(place.job.0)).push_bind(number(place.rank)).push_bind(place.probe);
+        });
+        builder.push(
+            ") DELETE FROM paths WHERE (job, rank, probe) IN \
+             (SELECT p.job, p.rank, p.probe FROM n CROSS JOIN paths p ON p.job = n.job AND p.rank = n.rank AND p.probe <> n.probe)",
+        );
+        run(connection, builder, chunk.len(), "settle whose paths count").await?;
     }
     Ok(())
 }
