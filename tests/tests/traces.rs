@@ -132,6 +132,16 @@ fn a_trace_tells_the_routers_that_packets_meet() {
     assert_eq!(summary.lines().filter(|line| line.starts_with(ONE)).count(), 4, "{summary}");
     let detailed = rig.picket(&["paths", ONE, "--probe", "a"]);
     assert!(detailed.contains("  3 *\n") && detailed.contains("before that:"), "{detailed}");
+
+    // And then there is no route any more.
+    rig.fleet.site().probe("a").unwrap().namespace().ip(&["route", "add", "unreachable", NETWORK]).unwrap();
+    let text = rig.picket(&["trace", ONE, "--json"]);
+    let document: Value = serde_json::from_str(&text).unwrap();
+    assert_eq!(document["job"]["coverage"]["not_reached"], 1, "{text}");
+    let [latest]: [PathRow; 1] = serde_json::from_value(document["paths"].clone()).unwrap();
+    assert_eq!((latest.end, latest.hops.len(), latest.sent), (PathEnd::NoRoute, 0, 0));
+    assert!(rig.picket(&["paths", ONE]).contains("\n    no-route, 0 packets\n"));
+    assert!(rig.picket(&["paths", "changes"]).contains("\n    no longer reached: reached -> no-route\n"));
 }
 
 /// `address status distance names` of every host, as libnmap reads them.
