@@ -135,10 +135,13 @@ fn a_trace_tells_the_routers_that_packets_meet() {
 
     // And then there is no route any more.
     rig.fleet.site().probe("a").unwrap().namespace().ip(&["route", "add", "unreachable", NETWORK]).unwrap();
-    let text = rig.picket(&["trace", ONE, "--json"]);
-    let document: Value = serde_json::from_str(&text).unwrap();
-    assert_eq!(document["job"]["coverage"]["not_reached"], 1, "{text}");
-    let [latest]: [PathRow; 1] = serde_json::from_value(document["paths"].clone()).unwrap();
+    // A probe looks at its routes again when the kernel says that they have changed, which takes its moment.
+    let latest = wait_until("a trace without a route", LONG, || {
+        let document: Value = serde_json::from_str(&rig.picket(&["trace", ONE, "--json"])).unwrap();
+        let [latest]: [PathRow; 1] = serde_json::from_value(document["paths"].clone()).unwrap();
+        Ok((document["job"]["coverage"]["not_reached"] == 1).then_some(latest))
+    });
+    let latest = latest.unwrap();
     assert_eq!((latest.end, latest.hops.len(), latest.sent), (PathEnd::NoRoute, 0, 0));
     assert!(rig.picket(&["paths", ONE]).contains("\n    no-route, 0 packets\n"));
     assert!(rig.picket(&["paths", "changes"]).contains("\n    no longer reached: reached -> no-route\n"));
