@@ -1,7 +1,7 @@
 //! The Picket controller: the service behind `picket serve`, and the command line that is a client of its HTTP API.
 //!
-//! Arrows: `serve` starts everything; `api` and `hub` speak to `service` alone; `service` to `jobs`, `fleet`, `results`, `store`
-//! and `pki`; `cli` to nobody but the API, of which it knows the types in `view`.
+//! Arrows: `serve` starts everything; `api` and `hub` speak to `service` alone; `service` to `jobs`, `fleet`, `results`, `lookup`,
+//! `store` and `pki`; `cli` to nobody but the API, of which it knows the types in `view`.
 
 pub mod api;
 pub mod broker;

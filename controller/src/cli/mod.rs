@@ -76,7 +76,7 @@ enum Command {
     Discover(scan::DiscoverArgs),
     /// Trace which way packets take
     #[command(
-        after_help = "Examples:\n  picket trace 198.18.9.2 --probe attic\n  picket trace www.example.org --mode each --method tcp --port 443\n  picket trace 198.18.0.0/22 --rate 1kpps --output ndjson > paths.ndjson\n  picket trace 198.18.9.2 --probe attic --multipath --confidence 99\n\nProbes need the role trace: picket probe add attic --role scan,trace"
+        after_help = "Examples:\n  picket trace 198.18.9.2 --probe attic\n  picket trace www.example.org --mode each --method tcp --port 443\n  picket trace 198.18.0.0/22 --rate 1kpps --output ndjson > paths.ndjson\n  picket trace 198.18.9.2 --probe attic --multipath --confidence 99\n  picket trace 198.18.9.2 --probe attic --names\n\nProbes need the role trace: picket probe add attic --role scan,trace"
     )]
     Trace(trace::TraceArgs),
     /// List, show, watch and cancel jobs
@@ -92,7 +92,7 @@ enum Command {
     Hosts(hosts::HostsArgs),
     /// Show the paths to destinations: the latest of each probe, and those before
     #[command(
-        after_help = "Examples:\n  picket paths\n  picket paths 198.18.9.2 --probe attic\n  picket paths --job 65f0c1d200a4b7e1 --output atlas > paths.json"
+        after_help = "Examples:\n  picket paths\n  picket paths 198.18.9.2 --probe attic\n  picket paths 198.18.0.0/22 --names\n  picket paths --job 65f0c1d200a4b7e1 --output atlas > paths.json\n  picket paths 198.18.0.0/22 --probe attic --output xml > paths.xml"
     )]
     Paths(paths::PathsArgs),
     /// Add, list, show and revoke probes

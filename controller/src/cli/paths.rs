@@ -113,7 +113,7 @@ enum PathsCommand {
     /// List the latest paths that differ from what is known of their way: hops at which somebody else answers, and whether the destination is reached
     ///
     /// Known is what was accepted, or the first path that was seen. Alternatives that are known are one way, and silence is no change.
-    #[command(after_help = "Examples:\n  picket paths changes\n  picket paths changes 198.18.0.0/16 --site hq")]
+    #[command(after_help = "Examples:\n  picket paths changes\n  picket paths changes 198.18.0.0/16 --site hq --names")]
     Changes(ChangesArgs),
     /// Take the latest paths for what is to be expected from now on
     #[command(after_help = "Examples:\n  picket paths accept 198.18.9.2 --probe attic\n  picket paths accept 198.18.0.0/16 --add")]
