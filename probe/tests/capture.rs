@@ -6,6 +6,8 @@
 #![allow(clippy::unwrap_used, clippy::disallowed_methods, reason = "helpers of tests fail loudly, and wait for other programs")]
 
 mod namespaces;
+#[path = "capture/ring.rs"]
+mod ring;
 
 use std::fs::File;
 use std::io::{BufRead, BufReader, Read};

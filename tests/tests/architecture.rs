@@ -180,6 +180,9 @@ fn probe_modules_keep_their_distance() {
     );
     assert_no_arrow("probe", &["packet", "net", "scan", "discover", "service", "trace", "spool", "transport"], &["capture"]);
     assert_no_arrow("probe", &["capture::pcapng", "capture::session", "capture::flows", "capture::summary", "capture::filter"], &["net"]);
+    assert_no_arrow("probe", &["capture::bpf", "capture::ring::index", "capture::ring::query", "capture::ring::segment"], &["net"]);
+    assert_no_arrow("probe", &["capture::ring"], &["packet", "capture::run"]);
+    assert_no_arrow("probe", &["capture::bpf"], &["packet", "capture"]);
     assert_no_arrow("probe", &["capture::pcapng"], &["packet"]);
     assert_no_arrow("probe", &["spool"], &["net", "scan", "agent", "transport"]);
     assert_no_arrow("probe", &["transport"], &["scan", "agent", "net::drive", "net::afpacket"]);

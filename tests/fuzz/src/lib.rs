@@ -19,6 +19,7 @@ pub const TARGETS: &[Target] = &[
     ("packet", targets::packet::packet),
     ("answer", targets::packet::answer),
     ("pcapng", targets::capture::pcapng),
+    ("ring", targets::capture::ring),
     ("scan", targets::scan::replies),
     ("trace", targets::trace::replies),
     ("dialogue", targets::service::dialogue),

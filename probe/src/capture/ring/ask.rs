@@ -205,6 +205,9 @@ impl<'a> Gather<'a> {
     }
 
     fn segment(&mut self, dir: &Path, number: u64) -> Result<(), AskError> {
+        if self.stop.load(Ordering::Relaxed) {
+            return Err(AskError::Stopped);
+        }
         let read = |source| AskError::Read { path: segment::data_path(dir, number), source };
         let Some(segment) = Segment::open(dir, number).map_err(read)? else {
             self.answer.segments_gone += 1;
@@ -324,7 +327,7 @@ impl<'a> Gather<'a> {
         }
         let Section { hardware, os, .. } = self.section.clone();
         let application = concat!("picket-probe ", env!("CARGO_PKG_VERSION")).to_owned();
-        let comment = format!("asked of a ring: {}; {}", self.question, self.section.comment).trim_end_matches("; ").to_owned();
+        let comment = format!("asked of a ring: {}; {}", self.question, segment::of_capture(&self.section.comment));
         write::section(&Section { hardware, os, application, comment }, &mut self.buffer);
     }
 

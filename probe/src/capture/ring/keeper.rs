@@ -382,9 +382,7 @@ impl Store {
 
     fn head(&self, number: u64) -> Vec<u8> {
         let mut section = self.section.clone();
-        // That its beginning is like no other's also binds the index to it.
-        let comment = format!("{}; segment {number} of a ring, begun {}", section.comment, now());
-        section.comment = comment.trim_start_matches("; ").to_owned();
+        section.comment = segment::comment(&section.comment, number, now());
         let mut head = Vec::new();
         write::section(&section, &mut head);
         write::interface(&self.interface, &mut head);

@@ -14,6 +14,7 @@ use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 
 use super::index::{END, EXTENT, End, Extent, HEADER, Header, Record, Records, Span};
+use crate::capture::UnixNanos;
 use crate::capture::pcapng::Interface;
 use crate::capture::pcapng::read::{Block, Blocks, MAX_BLOCK, ReadError, Reader, Step};
 
@@ -34,6 +35,21 @@ pub(super) fn data_path(dir: &Path, number: u64) -> PathBuf {
 /// Where its index is.
 pub(super) fn index_path(dir: &Path, number: u64) -> PathBuf {
     dir.join(format!("{NAME}{number:0DIGITS$}{INDEX}"))
+}
+
+/// How the part of a segment's comment begins that is about this segment.
+const NOTE: &str = "segment ";
+
+/// The comment of a segment: what its capture says, and what no other segment's says. An index is bound to its segment by that.
+pub(super) fn comment(capture: &str, number: u64, begun: UnixNanos) -> String {
+    let between = if capture.is_empty() { "" } else { "; " };
+    format!("{capture}{between}{NOTE}{number} of a ring, begun {begun}")
+}
+
+/// What the capture says in a segment's comment.
+pub(super) fn of_capture(comment: &str) -> &str {
+    let end = comment.rfind(NOTE).unwrap_or(comment.len());
+    comment.get(..end).unwrap_or_default().trim_end_matches("; ")
 }
 
 /// Numbers of segments, and of indexes, both in order.
@@ -291,6 +307,16 @@ fn hand_over<E>(blocks: &mut Blocks, bytes: &[u8], take: &mut dyn FnMut(&Block<'
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_comment_is_the_captures_and_the_segments() {
+        for capture in ["", "captured by probe a; job 7", "on its own"] {
+            let comment = comment(capture, 12, UnixNanos(5));
+            assert!(comment.ends_with("segment 12 of a ring, begun 0.000000005"), "{comment}");
+            assert_eq!(of_capture(&comment), capture);
+        }
+        assert_eq!(of_capture("of somebody else"), "of somebody else");
+    }
 
     #[test]
     fn only_our_own_names_are_segments() {

@@ -26,18 +26,20 @@ use crate::capture::{UnixNanos, run};
 
 const ASK_EXAMPLES: &str = "\
 Examples:
-  picket-probe ring ask /var/lib/picket/ring --host 192.0.2.7 --from 02:10 --to 02:12 -w night.pcapng
+  picket-probe ring ask ring --host 192.0.2.7 --from 02:10 --to 02:12 -w night.pcapng
   picket-probe ring ask ring --host 192.0.2.7 --port 53 --from -5m -w - | wireshark -k -i -
-  picket-probe ring ask ring --from '2026-11-22 02:10' --to 2026-11-22T02:12:30+01:00 -w - tcp[13] \\& 2 != 0
+  picket-probe ring ask ring --from '2026-11-22 02:10' -w syn.pcapng 'tcp[13] & 2 != 0'
 
-Times are local unless they say otherwise: 02:10 is the last such time (for --to, the first one after --from), '2026-11-22 02:10:30'
-a date's, 2026-11-22T02:10:30Z is RFC 3339, -5m is five minutes ago; seconds since 1970, as captures tell them, are taken too.
+Times are local unless they say otherwise. 02:10 is the last such time; for --to, the first one
+after --from. '2026-11-22 02:10:30' has a date, 2026-11-22T02:10:30+01:00 a zone (RFC 3339); -5m is
+five minutes ago; seconds since 1970, as captures tell them, are taken too.
 
-A packet belongs to a host if it is its source or destination, or if an ARP message asks or tells about it. Several hosts, or
-several ports, mean any of them; hosts, ports and FILTER must all match. FILTER is in the language of pcap-filter(7), asked of
-what was kept of each packet. Hosts and times need no more of the ring to be read than where they can be; ports and FILTER do.
+A packet belongs to a host if it is its source or destination, or if an ARP message asks or tells
+about it. Several hosts, or several ports, mean any of them; hosts, ports and FILTER must all
+match. FILTER is in the language of pcap-filter(7), asked of what was kept of each packet. Of the
+ring no more is read than where the hosts can be at that time; ports and FILTER spare nothing.
 
-Exit status: 0 answered, 1 failure, 2 wrong usage, 3 interrupted, or a part of the ring is damaged.";
+Exit status: 0 answered, 1 failure, 2 wrong usage, 3 interrupted, or a part is damaged.";
 
 const SHOW_EXAMPLES: &str = "\
 Example:
@@ -123,8 +125,12 @@ fn ask(args: &AskArgs, zone: &TimeZone) -> Result<Outcome, StandaloneError> {
     let question = question(args, run::now(), zone)?;
     let stop = Arc::new(AtomicBool::new(false));
     heed_signals(stop.clone())?;
+    answered(args, &question, &stop, zone)
+}
+
+fn answered(args: &AskArgs, question: &Question, stop: &AtomicBool, zone: &TimeZone) -> Result<Outcome, StandaloneError> {
     let mut to = Destination::open(&args.write)?;
-    let answer = match ring::ask(&args.dir, &question, to.out(), &stop) {
+    let answer = match ring::ask(&args.dir, question, to.out(), stop) {
         Ok(answer) => answer,
         Err(error) => {
             to.discard();
@@ -132,7 +138,7 @@ fn ask(args: &AskArgs, zone: &TimeZone) -> Result<Outcome, StandaloneError> {
         }
     };
     to.commit()?;
-    tell(args, &question, &answer, zone).map_err(system("write the counters"))?;
+    tell(args, question, &answer, zone).map_err(system("write the counters"))?;
     Ok(if answer.damaged > 0 { Outcome::Incomplete } else { Outcome::Complete })
 }
 
@@ -175,6 +181,7 @@ mod tests {
     use clap::Parser;
 
     use super::*;
+    use crate::capture::pcapng::{Interface, Section, Statistics};
 
     #[derive(Debug, Parser)]
     struct Typed {
@@ -182,9 +189,14 @@ mod tests {
         args: RingArgs,
     }
 
-    fn asked(line: &str) -> Result<Question, String> {
-        let typed = Typed::try_parse_from(format!("ring ask ring -w a.pcapng {line}").split(' ')).map_err(|error| error.to_string())?;
+    fn args(line: &str) -> Result<AskArgs, String> {
+        let typed = Typed::try_parse_from(format!("ring ask {line}").split(' ')).map_err(|error| error.to_string())?;
         let RingCommand::Ask(args) = typed.args.command else { panic!("a question is expected") };
+        Ok(args)
+    }
+
+    fn asked(line: &str) -> Result<Question, String> {
+        let args = args(&format!("ring -w a.pcapng {line}"))?;
         question(&args, UnixNanos(1_795_313_430_000_000_000), &TimeZone::utc()).map_err(|error| error.to_string())
     }
 
@@ -211,5 +223,22 @@ mod tests {
         let error = asked("--from -5m --to -6m").unwrap_err();
         assert_eq!(error, "--from 2026-11-22 02:05:30.000 is not before --to 2026-11-22 02:04:30.000: no packet is between them");
         assert!(asked("--port 99999").unwrap_err().contains("99999"));
+    }
+
+    #[test]
+    fn who_interrupts_is_left_no_file_that_looks_whole() {
+        let dir = tempfile::tempdir().unwrap();
+        let (ring, file) = (dir.path().join("ring"), dir.path().join("a.pcapng"));
+        let options = ring::Options { budget: 1 << 20, keep: None, keep_free: 0 };
+        let interface = Interface { link_type: 1, snap_len: 0, name: "eth0".into(), filter: String::new() };
+        let files = ring::keep(&ring, options, Section::default(), interface).unwrap();
+        assert!(files.finish(&Statistics::default()).problem.is_none());
+        std::fs::write(&file, "an earlier answer").unwrap();
+        let args = args(&format!("{} -w {}", ring.display(), file.display())).unwrap();
+        let answered = |stop| answered(&args, &Question::default(), &AtomicBool::new(stop), &TimeZone::utc()).unwrap();
+        assert_eq!((answered(true), dir.path().join("a.pcapng.part").exists()), (Outcome::Incomplete, false));
+        assert_eq!(std::fs::read(&file).unwrap(), b"an earlier answer");
+        assert_eq!(answered(false), Outcome::Complete);
+        assert!(std::fs::read(&file).unwrap().starts_with(&[0x0a, 0x0d, 0x0d, 0x0a]));
     }
 }
