@@ -44,7 +44,7 @@ impl Dns {
     }
 
     fn make(&self) -> Result<TokioResolver, ResolveError> {
-        let failed = |error: NetError| ResolveError(format!("no resolver can be used: {error}"));
+        let failed = |error: NetError| ResolveError::Silent(format!("no resolver can be used: {error}"));
         let builder = match self.server {
             None => TokioResolver::builder_tokio().map_err(failed),
             Some(server) => {
@@ -85,7 +85,8 @@ impl Resolver for Dns {
             Err(NetError::Dns(DnsError::NoRecordsFound(none))) => {
                 Ok(Pointer { names: Vec::new(), ttl: none.negative_ttl.map(|seconds| Duration::from_secs(seconds.into())) })
             }
-            Err(error) => Err(ResolveError(error.to_string())),
+            Err(NetError::Dns(error)) => Err(ResolveError::Failed(error.to_string())),
+            Err(error) => Err(ResolveError::Silent(error.to_string())),
         }
     }
 }

@@ -40,10 +40,16 @@ pub struct Pointer {
     pub ttl: Option<Duration>,
 }
 
-/// Why an address got no answer.
+/// Why the names of an address are not known.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("{0}")]
-pub struct ResolveError(pub String);
+pub enum ResolveError {
+    /// Nobody answered.
+    #[error("{0}")]
+    Silent(String),
+    /// Somebody answered that he does not know or does not tell.
+    #[error("{0}")]
+    Failed(String),
+}
 
 /// Who knows names.
 #[async_trait]
@@ -108,7 +114,7 @@ impl Names {
 
     /// Asks for names, several at a time.
     async fn ask(&self, addrs: &[IpAddr], names: &mut BTreeMap<IpAddr, Vec<String>>, asked: &mut Asked) {
-        let Asked { answered, error, open } = asked;
+        let Asked { answered, heard, error, open } = asked;
         let open = &*open;
         let lock = || open.lock().unwrap_or_else(PoisonError::into_inner);
         let question = |addr: IpAddr| async move {
@@ -132,7 +138,8 @@ impl Names {
                 }
                 Err(why) => {
                     self.cache().put(addr, Answer::Failed, now + FAILED);
-                    error.get_or_insert(why.0);
+                    *heard |= matches!(why, ResolveError::Failed(_));
+                    error.get_or_insert(why.to_string());
                 }
             }
         }
@@ -144,7 +151,7 @@ impl Names {
         let mut cache = self.cache();
         let open = asked.open.get_mut().unwrap_or_else(PoisonError::into_inner);
         open.iter().for_each(|addr| cache.put(*addr, Answer::Failed, now + FAILED));
-        if asked.answered == 0 && count >= DEAD_AFTER {
+        if asked.answered == 0 && !asked.heard && count >= DEAD_AFTER {
             cache.rest = asked.error.clone().map(|error| (now + REST, error));
         }
     }
@@ -153,6 +160,8 @@ impl Names {
 #[derive(Default)]
 struct Asked {
     answered: usize,
+    /// Whether somebody answered, if only that he does not know.
+    heard: bool,
     error: Option<String>,
     /// Questions that wait for an answer.
     open: Mutex<BTreeSet<IpAddr>>,

@@ -42,7 +42,7 @@ impl Resolver for Fake {
         self.open.lock().unwrap().0 -= 1;
         match addr {
             IpAddr::V4(v4) if v4.octets()[3] == 0 => std::future::pending().await,
-            IpAddr::V4(v4) if v4.octets()[3] == 1 => Err(ResolveError("refused".to_owned())),
+            IpAddr::V4(v4) if v4.octets()[3] == 1 => Err(ResolveError::Failed("refused".to_owned())),
             IpAddr::V4(v4) if v4.octets()[3] == 2 => Ok(Pointer::default()),
             _ => Ok(Pointer { names: vec![vec![addr.to_string().into_bytes(), b"test".to_vec()]], ttl: None }),
         }
@@ -80,13 +80,18 @@ async fn an_answer_does_not_wait_for_one_address_and_not_for_a_dead_resolver() {
     );
     assert_eq!(fake.asked.load(Ordering::Relaxed), 5);
 
+    // Who does not know is no reason to ask him no more.
+    let unknown = (0..40).map(|net| IpAddr::from([198, 18, net, 1])).collect();
+    assert_eq!(lookup.who(&unknown).await.lacking, ["names of 40 of 40 addresses are lacking: refused"]);
+    assert_eq!(lookup.who(&addrs([5])).await.known.len(), 1);
+
     // Who answers nobody is left alone.
     let dead = (0..40).map(|net| IpAddr::from([198, 19, net, 0])).collect();
     let found = tokio::time::timeout(LONG, lookup.who(&dead)).await.unwrap();
     let silent = |found: &Found| found.lacking.iter().all(|why| why.contains("the resolver did not answer within 100 ms"));
     assert!(found.known.is_empty() && found.lacking.len() == 1 && silent(&found), "{found:?}");
     let asked = fake.asked.load(Ordering::Relaxed);
-    let rest = lookup.who(&addrs([3, 9])).await;
+    let rest = lookup.who(&addrs([3, 10])).await;
     assert_eq!((rest.known.len(), rest.lacking.len()), (1, 1), "what is known is told: {rest:?}");
     assert!(silent(&rest) && fake.asked.load(Ordering::Relaxed) == asked, "{rest:?}");
 }
