@@ -334,7 +334,8 @@ impl Store {
         while let Some(free) = free_bytes(&self.dir)
             && free < self.options.keep_free
         {
-            if !self.remove_oldest() {
+            // Where all of the ring would not be enough, nothing of it is given up.
+            if free.saturating_add(self.taken) < self.options.keep_free || !self.remove_oldest() {
                 return Err(FileError::Floor { path: self.dir.clone(), free, keep: self.options.keep_free });
             }
         }

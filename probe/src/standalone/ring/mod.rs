@@ -79,7 +79,7 @@ struct AskArgs {
     /// Not before this time [default: the beginning of the ring]
     #[arg(long, value_name = "TIME", allow_hyphen_values = true)]
     from: Option<String>,
-    /// Before this time [default: now]
+    /// Before this time [default: the end of the ring]
     #[arg(long, value_name = "TIME", allow_hyphen_values = true)]
     to: Option<String>,
     /// Where the packets go; - for standard output
@@ -159,8 +159,8 @@ fn question(args: &AskArgs, now: UnixNanos, zone: &TimeZone) -> Result<Question,
     let time = |text: &Option<String>, near| text.as_deref().map(|text| moment(text, now, zone, near)).transpose();
     let from = time(&args.from, Near::Last).map_err(StandaloneError::Time)?.unwrap_or_default();
     let to = time(&args.to, Near::From(from)).map_err(StandaloneError::Time)?;
-    // Packets are stamped before they are written: the present moment is over.
-    let to = to.unwrap_or(UnixNanos(now.0.saturating_add(1)));
+    // Not the present moment: a clock that was set back has left packets behind that.
+    let to = to.unwrap_or(UnixNanos(u64::MAX));
     if from >= to {
         return Err(StandaloneError::NoTime(when::shown(from, zone), when::shown(to, zone)));
     }
@@ -210,8 +210,8 @@ mod tests {
             Question { from: UnixNanos(end - minute), to: UnixNanos(end), hosts, ports: vec![53], filter: "tcp and less 80".into() };
         assert_eq!(question, expected);
         let question = asked("--from -5m").unwrap();
-        assert_eq!((question.from.0, question.to.0), (end + minute / 2 - 5 * minute, end + minute / 2 + 1));
-        assert_eq!(asked("").unwrap().from, UnixNanos(0));
+        assert_eq!((question.from.0, question.to.0), (end + minute / 2 - 5 * minute, u64::MAX));
+        assert_eq!(asked("").unwrap(), Question::default());
     }
 
     #[test]

@@ -15,8 +15,9 @@ use crate::capture::ring::{Answer, Question};
 /// What was asked, what came of it, and what it took.
 pub(super) fn answer(out: &mut dyn Write, question: &Question, answer: &Answer, path: &Path, zone: &TimeZone) -> io::Result<()> {
     let begin = if question.from == UnixNanos(0) { "the beginning".to_owned() } else { shown(question.from, zone) };
+    let end = if question.to == UnixNanos(u64::MAX) { "the end".to_owned() } else { shown(question.to, zone) };
     let plain = Question { from: UnixNanos(0), to: UnixNanos(u64::MAX), ..question.clone() };
-    writeln!(out, "asked             {plain}, from {begin} to {}", shown(question.to, zone))?;
+    writeln!(out, "asked             {plain}, from {begin} to {end}")?;
     let times = answer.times.map_or_else(String::new, |(first, last)| format!(", from {} to {}", shown(first, zone), shown(last, zone)));
     let place = if path.as_os_str() == "-" { "standard output".to_owned() } else { path.display().to_string() };
     writeln!(out, "found             {} packets{times}, to {place}", answer.packets)?;
@@ -51,7 +52,8 @@ fn time(time: UnixNanos) -> Value {
 /// The same as one object; times are seconds since 1970.
 pub(super) fn answer_object(out: &mut dyn Write, question: &Question, answer: &Answer, path: &Path) -> io::Result<()> {
     let object = json!({
-        "type": "answer", "from": time(question.from), "to": time(question.to), "hosts": question.hosts, "ports": question.ports,
+        "type": "answer", "from": (question.from > UnixNanos(0)).then(|| time(question.from)),
+        "to": (question.to < UnixNanos(u64::MAX)).then(|| time(question.to)), "hosts": question.hosts, "ports": question.ports,
         "filter": question.filter, "packets": answer.packets, "first": answer.times.map(|times| time(times.0)),
         "last": answer.times.map(|times| time(times.1)), "file": path.display().to_string(), "looked_at": answer.looked_at,
         "segments": answer.segments, "segments_read": answer.segments_read, "segments_gone": answer.segments_gone,

@@ -251,6 +251,16 @@ fn a_ring_has_one_writer_and_a_sound_budget() {
 }
 
 #[test]
+fn nothing_is_given_up_for_room_that_cannot_be_made() {
+    let dir = tempfile::tempdir().unwrap();
+    fill(dir.path(), OPTIONS, 0, &steady(500, 1_000));
+    let before = there(dir.path());
+    let error = open(dir.path(), Options { keep_free: u64::MAX, ..OPTIONS }).unwrap_err();
+    assert!(matches!(error, RingError::File(FileError::Floor { keep: u64::MAX, .. })), "{error}");
+    assert_eq!(there(dir.path()), before);
+}
+
+#[test]
 fn files_of_others_stay_and_lone_indexes_go() {
     let dir = tempfile::tempdir().unwrap();
     for name in ["notes", "segment-1.pcapng", "segment-0000000009.index"] {
