@@ -23,7 +23,7 @@ use picket_wire::units::parse_duration;
 
 use crate::lookup;
 use crate::pki::Names;
-use crate::service::Timing;
+use crate::service::{CaptureLimits, Timing};
 
 /// Read when it exists and no other file is named.
 pub const DEFAULT_FILE: &str = "/etc/picket/controller.toml";
@@ -38,7 +38,7 @@ pub const DASHBOARD_PORT: u16 = 8884;
 const DNS_PORT: u16 = 53;
 
 /// Every key, with what it means.
-pub const KEYS: [(&str, &str); 15] = [
+pub const KEYS: [(&str, &str); 18] = [
     ("data", "directory of the database, the keys and the admin token; default /var/lib/picket"),
     ("names", "host names and addresses under which probes and people reach this controller; default all of this machine"),
     ("log_level", "off, error, warn, info, debug or trace; default info"),
@@ -54,6 +54,9 @@ pub const KEYS: [(&str, &str); 15] = [
     ("lookup.server", "address and port of the DNS server that is asked; default the system's"),
     ("lookup.timeout", "how long an answer waits for names and origins; default 2s"),
     ("lookup.origin", "file with the networks of autonomous systems, as iptoasn.com publishes it (.tsv or .tsv.gz); default none"),
+    ("captures.allow", "what captures may keep of packets: off, headers or payload; default headers"),
+    ("captures.max_bytes", "bytes that all captures together may take here; default 10737418240 (10 GiB)"),
+    ("captures.keep", "how long captures are kept after their last bytes came; default 720h (30 days)"),
 ];
 
 /// `PICKET_` variables that belong to others who may share an environment with the service: the command line, the tests' lab.
@@ -220,6 +223,8 @@ pub struct Config {
     pub heartbeat: Duration,
     /// Where names and origins of addresses are looked up.
     pub lookup: lookup::Settings,
+    /// What is kept of captures.
+    pub captures: CaptureLimits,
     /// Where the bound addresses are written once everything accepts.
     pub ready_file: Option<PathBuf>,
 }
@@ -371,7 +376,7 @@ impl Layers {
         let listen = |key, port| self.one(key, Listen::Everywhere(port), |text| text.parse());
         let (mqtt, api) = (listen("mqtt.listen", MQTT_PORT)?, listen("api.listen", API_PORT)?);
         let dashboard = listen("dashboard.listen", DASHBOARD_PORT)?;
-        let (default, timing) = (AddressPolicy::default(), Timing::default());
+        let (default, timing, captures) = (AddressPolicy::default(), Timing::default(), CaptureLimits::default());
         let policy = AddressPolicy {
             allow: self.list::<IpNet>("policy.allow")?.unwrap_or(default.allow),
             deny: self.list::<IpNet>("policy.deny")?.unwrap_or(default.deny),
@@ -398,6 +403,11 @@ impl Layers {
             lease_ttl: self.one("leases.ttl", timing.lease_ttl, |text| within(text, 5, 3600))?,
             heartbeat: self.one("probes.heartbeat", timing.heartbeat, |text| within(text, 1, 300))?,
             lookup,
+            captures: CaptureLimits {
+                allow: self.one("captures.allow", captures.allow, str::parse)?,
+                max_bytes: self.one("captures.max_bytes", captures.max_bytes, whole_number)?,
+                keep: self.one("captures.keep", captures.keep, |text| within(text, 60, 10 * 366 * 86_400))?,
+            },
             ready_file,
         })
     }
@@ -427,6 +437,10 @@ fn text(kind: ValueKind) -> Result<String, String> {
         ValueKind::Boolean(yes) => Ok(yes.to_string()),
         _ => Err("text is expected".to_owned()),
     }
+}
+
+fn whole_number(text: &str) -> Result<u64, String> {
+    text.parse().map_err(|_| format!("`{text}` is not a whole number of bytes, such as 10737418240"))
 }
 
 fn directory(text: &str) -> Result<PathBuf, String> {

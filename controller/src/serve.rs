@@ -375,6 +375,7 @@ fn service_config(config: &Config, api_port: u16, mqtt_port: u16) -> ServiceConf
         policy: config.policy.clone(),
         timing,
         lookup: config.lookup.clone(),
+        captures: config.captures,
     }
 }
 

@@ -13,9 +13,10 @@ use std::sync::{Arc, PoisonError, RwLock};
 use std::time::Duration;
 
 use picket_wire::addr::IpNet;
+use picket_wire::capture::Keeps;
 use picket_wire::codec;
 use picket_wire::enrol::{EnrolRequest, EnrolResponse, Token};
-use picket_wire::ids::{JobId, ProbeId, Role, SiteName};
+use picket_wire::ids::{JobId, LeaseId, ProbeId, Role, SiteName};
 use picket_wire::policy::AddressPolicy;
 use picket_wire::port::{SERVICES_FILE, Services};
 use picket_wire::topic::Prefix;
@@ -29,14 +30,18 @@ use crate::jobs::book::Job;
 use crate::jobs::submit::{self, Setting};
 use crate::lookup::{self, Lookup};
 use crate::pki::{Pki, PkiError, Serial};
+use crate::results::captures;
 use crate::results::rebuild::Rebuild;
 use crate::results::rows;
 use crate::secret;
 use crate::store::sqlite::SqliteStore;
-use crate::store::{ApiToken, CertificateRecord, EnrolToken, PathBaseline, ProbeRecord, Standing, Store, StoreError, UserRecord};
+use crate::store::{
+    ApiToken, CaptureQuery, CertificateRecord, Download, EnrolToken, FoundCapture, PathBaseline, ProbeRecord, Standing, Store, StoreError,
+    UserRecord,
+};
 use crate::view::{
-    AcceptPaths, DashboardUser, DashboardUserMade, FleetSummary, Health, HostRow, JobRequest, JobState, JobView, Page, PathRow,
-    PathsAccepted, ProbeInvited, ProbeRequest, ProbeView, RebuildCounts, ResultRow, Scope, Submitted, TokenMade, TokenView,
+    AcceptPaths, CaptureState, CaptureView, DashboardUser, DashboardUserMade, FleetSummary, Health, HostRow, JobRequest, JobState, JobView,
+    Page, PathRow, PathsAccepted, ProbeInvited, ProbeRequest, ProbeView, RebuildCounts, ResultRow, Scope, Submitted, TokenMade, TokenView,
 };
 
 /// What the service is told once, at its start.
@@ -58,6 +63,26 @@ pub struct ServiceConfig {
     pub timing: Timing,
     /// Where names and origins of addresses are looked up.
     pub lookup: lookup::Settings,
+    /// What is kept of captures.
+    pub captures: CaptureLimits,
+}
+
+/// What is kept of captures.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct CaptureLimits {
+    /// What may be asked for of packets.
+    pub allow: Keeps,
+    /// Bytes that all captures may take, packed.
+    pub max_bytes: u64,
+    /// How long bytes are kept after the last of their capture came.
+    pub keep: Duration,
+}
+
+impl Default for CaptureLimits {
+    /// Headers, 10 GiB, 30 days.
+    fn default() -> Self {
+        Self { allow: Keeps::Headers, max_bytes: 10 << 30, keep: Duration::from_secs(30 * 86_400) }
+    }
 }
 
 /// Times of leases and heartbeats.
@@ -201,6 +226,21 @@ pub struct PathsQuery {
     pub changes: bool,
     /// With names and origins of the addresses on them, as far as they are to be had.
     pub names: bool,
+    /// Where the page before ended.
+    pub cursor: Option<String>,
+    /// Rows per page, 1 to 10,000; 1,000 where 0.
+    pub limit: u32,
+}
+
+/// Which captures to list, the newest first.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct CapturesQuery {
+    /// Only of this job.
+    pub job: Option<JobId>,
+    /// Only in this site.
+    pub site: Option<SiteName>,
+    /// Only by this probe.
+    pub probe: Option<ProbeId>,
     /// Where the page before ended.
     pub cursor: Option<String>,
     /// Rows per page, 1 to 10,000; 1,000 where 0.
@@ -385,6 +425,9 @@ impl Service {
 
     /// Judges and submits a job (or only judges it, for a dry run).
     pub async fn submit(&self, request: JobRequest, actor: &str) -> Result<Submitted, ServiceError> {
+        if let Some(filter) = request.capture.as_ref().and_then(|capture| capture.filter.as_deref()) {
+            captures::check_filter(filter).await?;
+        }
         let targets = submit::items("targets", &request.targets)?;
         let excluded = submit::items("exclude", &request.exclude)?;
         let mut names = submit::resolve("targets", &targets.names).await?;
@@ -404,6 +447,7 @@ impl Service {
             exclude: &exclude,
             names: &names,
             policy: &self.inner.config.policy,
+            captures: self.inner.config.captures.allow,
             services: &services,
             workers: &workers,
             actor,
@@ -524,6 +568,67 @@ impl Service {
                 return Ok(PathsAccepted { accepted });
             }
         }
+    }
+
+    // ---- captures ---------------------------------------------------------------------------------------------------
+
+    /// Captures, the newest first.
+    pub async fn captures(&self, query: &CapturesQuery) -> Result<Page<CaptureView>, ServiceError> {
+        let asked = captures::query(query)?;
+        let found = self.inner.store.captures(&asked).await.map_err(internal("read captures"))?;
+        let next = found.last().filter(|_| found.len() == asked.limit as usize).map(|last| last.row.lease.to_string());
+        Ok(Page { items: found.iter().map(captures::view).collect(), next })
+    }
+
+    async fn found_capture(&self, lease: LeaseId) -> Result<Option<FoundCapture>, ServiceError> {
+        let query = CaptureQuery { lease: Some(lease), limit: 1, ..CaptureQuery::default() };
+        Ok(self.inner.store.captures(&query).await.map_err(internal("read captures"))?.pop())
+    }
+
+    /// One capture, with who has downloaded it.
+    pub async fn capture(&self, lease: LeaseId) -> Result<CaptureView, ServiceError> {
+        let found = self.found_capture(lease).await?.ok_or_else(|| captures::missing(lease))?;
+        let downloads = self.inner.store.downloads(lease, captures::DOWNLOADS_SHOWN).await.map_err(internal("read downloads"))?;
+        Ok(CaptureView { downloads: Some(downloads.iter().map(captures::download).collect()), ..captures::view(&found) })
+    }
+
+    /// Somebody begins to download a capture: remembered before the first byte is given.
+    pub async fn begin_download(&self, lease: LeaseId, from: u64, actor: &str) -> Result<CaptureView, ServiceError> {
+        let found = self.found_capture(lease).await?.ok_or_else(|| captures::missing(lease))?;
+        if let Some((at, remover)) = &found.row.removed {
+            let message = format!("the bytes of capture {lease} are gone: removed at {}, {remover}", rfc3339(*at));
+            return Err(ServiceError::Conflict(message));
+        }
+        log::info!("{actor} downloads the capture of lease {lease} by probe {}, from byte {from} on", found.probe);
+        let download = Download { at: self.now().wall, actor: actor.to_owned(), start: from };
+        self.inner.store.note_download(lease, &download).await.map_err(internal("enter a download"))?;
+        Ok(captures::view(&found))
+    }
+
+    /// The next bytes of a capture's file, from `from` on; none where no more are here now. And how far the capture is.
+    pub async fn capture_bytes(&self, lease: LeaseId, from: u64) -> Result<(Vec<u8>, CaptureState), ServiceError> {
+        // Looked at first: what comes in between is found the next time.
+        let state = self.found_capture(lease).await?.map_or(CaptureState::Removed, |found| captures::view(&found).state);
+        let chunks = self.inner.store.capture_chunks(lease, from, captures::CHUNKS_AT_ONCE).await;
+        let chunks = chunks.map_err(internal("read bytes of a capture"))?;
+        Ok((captures::bytes(&chunks, from).map_err(internal("unpack bytes of a capture"))?, state))
+    }
+
+    /// Removes the bytes of a capture. Removing twice is no error.
+    pub async fn remove_capture(&self, lease: LeaseId, actor: &str) -> Result<(), ServiceError> {
+        // One that still runs would only begin again.
+        let found = self.found_capture(lease).await?.ok_or_else(|| captures::missing(lease))?;
+        if captures::view(&found).state == CaptureState::Running && !self.job(lease.job).await?.state.is_final() {
+            return Err(ServiceError::Conflict(format!(
+                "capture {lease} is running: cancel its job first, by `picket job cancel {}`",
+                lease.job
+            )));
+        }
+        let removed = self.inner.store.remove_capture(lease, self.now().wall, &format!("by {actor}")).await;
+        if removed.map_err(internal("remove a capture"))? {
+            log::info!("{actor} removed the capture of lease {lease} by probe {}", found.probe);
+        }
+        Ok(())
     }
 
     // ---- probes -----------------------------------------------------------------------------------------------------

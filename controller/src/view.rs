@@ -6,6 +6,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
+use picket_wire::capture::CaptureCounts;
 use picket_wire::event::{LeasePace, PacingReport, Shaper, Slowdown};
 use picket_wire::host::SeenBy;
 use picket_wire::ids::{JobId, Label, ProbeId, Role, SiteName};
@@ -19,7 +20,8 @@ use serde::{Deserialize, Serialize};
 #[serde(deny_unknown_fields)]
 pub struct JobRequest {
     /// Targets as people type them: addresses, networks, octet patterns, ranges, and names (all addresses of a name are taken). For
-    /// `link`: which addresses of the probes' links are wanted; all where none is named.
+    /// `link`: which addresses of the probes' links are wanted; all where none is named. For `capture`: none.
+    #[serde(default)]
     pub targets: Vec<String>,
     /// Targets to leave out, in the same forms.
     #[serde(default)]
@@ -59,6 +61,9 @@ pub struct JobRequest {
     /// For `trace`: how; what is usual where absent.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub trace: Option<TraceRequest>,
+    /// For `capture`: what; what is usual where absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub capture: Option<CaptureRequest>,
     /// `interactive` or `bulk`; chosen by size where absent.
     #[serde(default)]
     pub priority: Option<Priority>,
@@ -74,6 +79,111 @@ pub struct JobRequest {
     /// Plan and judge only; nothing is stored or sent.
     #[serde(default)]
     pub dry_run: bool,
+}
+
+/// What is captured. What is absent is as usual.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct CaptureRequest {
+    /// The interface of each probe, or `any`; the one that it measures on where absent.
+    pub interface: Option<String>,
+    /// Which packets, in the language of pcap-filter(7); all where absent.
+    pub filter: Option<String>,
+    /// Bytes of each packet that are kept, 14 to 262144; 128, which hold the headers, where absent. More needs leave on both sides.
+    pub snap_length: Option<u32>,
+    /// Without packets for others.
+    pub no_promiscuous: bool,
+    /// With the probe's own measurements and its connection to the controller.
+    pub with_own: bool,
+    /// After so many packets it ends.
+    pub packets: Option<u64>,
+    /// Before its file has more bytes it ends, 4096 to 2^40; 64 MiB where absent.
+    pub bytes: Option<u64>,
+    /// After so many seconds it ends, up to 604800 (a week); 300 where absent.
+    pub seconds: Option<u32>,
+}
+
+/// How far a capture is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum CaptureState {
+    /// Packets may still come.
+    Running,
+    /// It is over, and bytes of it are on their way.
+    Arriving,
+    /// All of it is here.
+    Whole,
+    /// Its bytes were removed.
+    Removed,
+}
+
+/// A capture: a row of `GET /v1/captures`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct CaptureView {
+    /// The job.
+    pub job: JobId,
+    /// The number of its lease: a probe that tries again has another.
+    pub lease: u32,
+    /// The probe.
+    pub probe: ProbeId,
+    /// Its site.
+    pub site: SiteName,
+    /// How far it is.
+    pub state: CaptureState,
+    /// Bytes of the file that are here: as many as can be downloaded.
+    pub stored: u64,
+    /// Bytes of the file, once it is over.
+    #[serde(default)]
+    pub bytes: Option<u64>,
+    /// SHA-256 of the file, once it is over.
+    #[serde(default)]
+    pub sha256: Option<String>,
+    /// When it began, once it is over.
+    #[serde(default)]
+    pub began: Option<String>,
+    /// When it ended.
+    #[serde(default)]
+    pub ended: Option<String>,
+    /// Why it ended: `asked`, `packets`, `bytes`, `time`, `disk`, `interface`, `interrupted`.
+    #[serde(default)]
+    pub end: Option<String>,
+    /// What the probe says of that.
+    #[serde(default)]
+    pub reason: Option<String>,
+    /// The interface.
+    #[serde(default)]
+    pub interface: Option<String>,
+    /// The filter as it was installed, with what keeps the probe's own traffic out.
+    #[serde(default)]
+    pub filter: Option<String>,
+    /// How many sections the file has: one more than the capture was interrupted.
+    #[serde(default)]
+    pub sections: Option<u32>,
+    /// What was counted in the last of its sections.
+    #[serde(default)]
+    pub counts: Option<CaptureCounts>,
+    /// When bytes of it came last.
+    pub last: String,
+    /// When its bytes were removed.
+    #[serde(default)]
+    pub removed: Option<String>,
+    /// By whom, or why.
+    #[serde(default)]
+    pub remover: Option<String>,
+    /// Who has downloaded it, the latest first; of `GET /v1/captures/{job}/{lease}` alone.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub downloads: Option<Vec<DownloadView>>,
+}
+
+/// Somebody has downloaded a capture.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DownloadView {
+    /// When.
+    pub at: String,
+    /// Whose token.
+    pub actor: String,
+    /// From which byte on.
+    pub from: u64,
 }
 
 /// How paths are traced. What is absent is as usual.
@@ -288,6 +398,9 @@ pub struct Plan {
     /// For the discovery of links: what each probe sends, in words. Such a job has one target for each probe, its link.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub link: Option<String>,
+    /// For a capture: what each probe captures, in words. Such a job has one target for each probe, its interface, and sends nothing.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub capture: Option<String>,
     /// Probes that would take part.
     pub probes: Vec<ProbeId>,
     /// Probes that are selected and cannot, each with the reason.

@@ -166,6 +166,7 @@ async fn a_probe_at_a_real_broker_works_and_vanishes() {
         policy: AddressPolicy { allow: vec!["198.18.0.0/15".parse().unwrap()], deny: vec![] },
         timing: Timing::default(),
         lookup: picket_controller::lookup::Settings::default(),
+        captures: Default::default(),
     };
     let service = Service::open(config, Arc::clone(&pki), clock).await.unwrap();
     hooks.0.set(service.clone()).ok().unwrap();

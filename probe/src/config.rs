@@ -10,6 +10,7 @@ use std::time::Duration;
 
 use config::{Environment, File, FileFormat, Map};
 use picket_wire::addr::IpNet;
+use picket_wire::capture::Keeps;
 use picket_wire::policy::AddressPolicy;
 use picket_wire::units::{BitsPerSecond, PacketsPerSecond, PortSet};
 use serde::Deserialize;
@@ -61,6 +62,22 @@ pub struct Raw {
     pub spool: RawSpool,
     /// Service detection.
     pub services: RawServices,
+    /// Captures of jobs.
+    pub capture: RawCapture,
+}
+
+/// See [`CaptureConfig`].
+#[derive(Debug, Clone, PartialEq, Eq, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct RawCapture {
+    /// `off`, `headers` or `payload`.
+    pub allow: Option<String>,
+    /// Most bytes of all files.
+    pub max_bytes: Option<u64>,
+    /// Bytes of the disk that stay free.
+    pub keep_free: Option<u64>,
+    /// Days that a file waits for the controller.
+    pub keep_days: Option<u64>,
 }
 
 /// See [`ServicesConfig`].
@@ -200,6 +217,21 @@ pub struct SpoolLimits {
     pub fsync_interval: Duration,
 }
 
+/// What the site says of captures that a controller asks for.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct CaptureConfig {
+    /// What may be kept of packets. Default: headers.
+    pub allow: Keeps,
+    /// Most bytes of all files that are not at the controller. Default 1 GiB.
+    pub max_bytes: u64,
+    /// Bytes of their file system that stay free. Default 256 MiB.
+    pub keep_free: u64,
+    /// How long a file waits for a controller that does not take it. Default 30 days.
+    pub keep: Duration,
+    /// How often the disk is asked to confirm a file that grows: the spool's `fsync_interval_ms`.
+    pub sync_every: Duration,
+}
+
 /// The checked configuration.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Config {
@@ -215,6 +247,8 @@ pub struct Config {
     pub spool: SpoolLimits,
     /// Service detection.
     pub services: ServicesConfig,
+    /// Captures of jobs.
+    pub capture: CaptureConfig,
 }
 
 /// Reads all layers. `file` is what `--config` named; `variables` are the environment's.
@@ -274,6 +308,12 @@ fn merge(under: Raw, over: Raw) -> Raw {
             fragile: over.services.fragile.or(under.services.fragile),
             fingerprints: over.services.fingerprints.or(under.services.fingerprints),
         },
+        capture: RawCapture {
+            allow: over.capture.allow.or(under.capture.allow),
+            max_bytes: over.capture.max_bytes.or(under.capture.max_bytes),
+            keep_free: over.capture.keep_free.or(under.capture.keep_free),
+            keep_days: over.capture.keep_days.or(under.capture.keep_days),
+        },
     }
 }
 
@@ -307,7 +347,19 @@ fn check(raw: Raw) -> Result<Config, ConfigError> {
         Some(RawLeave::Ports(text)) => SiteLeave::Ports(parse("services.ask_fragile", &text)?),
     };
     let more = raw.services.fragile.map(|text| parse("services.fragile", &text)).transpose()?;
+    let fsync_interval = Duration::from_millis(raw.spool.fsync_interval_ms.unwrap_or(1000));
+    let keep_days = raw.capture.keep_days.unwrap_or(30);
+    if !(1..=3650).contains(&keep_days) {
+        return Err(ConfigError::Value { key: "capture.keep_days", reason: format!("{keep_days} days are not possible: use 1 to 3650") });
+    }
     Ok(Config {
+        capture: CaptureConfig {
+            allow: parse("capture.allow", raw.capture.allow.as_deref().unwrap_or("headers"))?,
+            max_bytes: raw.capture.max_bytes.unwrap_or(1 << 30),
+            keep_free: raw.capture.keep_free.unwrap_or(256 << 20),
+            keep: Duration::from_secs(keep_days * 86_400),
+            sync_every: fsync_interval,
+        },
         services: ServicesConfig { site: SitePolicy { leave, more }, fingerprints: raw.services.fingerprints },
         data: raw.data.unwrap_or_else(|| PathBuf::from("/var/lib/picket-probe")),
         log_level,
@@ -322,7 +374,7 @@ fn check(raw: Raw) -> Result<Config, ConfigError> {
             allow: raw.policy.allow.map_or(Ok(default_policy.allow), |texts| nets("policy.allow", texts))?,
             deny: raw.policy.deny.map_or(Ok(default_policy.deny), |texts| nets("policy.deny", texts))?,
         },
-        spool: SpoolLimits { max_bytes, fsync_interval: Duration::from_millis(raw.spool.fsync_interval_ms.unwrap_or(1000)) },
+        spool: SpoolLimits { max_bytes, fsync_interval },
     })
 }
 

@@ -19,5 +19,7 @@ pub mod shaper;
 pub mod spool;
 pub mod standalone;
 pub mod station;
+#[cfg(feature = "libpcap")]
+pub mod tap;
 pub mod trace;
 pub mod transport;

@@ -6,6 +6,7 @@ use core::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
+use crate::capture::ChunkState;
 use crate::ids::{JobId, LeaseId, Role, SessionId, StreamId};
 use crate::job::{JobSpec, Lease};
 use crate::units::UnixMillis;
@@ -59,6 +60,15 @@ pub enum Command {
         /// The job.
         job: JobId,
     },
+    /// The answer to a chunk of a capture's file.
+    ChunkAck {
+        /// Whose file.
+        lease: LeaseId,
+        /// How many of its bytes are safe in the database: the next chunk begins there.
+        stored: u64,
+        /// What becomes of the rest.
+        state: ChunkState,
+    },
 }
 
 impl Command {
@@ -72,6 +82,7 @@ impl Command {
             Command::Grant(_) => "grant",
             Command::Revoke { .. } => "revoke",
             Command::Cancel { .. } => "cancel",
+            Command::ChunkAck { .. } => "chunk-ack",
         }
     }
 }

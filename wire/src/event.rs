@@ -6,6 +6,7 @@ use core::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
+use crate::capture::Chunk;
 use crate::ids::{JobId, LeaseId, SessionId, StreamId};
 use crate::job::Needs;
 use crate::result::Record;
@@ -151,6 +152,8 @@ pub enum Event {
     },
     /// How fast it sends, and what holds it back: with a heartbeat, when that has changed, and every minute.
     Pacing(Box<PacingReport>),
+    /// Bytes of a capture's file.
+    Chunk(Chunk),
 }
 
 /// Encodes one record for the spool.

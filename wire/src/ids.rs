@@ -37,6 +37,12 @@ pub enum IdError {
         /// How many digits the form has.
         digits: usize,
     },
+    /// Not a lease.
+    #[error("`{input}` is not a lease: a job's 16 hexadecimal digits, a dot and a number are expected")]
+    Lease {
+        /// The refused text.
+        input: String,
+    },
     /// Not a role.
     #[error("`{input}` is not a role: use one of scan, trace, capture, tool")]
     Role {
@@ -179,6 +185,17 @@ pub struct LeaseId {
     pub job: JobId,
     /// Counts grants of that job from 1; never used twice.
     pub grant: u32,
+}
+
+impl FromStr for LeaseId {
+    type Err = IdError;
+    fn from_str(text: &str) -> Result<Self, IdError> {
+        let parts = text.split_once('.').and_then(|(job, grant)| {
+            let plain = !grant.is_empty() && grant.bytes().all(|b| b.is_ascii_digit());
+            Some(Self { job: job.parse().ok()?, grant: grant.parse().ok().filter(|_| plain)? })
+        });
+        parts.ok_or_else(|| IdError::Lease { input: text.to_owned() })
+    }
 }
 
 impl fmt::Display for LeaseId {

@@ -11,6 +11,7 @@ use core::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
+use crate::capture::{CaptureError, CaptureOptions};
 use crate::ids::{JobId, Label, LeaseId, ProbeId, Role, SiteName};
 use crate::policy::AddressPolicy;
 use crate::space::{SpaceError, TargetSpace, TargetSpec};
@@ -47,6 +48,8 @@ pub enum JobKind {
     Survey(Box<Survey>),
     /// Which way packets take to each destination.
     Trace(Box<TraceOptions>),
+    /// Packets that pass an interface of each probe, kept as a file.
+    Capture(Box<CaptureOptions>),
 }
 
 impl JobKind {
@@ -56,6 +59,7 @@ impl JobKind {
             JobKind::Scan(options) => *options,
             JobKind::Survey(survey) => survey.scan,
             JobKind::Trace(options) => ScanOptions { technique: Technique::Trace, attempts: options.queries },
+            JobKind::Capture(_) => ScanOptions { technique: Technique::Capture, attempts: 1 },
         }
     }
 
@@ -63,14 +67,22 @@ impl JobKind {
     pub fn trace(&self) -> Option<&TraceOptions> {
         match self {
             JobKind::Trace(options) => Some(options),
-            JobKind::Scan(_) | JobKind::Survey(_) => None,
+            JobKind::Scan(_) | JobKind::Survey(_) | JobKind::Capture(_) => None,
+        }
+    }
+
+    /// What it captures, where it does.
+    pub fn capture(&self) -> Option<&CaptureOptions> {
+        match self {
+            JobKind::Capture(options) => Some(options),
+            JobKind::Scan(_) | JobKind::Survey(_) | JobKind::Trace(_) => None,
         }
     }
 
     /// Limits beyond the job's packet rate.
     pub fn limits(&self) -> RateLimits {
         match self {
-            JobKind::Scan(_) => RateLimits::default(),
+            JobKind::Scan(_) | JobKind::Capture(_) => RateLimits::default(),
             JobKind::Survey(survey) => survey.limits,
             JobKind::Trace(options) => options.limits,
         }
@@ -84,7 +96,8 @@ impl JobKind {
         let scan = self.scan();
         match self {
             JobKind::Trace(options) => Ok(options.check()?),
-            _ if scan.technique == Technique::Trace => Err(KindError::BareTrace),
+            JobKind::Capture(options) => Ok(options.check()?),
+            _ if matches!(scan.technique, Technique::Trace | Technique::Capture) => Err(KindError::Bare(scan.technique.as_str())),
             _ if !(1..=MAX_ATTEMPTS).contains(&scan.attempts) => Err(KindError::Attempts(scan.attempts)),
             _ => Ok(()),
         }
@@ -92,18 +105,26 @@ impl JobKind {
 
     /// The most packets that one target costs.
     pub fn packets_at_most(&self) -> u64 {
-        self.trace().map_or(self.scan().attempts.into(), TraceOptions::packets_at_most)
+        match self {
+            JobKind::Trace(options) => options.packets_at_most(),
+            JobKind::Capture(_) => 0,
+            JobKind::Scan(_) | JobKind::Survey(_) => self.scan().attempts.into(),
+        }
     }
 
     /// About how many packets two targets cost: of those of a scan one answers the first packet and the other none.
     pub fn packets_for_two(&self) -> u64 {
-        self.trace().map_or(1 + u64::from(self.scan().attempts), |options| options.packets_about().saturating_mul(2))
+        match self {
+            JobKind::Trace(options) => options.packets_about().saturating_mul(2),
+            JobKind::Capture(_) => 0,
+            JobKind::Scan(_) | JobKind::Survey(_) => 1 + u64::from(self.scan().attempts),
+        }
     }
 
     /// What it wants besides a plain scan, where it wants anything.
     pub fn survey(&self) -> Option<&Survey> {
         match self {
-            JobKind::Scan(_) | JobKind::Trace(_) => None,
+            JobKind::Scan(_) | JobKind::Trace(_) | JobKind::Capture(_) => None,
             JobKind::Survey(survey) => Some(survey),
         }
     }
@@ -115,12 +136,15 @@ pub enum KindError {
     /// Not 1 to 10.
     #[error("{0} attempts are asked for: 1 to {MAX_ATTEMPTS} are possible")]
     Attempts(u8),
-    /// The technique of traces without their options.
-    #[error("a scan does not trace: that is a job of its own kind")]
-    BareTrace,
+    /// The technique of another kind of job without its options.
+    #[error("a scan does not {0}: that is a job of its own kind")]
+    Bare(&'static str),
     /// A trace that cannot be.
     #[error(transparent)]
     Trace(#[from] TraceError),
+    /// A capture that cannot be.
+    #[error(transparent)]
+    Capture(#[from] CaptureError),
 }
 
 /// A scan with more to it. Everything left at its default makes it the same as a plain [`JobKind::Scan`].
@@ -305,6 +329,9 @@ pub enum Technique {
     Link,
     /// Packets whose TTL ends on the way: which routers lead to the host? Only as [`JobKind::Trace`].
     Trace,
+    /// Nothing: packets of others are captured. Its space is one position ([`TargetSpace::single`]), and it has no targets. Only as
+    /// [`JobKind::Capture`].
+    Capture,
 }
 
 /// The largest range of IPv6 addresses that a discovery asks for one by one, unless somebody says how: a quarter of an hour at 1000
@@ -325,15 +352,24 @@ impl Technique {
         self.transport().is_some()
     }
 
+    /// Whether it asks addresses one by one: what it does not is of a probe's link or interface as a whole.
+    pub fn has_targets(self) -> bool {
+        !matches!(self, Technique::Link | Technique::Capture)
+    }
+
     /// The transport protocol whose ports it works on.
     pub fn transport(self) -> Option<Transport> {
         match self {
             Technique::Syn | Technique::Connect | Technique::Ack => Some(Transport::Tcp),
             Technique::Udp => Some(Transport::Udp),
             Technique::Sctp => Some(Transport::Sctp),
-            Technique::Echo | Technique::Timestamp | Technique::Neighbour | Technique::Discover | Technique::Link | Technique::Trace => {
-                None
-            }
+            Technique::Echo
+            | Technique::Timestamp
+            | Technique::Neighbour
+            | Technique::Discover
+            | Technique::Link
+            | Technique::Trace
+            | Technique::Capture => None,
         }
     }
 
@@ -351,6 +387,7 @@ impl Technique {
             Technique::Discover => "discover",
             Technique::Link => "link",
             Technique::Trace => "trace",
+            Technique::Capture => "capture",
         }
     }
 
@@ -361,6 +398,7 @@ impl Technique {
             Technique::Syn | Technique::Connect | Technique::Ack | Technique::Sctp => "filtered",
             Technique::Echo | Technique::Timestamp | Technique::Neighbour | Technique::Discover | Technique::Link => "down",
             Technique::Trace => "not reached by a trace",
+            Technique::Capture => "not captured",
         }
     }
 }
@@ -443,8 +481,12 @@ impl JobSpec {
     /// the job asks: a link-local address would do.
     pub fn needs(&self) -> Needs {
         let technique = self.kind.scan().technique;
-        let (ipv4, ipv6) = if technique == Technique::Link { (false, false) } else { self.targets.include.families() };
-        let role = if technique == Technique::Trace { Role::Trace } else { Role::Scan };
+        let (ipv4, ipv6) = if technique.has_targets() { self.targets.include.families() } else { (false, false) };
+        let role = match technique {
+            Technique::Trace => Role::Trace,
+            Technique::Capture => Role::Capture,
+            _ => Role::Scan,
+        };
         Needs { role, raw_socket: technique != Technique::Connect, ipv4, ipv6 }
     }
 

@@ -5,11 +5,13 @@
 
 pub mod addr;
 pub mod atlas;
+pub mod capture;
 pub mod codec;
 pub mod command;
 pub mod enrol;
 pub mod envelope;
 pub mod event;
+pub mod filter;
 pub mod host;
 pub mod ids;
 pub mod job;

@@ -13,6 +13,7 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
+use crate::capture::Captured;
 use crate::host::HostBatch;
 use crate::ids::{JobId, LeaseId};
 use crate::job::Technique;
@@ -112,6 +113,7 @@ impl State {
     pub fn reason(self, technique: Technique) -> String {
         let text = match (self, technique) {
             (State::Up, Technique::Trace) => "trace",
+            (State::Up, Technique::Capture) => "captured",
             (State::Up, _) => "echo-reply",
             (State::UpBy(by), _) => by.as_str(),
             (State::Open, Technique::Connect) => "connected",
@@ -482,6 +484,8 @@ pub enum Record {
     Hosts(HostBatch),
     /// Paths that were traced. Stands before the batch that says who was reached, so that the batch is the checkpoint of both.
     Paths(PathBatch),
+    /// What a capture came to. Stands before the batch of its one position.
+    Captured(Box<Captured>),
 }
 
 /// Answers to positions that a batch has reported as silent.

@@ -52,6 +52,9 @@ pub enum SpaceError {
     /// IPv4 addresses are not found by link discovery.
     #[error("{0} is IPv4: link discovery finds IPv6 hosts; discover IPv4 networks address by address")]
     LinkV4(IpAddr),
+    /// Where there are none to be.
+    #[error("{0} is a target, and a capture has none: say by a filter which packets are wanted, such as `host {0}`")]
+    Targets(IpAddr),
 }
 
 /// What to probe, as it stands in a job spec.
@@ -127,9 +130,13 @@ impl TargetSpace {
     /// The space of a job by `technique`.
     ///
     /// # Errors
-    /// See [`TargetSpace::new`] and [`TargetSpace::link`].
+    /// See [`TargetSpace::new`], [`TargetSpace::link`] and [`TargetSpace::single`].
     pub fn of(technique: Technique, spec: &TargetSpec) -> Result<Self, SpaceError> {
-        if technique == Technique::Link { Self::link(spec) } else { Self::new(spec) }
+        match technique {
+            Technique::Link => Self::link(spec),
+            Technique::Capture => Self::single(spec),
+            _ => Self::new(spec),
+        }
     }
 
     /// The space of a link that is discovered as a whole: one unit, without a target. The addresses of the spec, which may be more
@@ -147,6 +154,17 @@ impl TargetSpace {
         }
         let runs = left.numbers().map(|(v4, first, last)| Run { v4, first, last, before: 0 }).collect();
         Ok(Self { runs, ports: None, width: 0, len: 1, excluded: 0, order: Permutation::new(1, spec.seed) })
+    }
+
+    /// The space of what has no targets: one unit.
+    ///
+    /// # Errors
+    /// When there are targets.
+    pub fn single(spec: &TargetSpec) -> Result<Self, SpaceError> {
+        match spec.include.ranges().next() {
+            Some((first, _)) => Err(SpaceError::Targets(first)),
+            None => Ok(Self { runs: Vec::new(), ports: None, width: 0, len: 1, excluded: 0, order: Permutation::new(1, spec.seed) }),
+        }
     }
 
     /// How many units; exact, at least 1.

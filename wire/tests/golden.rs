@@ -11,6 +11,7 @@ use std::time::Duration;
 
 use ed25519_dalek::SigningKey;
 use picket_wire::addr::parse_set;
+use picket_wire::capture::{CaptureCounts, CaptureEnd, CaptureOptions, Captured, Chunk, ChunkState};
 use picket_wire::codec::{decode, encode};
 use picket_wire::command::Command;
 use picket_wire::envelope::{Audience, Contents, open, seal};
@@ -429,6 +430,74 @@ fn traces() {
 }
 
 #[test]
+fn captures() {
+    let options = CaptureOptions {
+        interface: Some("eth1".into()),
+        filter: "tcp port 443".into(),
+        snap_len: 262_144,
+        promiscuous: true,
+        with_own: false,
+        packets: Some(1_000),
+        bytes: 1 << 30,
+        seconds: 600,
+    };
+    let targets = TargetSpec { include: Default::default(), exclude: Default::default(), ports: None, seed: 1 };
+    let job = |options| JobSpec { kind: JobKind::Capture(Box::new(options)), mode: Mode::Each, targets: targets.clone(), ..spec() };
+    frozen("command-job-capture", &Command::Job(job(options)));
+    frozen("command-job-capture-usual", &Command::Job(job(CaptureOptions::default())));
+    frozen("technique-capture", &Technique::Capture);
+    for (name, state) in [
+        ("command-chunk-ack", ChunkState::Open),
+        ("command-chunk-ack-whole", ChunkState::Whole),
+        ("command-chunk-ack-no-room", ChunkState::NoRoom),
+        ("command-chunk-ack-unwanted", ChunkState::Unwanted),
+    ] {
+        frozen(name, &Command::ChunkAck { lease: lease(), stored: 1 << 33, state });
+    }
+    frozen("event-chunk-question", &Event::Chunk(Chunk::question(lease())));
+    // As one packer made it; others may make other bytes, which unpack to the same.
+    let packed = hex::decode("cb48cdc9c957c8409000").unwrap();
+    let chunk = Chunk { lease: lease(), offset: 131_072, len: 17, packed };
+    assert_eq!(chunk.unpack().as_deref(), Ok(&b"hello hello hello"[..]));
+    frozen("event-chunk", &Event::Chunk(chunk));
+    let counts = CaptureCounts {
+        passed: Some(9_000),
+        accepted: 1_200,
+        kernel_drops: 100,
+        interface_drops: 1,
+        delivered: 1_100,
+        bytes: 700_000,
+        written: 1_099,
+        longer: 3,
+    };
+    let ends = [
+        ("asked", CaptureEnd::Asked),
+        ("packets", CaptureEnd::Packets),
+        ("bytes", CaptureEnd::Bytes),
+        ("time", CaptureEnd::Time),
+        ("disk", CaptureEnd::Disk("no space left on device".into())),
+        ("gone", CaptureEnd::Gone("the interface disappeared".into())),
+        ("interrupted", CaptureEnd::Interrupted),
+    ];
+    for (name, end) in ends {
+        let captured = Captured {
+            lease: lease(),
+            began: UnixMillis(1_700_000_000_000),
+            ended: UnixMillis(1_700_000_060_000),
+            interface: "eth1".into(),
+            filter: "(tcp port 443) and not (host 192.0.2.7)".into(),
+            end,
+            counts,
+            sections: 2,
+            len: 131_089,
+            sha256: [0xa5; 32],
+        };
+        assert_eq!(captured.check(), Ok(()));
+        frozen(&format!("record-captured-{name}"), &Record::Captured(Box::new(captured)));
+    }
+}
+
+#[test]
 fn envelopes() {
     let key = SigningKey::from_bytes(&[42; 32]);
     let contents = Contents {
@@ -458,6 +527,7 @@ fn damaged_messages_are_refused_and_never_panic() {
                     Ok(Record::Batch(batch)) => drop(batch.check()),
                     Ok(Record::Services(services)) => drop(services.check()),
                     Ok(Record::Paths(paths)) => drop(paths.check()),
+                    Ok(Record::Captured(captured)) => drop(captured.check()),
                     _ => {}
                 }
             }

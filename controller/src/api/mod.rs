@@ -9,6 +9,7 @@
 
 mod admin;
 mod auth;
+mod captures;
 mod extract;
 mod idempotency;
 mod jobs;
@@ -77,6 +78,10 @@ pub fn routes() -> Vec<Route> {
         read("/v1/hosts", get(results::hosts)),
         read("/v1/paths", get(results::paths)),
         route(Method::POST, "/v1/paths/accept", Access::Token(Operate), post(results::accept_paths)),
+        read("/v1/captures", get(captures::list)),
+        read("/v1/captures/{id}", get(captures::show)),
+        route(Method::GET, "/v1/captures/{id}/file", Access::Token(Operate), get(captures::file)),
+        route(Method::DELETE, "/v1/captures/{id}", Access::Token(Operate), delete(captures::remove)),
         read("/v1/fleet", get(probes::fleet)),
         read("/v1/probes", get(probes::list)),
         read("/v1/probes/{id}", get(probes::show)),

@@ -61,6 +61,7 @@ fn service_config(dir: &Path) -> ServiceConfig {
         policy: picket_wire::policy::AddressPolicy { allow: vec!["198.18.0.0/15".parse().unwrap()], deny: Vec::new() },
         timing: Timing::default(),
         lookup: crate::lookup::Settings::default(),
+        captures: Default::default(),
     }
 }
 
@@ -109,7 +110,7 @@ impl Lab {
 const JOB: &str = r#"{"targets":["198.18.0.0/30"],"ports":"22,80","technique":"syn"}"#;
 
 /// What each route asks, written down a second time: a change of a rule must be made in both places.
-const RULES: [(&str, &str, &str); 22] = [
+const RULES: [(&str, &str, &str); 26] = [
     ("GET", "/v1/health", "anybody"),
     ("POST", "/v1/enrol", "anybody"),
     ("POST", "/v1/jobs", "operate"),
@@ -120,6 +121,10 @@ const RULES: [(&str, &str, &str); 22] = [
     ("GET", "/v1/hosts", "read"),
     ("GET", "/v1/paths", "read"),
     ("POST", "/v1/paths/accept", "operate"),
+    ("GET", "/v1/captures", "read"),
+    ("GET", "/v1/captures/{id}", "read"),
+    ("GET", "/v1/captures/{id}/file", "operate"),
+    ("DELETE", "/v1/captures/{id}", "operate"),
     ("GET", "/v1/fleet", "read"),
     ("GET", "/v1/probes", "read"),
     ("GET", "/v1/probes/{id}", "read"),

@@ -22,6 +22,10 @@ const REQUEST_TIMEOUT: Duration = Duration::from_secs(60);
 const LONG_POLL: &str = "10s";
 /// Rebuilding the tables of a large database takes its time.
 const LONG_WORK: Duration = Duration::from_secs(3600);
+/// The longest stream: longer than any capture.
+const STREAM_MOST: Duration = Duration::from_secs(30 * 86_400);
+/// A controller that has gone without a word is noticed after some of these.
+const KEEPALIVE: Duration = Duration::from_secs(20);
 /// Longest error body that is read.
 const PROBLEM_MAX: usize = 64 * 1024;
 
@@ -33,6 +37,19 @@ pub(super) struct Client {
     token: String,
 }
 
+/// Bytes as they come.
+pub(super) struct Stream {
+    client: Client,
+    response: Response,
+}
+
+impl Stream {
+    /// The next bytes; none at the end.
+    pub(super) async fn next(&mut self) -> Result<Option<axum::body::Bytes>, Failure> {
+        self.response.chunk().await.map_err(|error| self.client.unreachable(&error))
+    }
+}
+
 /// A page of a list is asked for with these.
 pub(super) type Query = Vec<(&'static str, String)>;
 
@@ -42,6 +59,7 @@ impl Client {
             .tls_backend_preconfigured(tls(connection)?)
             .https_only(true)
             .connect_timeout(CONNECT_TIMEOUT)
+            .tcp_keepalive(KEEPALIVE)
             .redirect(reqwest::redirect::Policy::none())
             .user_agent(concat!("picket/", env!("CARGO_PKG_VERSION")));
         if is_loopback(&connection.server) {
@@ -61,6 +79,12 @@ impl Client {
 
     pub(super) async fn get<T: DeserializeOwned>(&self, path: &[&str], query: &Query) -> Result<T, Failure> {
         self.answer(self.request(Method::GET, path).query(query)).await
+    }
+
+    /// Opens what comes as a stream of bytes, for as long as it takes.
+    pub(super) async fn open(&self, path: &[&str], query: &Query) -> Result<Stream, Failure> {
+        let response = self.send(self.request(Method::GET, path).query(query).timeout(STREAM_MOST)).await?;
+        Ok(Stream { client: self.clone(), response })
     }
 
     pub(super) async fn post<T: DeserializeOwned>(&self, path: &[&str], body: &impl Serialize) -> Result<T, Failure> {

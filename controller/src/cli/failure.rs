@@ -86,7 +86,9 @@ impl Failure {
 
 impl fmt::Display for Failure {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "picket: {}", super::format::clean(&self.message))?;
+        // Some errors have a mark below the place that they mean.
+        let lines: Vec<String> = self.message.split('\n').map(super::format::clean).collect();
+        write!(f, "picket: {}", lines.join("\n"))?;
         match &self.hint {
             Some(hint) => write!(f, "\nhint: {hint}"),
             None => Ok(()),

@@ -6,6 +6,7 @@
 //! This module must not know the service: only the types of the HTTP API ([`crate::view`]).
 
 mod admin;
+mod captures;
 mod client;
 mod connect;
 mod failure;
@@ -79,6 +80,14 @@ enum Command {
         after_help = "Examples:\n  picket trace 198.18.9.2 --probe attic\n  picket trace www.example.org --mode each --method tcp --port 443\n  picket trace 198.18.0.0/22 --rate 1kpps --output ndjson > paths.ndjson\n  picket trace 198.18.9.2 --probe attic --multipath --confidence 99\n  picket trace 198.18.9.2 --probe attic --names\n\nProbes need the role trace: picket probe add attic --role scan,trace"
     )]
     Trace(trace::TraceArgs),
+    /// Have a probe capture packets, with the file written here while it grows
+    #[command(
+        after_help = "Examples:\n  picket capture --probe attic -w attic.pcapng tcp port 443 and host 192.0.2.7\n  picket capture --probe attic -i eth1 --time 10m -w - | wireshark -k -i -\n  picket capture --site hq --detach --bytes 1GiB udp port 53\n\nThe filter is in the language of pcap-filter(7). Headers only are kept unless more is asked for, which the policies of both sides\nmust permit. The probe's own traffic is left out. Probes need the role capture: picket probe add attic --role scan,capture"
+    )]
+    Capture(captures::CaptureArgs),
+    /// List, show, fetch and remove captures
+    #[command(subcommand)]
+    Captures(captures::CapturesCommand),
     /// List, show, watch and cancel jobs
     #[command(subcommand)]
     Job(jobs::JobCommand),
@@ -212,6 +221,8 @@ async fn dispatch(command: Command, context: &mut Context<'_>) -> Result<Exit, F
         Command::Discover(args) => scan::discover(args, context).await,
         Command::Trace(args) => trace::run(args, context).await,
         Command::Paths(args) => paths::run(args, context).await,
+        Command::Capture(args) => captures::capture(args, context).await,
+        Command::Captures(command) => captures::captures(command, context).await,
         Command::Job(command) => jobs::run(command, context).await,
         Command::Results(args) => results::run(args, context).await,
         Command::Hosts(args) => hosts::run(args, context).await,

@@ -279,6 +279,7 @@ impl WorkArgs {
             host_probes: Vec::new(),
             services: None,
             trace: None,
+            capture: None,
             priority: self.priority.map(|priority| match priority {
                 PriorityArg::Interactive => Priority::Interactive,
                 PriorityArg::Bulk => Priority::Bulk,
@@ -449,7 +450,7 @@ async fn submit_all(client: &Client, requests: &[JobRequest]) -> Result<Vec<Subm
 }
 
 /// Submits under a key of its own, so that a lost answer does not make two jobs.
-async fn submit(client: &Client, request: &JobRequest) -> Result<Submitted, Failure> {
+pub(super) async fn submit(client: &Client, request: &JobRequest) -> Result<Submitted, Failure> {
     let mut key = [0; 16];
     getrandom::fill(&mut key).map_err(|error| Failure::new(Exit::Failure, format!("the system gave no random bytes: {error}")))?;
     client.post_once(&["jobs"], request, &hex::encode(key)).await

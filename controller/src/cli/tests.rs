@@ -41,8 +41,14 @@ fn every_example_is_understood() {
     examples(&command(), &mut found);
     assert!(found.len() > 15, "{found:?}");
     for line in found {
-        let line =
-            line.split([';', '>']).next().unwrap_or_default().split("&&").next().unwrap_or_default().replace("'box was stolen'", "stolen");
+        let line = line
+            .split([';', '>', '|'])
+            .next()
+            .unwrap_or_default()
+            .split("&&")
+            .next()
+            .unwrap_or_default()
+            .replace("'box was stolen'", "stolen");
         let args = std::iter::once("picket").chain(line.split_whitespace()).map(OsString::from);
         if let Err(error) = parse(args) {
             panic!("{line}: {error}");

@@ -10,6 +10,7 @@ use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::sync::Arc;
 use std::time::Duration;
 
+use picket_wire::capture::{Chunk, ChunkState};
 use picket_wire::codec;
 use picket_wire::command::Command;
 use picket_wire::envelope::{self, Audience, Contents};
@@ -18,6 +19,7 @@ use picket_wire::ids::{JobId, LeaseId, ProbeId, Role, SessionId, StreamId};
 use picket_wire::job::Mode;
 use picket_wire::result::{LeaseEnd, Record, ResultBatch};
 use picket_wire::topic::Topic;
+use picket_wire::units::UnixMillis;
 use tokio::sync::mpsc;
 
 use super::serial::SerialClock;
@@ -31,7 +33,7 @@ use crate::pki::Pki;
 use crate::results::project::{self, Origin};
 use crate::results::traced::{self, Tracing};
 use crate::service::{ServiceConfig, ServiceError, Shared};
-use crate::store::{Change, Fate, Ingest, LateRow, ProbeRecord, RawRecord, Store, StoreError};
+use crate::store::{CaptureQuery, CaptureRow, Change, Fate, Ingest, LateRow, ProbeRecord, RawRecord, Store, StoreError};
 use crate::view::{JobView, ProbeJob};
 
 /// Bytes of records that one transaction takes, about: at 4 bytes an answer, 130,000 answers.
@@ -45,6 +47,9 @@ const OVER_KEPT: usize = 32;
 const RESEND_AFTER: Duration = Duration::from_secs(10);
 /// The same acknowledgement or cancel is not repeated faster.
 const REPEAT_AFTER: Duration = Duration::from_secs(5);
+/// Old captures are looked for this often, and at most so many of them removed each time.
+const EXPIRE_EVERY: Duration = Duration::from_secs(60);
+const EXPIRE_AT_ONCE: u32 = 16;
 /// Signs of life are written down this often.
 const SEEN_EVERY: Duration = Duration::from_secs(60);
 
@@ -73,6 +78,7 @@ enum Message {
     Heartbeat(ProbeId, Heartbeat),
     NeedJob(ProbeId, JobId),
     Pacing(ProbeId, Box<PacingReport>),
+    Chunk(ProbeId, Chunk),
 }
 
 /// All state of the controller that changes.
@@ -97,6 +103,8 @@ pub(crate) struct Core {
     /// Whether memory may differ from the database.
     stale: bool,
     seen_written: Mono,
+    /// When captures were last looked through for old ones.
+    captures_looked: Mono,
 }
 
 fn internal(action: &'static str) -> impl FnOnce(StoreError) -> ServiceError {
@@ -147,6 +155,7 @@ impl Core {
             dirty: true,
             stale: true,
             seen_written: now.mono,
+            captures_looked: now.mono,
         };
         core.refresh().await?;
         Ok(core)
@@ -267,6 +276,7 @@ impl Core {
                 Ok(Event::Heartbeat(beat)) => Message::Heartbeat(id, beat),
                 Ok(Event::NeedJob { job }) => Message::NeedJob(id, job),
                 Ok(Event::Pacing(report)) => Message::Pacing(id, report),
+                Ok(Event::Chunk(chunk)) => Message::Chunk(id, chunk),
                 Err(error) => {
                     unreadable(&id, error);
                     return None;
@@ -290,6 +300,7 @@ impl Core {
                 self.registry.pacing(&id, *report, self.clock.now());
                 Ok(())
             }
+            Message::Chunk(id, chunk) => self.chunk(&id, &chunk).await,
             Message::Records(records) => self.ingest(vec![records]).await,
         }
     }
@@ -514,6 +525,7 @@ impl Core {
             return Ok(());
         }
         let mut ingest = Ingest::default();
+        let mut over: Vec<(ProbeId, LeaseId)> = Vec::new();
         let mut acks: BTreeMap<(ProbeId, StreamId), (i64, u64)> = BTreeMap::new();
         for message in messages {
             if self.registry.enrolled(&message.probe).is_none() {
@@ -523,6 +535,8 @@ impl Core {
             self.registry.heard(&message.probe, self.clock.now());
             let taken = self.take(&message, &mut ingest).await;
             let (key, stored) = self.failed(taken)?;
+            let new = ingest.projection.overs.get(over.len()..).unwrap_or_default();
+            over.extend(new.iter().map(|row| (message.probe.clone(), row.over.lease)));
             acks.insert((message.probe, message.stream), (key, stored));
         }
         ingest.stored = acks.values().filter(|(_, stored)| *stored > 0).copied().collect();
@@ -539,6 +553,10 @@ impl Core {
                 known.acked = Some(now.mono);
             }
             self.tell(&probe, Command::Ack { stream, up_to: stored });
+        }
+        for (probe, lease) in over {
+            // All of its file may have come before: the probe waits for no more than that word.
+            self.chunk(&probe, &Chunk::question(lease)).await?;
         }
         Ok(())
     }
@@ -603,13 +621,13 @@ impl Core {
                 ingest.losses.push((raw.stream, records, bytes));
                 Ok(Fate::Counted)
             }
-            found @ (Record::Late(_) | Record::Services(_) | Record::Hosts(_) | Record::Paths(_)) => {
+            found @ (Record::Late(_) | Record::Services(_) | Record::Hosts(_) | Record::Paths(_) | Record::Captured(_)) => {
                 self.extras(probe, raw, &found, ingest)
             }
         })
     }
 
-    /// What is told beside batches: late answers, services, hosts on the link, paths.
+    /// What is told beside batches: late answers, services, hosts on the link, paths, what captures came to.
     fn extras(&mut self, probe: &ProbeId, raw: &RawRecord, record: &Record, ingest: &mut Ingest) -> Result<Fate, String> {
         let id = project::lease_of(record).ok_or("it is of no lease")?;
         let unknown = || format!("lease {id} was never granted to this probe");
@@ -625,6 +643,9 @@ impl Core {
                 let covered =
                     job.parts.iter().find(|book| book.record.number == lease.part).map(|book| &book.covered).ok_or_else(unknown)?;
                 traced::paths(paths, lease, covered, &job.space, tracing(job), origin, &mut ingest.projection)
+            }
+            Record::Captured(captured) => {
+                project::captured(captured, job.record.spec.kind.capture().is_some(), origin, &mut ingest.projection)
             }
             _ => Err("it tells no findings".to_owned()),
         }
@@ -702,6 +723,91 @@ impl Core {
         self.touched.insert(id);
         self.dirty = true;
         Ok(Fate::Counted)
+    }
+
+    // ---- captures -------------------------------------------------------------------------------------------------
+
+    /// Takes bytes of a capture's file where they follow on what is here, and says what is here.
+    async fn chunk(&mut self, id: &ProbeId, chunk: &Chunk) -> Result<(), StoreError> {
+        if self.registry.enrolled(id).is_none() {
+            log::warn!("{id} sent bytes of a capture, but it is not an enrolled probe");
+            return Ok(());
+        }
+        self.registry.heard(id, self.clock.now());
+        let taken = self.take_chunk(id, chunk).await;
+        let (stored, state) = self.failed(taken)?;
+        self.tell(id, Command::ChunkAck { lease: chunk.lease, stored, state });
+        Ok(())
+    }
+
+    async fn take_chunk(&mut self, id: &ProbeId, chunk: &Chunk) -> Result<(u64, ChunkState), StoreError> {
+        let lease = chunk.lease;
+        let known = self.recall(lease.job).await?;
+        let job = self.jobs.get(&lease.job).filter(|_| known);
+        let options = job.filter(|job| job.leases.get(&lease.grant).is_some_and(|held| held.probe == *id));
+        let Some(options) = options.and_then(|job| job.record.spec.kind.capture()).cloned() else {
+            log::warn!("probe {id} sent bytes of a capture that it was never asked for, lease {lease}");
+            return Ok((0, ChunkState::Unwanted));
+        };
+        let Some(probe) = self.registry.get(id).map(|probe| probe.record.clone()) else { return Ok((0, ChunkState::Unwanted)) };
+        let query = CaptureQuery { lease: Some(lease), limit: 1, ..CaptureQuery::default() };
+        let now = self.clock.now().wall;
+        let row = self.store.captures(&query).await?.pop().map(|found| found.row).unwrap_or_else(|| CaptureRow {
+            lease,
+            probe: probe.key,
+            site: probe.site,
+            stored: 0,
+            packed: 0,
+            first: now,
+            last: now,
+            over: None,
+            removed: None,
+        });
+        if row.removed.is_some() {
+            return Ok((row.stored, ChunkState::Unwanted));
+        }
+        if chunk.len == 0 || chunk.offset != row.stored {
+            return Ok((row.stored, row.state()));
+        }
+        // Each time that it is continued, a file begins again with a head.
+        let most = options.bytes.saturating_mul(2);
+        let wrong = match chunk.unpack() {
+            Ok(_) if chunk.end() > most => Some(format!("it has more than the {} bytes that were asked for", options.bytes)),
+            Ok(_) => None,
+            Err(error) => Some(error.to_string()),
+        };
+        if let Some(wrong) = wrong {
+            log::warn!("probe {id}: the capture of lease {lease} is not taken any further: {wrong}");
+            return Ok((row.stored, ChunkState::Unwanted));
+        }
+        if self.store.captures_size().await?.saturating_add(chunk.packed.len() as u64) > self.config.captures.max_bytes {
+            log::warn!("captures take all of their {} bytes: lease {lease} of probe {id} waits for room", self.config.captures.max_bytes);
+            return Ok((row.stored, ChunkState::NoRoom));
+        }
+        if !self.store.put_chunk(&row, chunk, now).await? {
+            return Ok((row.stored, ChunkState::Open));
+        }
+        let grown = CaptureRow { stored: chunk.end(), ..row };
+        Ok((grown.stored, grown.state()))
+    }
+
+    /// Removes the bytes of captures that are older than they are kept.
+    async fn expire_captures(&mut self, now: Now) -> Result<(), StoreError> {
+        self.captures_looked = now.mono;
+        let keep = self.config.captures.keep;
+        let before = UnixMillis(now.wall.0.saturating_sub(u64::try_from(keep.as_millis()).unwrap_or(u64::MAX)));
+        let query = CaptureQuery { untouched_since: Some(before), limit: EXPIRE_AT_ONCE, ..CaptureQuery::default() };
+        let old = self.store.captures(&query).await?;
+        for capture in &old {
+            let lease = capture.row.lease;
+            log::info!(
+                "the capture of lease {lease} by probe {} is removed: it is older than {} days",
+                capture.probe,
+                keep.as_secs() / 86_400
+            );
+            self.store.remove_capture(lease, now.wall, "its time is over").await?;
+        }
+        Ok(())
     }
 
     // ---- requests -------------------------------------------------------------------------------------------------
@@ -827,6 +933,10 @@ impl Core {
         self.dirty = true;
         self.settle().await?;
         self.publish(now);
+        if now.mono.since(self.captures_looked) >= EXPIRE_EVERY {
+            let expired = self.expire_captures(now).await;
+            self.failed(expired)?;
+        }
         if now.mono.since(self.seen_written) >= SEEN_EVERY {
             self.seen_written = now.mono;
             let records: Vec<ProbeRecord> =

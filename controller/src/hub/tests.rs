@@ -5,6 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 
+use picket_wire::capture::{CaptureCounts, CaptureEnd, Captured, Chunk, ChunkState};
 use picket_wire::codec;
 use picket_wire::command::Command;
 use picket_wire::envelope::{self, Serials};
@@ -26,10 +27,10 @@ use super::{Inbound, Outgoing};
 use crate::clock::{Clock, date};
 use crate::fleet::registry::tests::{beat, birth, record};
 use crate::pki::{Names, Pki};
-use crate::service::{HostQuery, PathsQuery, ResultQuery, Service, ServiceConfig, Timing};
+use crate::service::{CapturesQuery, HostQuery, PathsQuery, ResultQuery, Service, ServiceConfig, Timing};
 use crate::store::sqlite::SqliteStore;
 use crate::store::{ProbeRecord, Store};
-use crate::view::{AcceptPaths, JobRequest, JobState, JobView, PathRow, ProbeState, Reached, ResultRow};
+use crate::view::{AcceptPaths, CaptureState, JobRequest, JobState, JobView, PathRow, ProbeState, Reached, ResultRow};
 
 /// A probe with a spool that survives everything.
 struct Probe {
@@ -48,6 +49,8 @@ struct Probe {
     over: BTreeSet<LeaseId>,
     jobs: BTreeMap<JobId, (JobSpec, TargetSpace)>,
     serials: Serials,
+    /// Answers to chunks.
+    acks: Vec<(LeaseId, u64, ChunkState)>,
     /// Every position that it has asked, by job.
     asked: Vec<(JobId, u64)>,
 }
@@ -68,6 +71,7 @@ impl Probe {
             over: BTreeSet::new(),
             jobs: BTreeMap::new(),
             serials: Serials::default(),
+            acks: Vec::new(),
             asked: Vec::new(),
         }
     }
@@ -159,6 +163,7 @@ impl Probe {
                 self.spool = self.spool.split_off(&(up_to + 1));
             }
             Command::HeartbeatAck { .. } => {}
+            Command::ChunkAck { lease, stored, state } => self.acks.push((lease, stored, state)),
             Command::Job(spec) => {
                 let space = spec.space().unwrap();
                 self.jobs.insert(spec.id, (spec, space));
@@ -191,7 +196,9 @@ impl Probe {
 
 /// A controller and its probes.
 struct Field {
-    dir: tempfile::TempDir,
+    /// Removed with it.
+    _dir: tempfile::TempDir,
+    config: ServiceConfig,
     clock: Clock,
     service: Service,
     outbox: mpsc::UnboundedReceiver<Outgoing>,
@@ -201,9 +208,8 @@ struct Field {
     up: Vec<Inbound>,
 }
 
-async fn open(dir: &tempfile::TempDir, clock: &Clock) -> (Service, mpsc::UnboundedReceiver<Outgoing>) {
-    let pki = Pki::open(&dir.path().join("data"), &Names::default(), date(clock.now().wall)).unwrap();
-    let config = ServiceConfig {
+fn config(dir: &tempfile::TempDir) -> ServiceConfig {
+    ServiceConfig {
         data_dir: dir.path().join("data"),
         database: dir.path().join("data/picket.db"),
         prefix: Prefix::default(),
@@ -212,7 +218,12 @@ async fn open(dir: &tempfile::TempDir, clock: &Clock) -> (Service, mpsc::Unbound
         policy: AddressPolicy { allow: vec!["198.18.0.0/15".parse().unwrap(), "2001:db8::/32".parse().unwrap()], deny: vec![] },
         timing: Timing::default(),
         lookup: crate::lookup::Settings::default(),
-    };
+        captures: Default::default(),
+    }
+}
+
+async fn open(config: ServiceConfig, clock: &Clock) -> (Service, mpsc::UnboundedReceiver<Outgoing>) {
+    let pki = Pki::open(&config.data_dir, &Names::default(), date(clock.now().wall)).unwrap();
     let service = Service::open(config, Arc::new(pki), clock.clone()).await.unwrap();
     let outbox = service.take_outbox().unwrap();
     (service, outbox)
@@ -226,13 +237,14 @@ impl Field {
         std::fs::set_permissions(dir.path().join("data"), std::os::unix::fs::PermissionsExt::from_mode(0o700)).unwrap();
         let store = SqliteStore::open(&dir.path().join("data/picket.db")).await.unwrap();
         for id in probes {
-            let roles = vec![Role::Scan, Role::Trace];
+            let roles = vec![Role::Scan, Role::Trace, Role::Capture];
             store.put_probe(&ProbeRecord { key: 0, site: id.parse().unwrap(), roles, ..record(id) }).await.unwrap();
         }
         drop(store);
-        let (service, outbox) = open(&dir, &clock).await;
+        let config = config(&dir);
+        let (service, outbox) = open(config.clone(), &clock).await;
         let probes = probes.iter().zip(1..).map(|(id, stream)| Probe::new(id, stream * 1000)).collect();
-        let mut field = Self { dir, clock, service, outbox, probes, fleet: BTreeMap::new(), up: Vec::new() };
+        let mut field = Self { _dir: dir, config, clock, service, outbox, probes, fleet: BTreeMap::new(), up: Vec::new() };
         for index in 0..field.probes.len() {
             field.connect(index).await;
         }
@@ -242,7 +254,7 @@ impl Field {
     /// The controller dies, and another begins with the same database. All connections break.
     async fn restart(&mut self) {
         self.up.clear();
-        let (service, outbox) = open(&self.dir, &self.clock).await;
+        let (service, outbox) = open(self.config.clone(), &self.clock).await;
         (self.service, self.outbox) = (service, outbox);
         for index in 0..self.probes.len() {
             if self.probes[index].connected {
@@ -314,7 +326,7 @@ impl Field {
                 self.fleet.insert(path.clone(), serde_json::from_slice(&message.payload).unwrap());
                 return;
             }
-            Topic::RoleCmd(Role::Scan | Role::Trace) => (0..self.probes.len()).collect(),
+            Topic::RoleCmd(Role::Scan | Role::Trace | Role::Capture) => (0..self.probes.len()).collect(),
             Topic::ProbeCmd(id) => (0..self.probes.len()).filter(|index| self.probes[*index].id == *id).collect(),
             _ => panic!("the controller wrote to {}", message.topic),
         };
@@ -327,7 +339,7 @@ impl Field {
             if !probe.connected {
                 continue;
             }
-            probe.serials.judge(&contents, &probe.id, &[Role::Scan, Role::Trace], now).unwrap();
+            probe.serials.judge(&contents, &probe.id, &[Role::Scan, Role::Trace, Role::Capture], now).unwrap();
             probe.serials.accept(&contents);
             let id = probe.id.clone();
             for event in probe.obey(contents.command.clone()) {
@@ -1080,6 +1092,128 @@ async fn a_refused_job_ends_with_the_reason() {
     assert_eq!(over.state, JobState::Failed);
     assert!(over.reason.as_ref().unwrap().contains("the site's policy forbids scans"), "{:?}", over.reason);
     assert_eq!((over.coverage.asked, over.coverage.not_reached), (2560, 2560));
+}
+
+/// The end of a capture whose file has these bytes.
+fn captured(lease: LeaseId, file: &[u8], at: UnixMillis) -> Captured {
+    Captured {
+        lease,
+        began: at,
+        ended: at.after(Duration::from_secs(3)),
+        interface: "eth0".into(),
+        filter: "tcp".into(),
+        end: CaptureEnd::Time,
+        counts: CaptureCounts { accepted: 9, delivered: 9, written: 9, ..CaptureCounts::default() },
+        sections: 1,
+        len: file.len() as u64,
+        sha256: [7; 32],
+    }
+}
+
+/// All of a capture that is here.
+async fn file_of(field: &Field, lease: LeaseId) -> Vec<u8> {
+    let mut whole = Vec::new();
+    loop {
+        let (bytes, _) = field.service.capture_bytes(lease, whole.len() as u64).await.unwrap();
+        if bytes.is_empty() {
+            return whole;
+        }
+        whole.extend(bytes);
+    }
+}
+
+#[tokio::test]
+async fn a_captures_bytes_are_taken_in_order_once_and_kept_as_they_came() {
+    let mut field = Field::new(&["attic", "cellar"]).await;
+    let job =
+        field.submit(serde_json::json!({ "technique": "capture", "select": { "probes": ["attic"] }, "capture": { "bytes": 4096 } })).await;
+    let lease = field.probes[0].leases.keys().next().copied().unwrap();
+    let file: Vec<u8> = (0..5_000u32).flat_map(u32::to_le_bytes).take(6_000).collect();
+    let chunk = |from: usize, to: usize| Event::Chunk(Chunk::pack(lease, from as u64, &file[from..to]));
+    let state = async |field: &Field| {
+        let page = field.service.captures(&CapturesQuery { job: Some(job.id), ..CapturesQuery::default() }).await.unwrap();
+        page.items.first().map(|view| (view.state, view.stored))
+    };
+    assert_eq!(state(&field).await, None);
+    // In order, repeated, with a gap, from somebody else, and as no packer would have made them.
+    let foreign = Event::Chunk(Chunk::pack(lease, 1_000, b"cellar's"));
+    let damaged = Event::Chunk(Chunk { lease, offset: 3_000, len: 99, packed: vec![1, 2, 3] });
+    let nobodys = Event::Chunk(Chunk::pack(LeaseId { job: JobId(1), grant: 1 }, 0, b"?"));
+    let too_long = Event::Chunk(Chunk::pack(lease, 3_000, &[0; 9_000]));
+    let cases = [
+        (0, Event::Chunk(Chunk::question(lease)), 0, ChunkState::Open),
+        (0, chunk(0, 1_000), 1_000, ChunkState::Open),
+        (0, chunk(0, 1_000), 1_000, ChunkState::Open),
+        (0, chunk(2_000, 3_000), 1_000, ChunkState::Open),
+        (1, foreign, 0, ChunkState::Unwanted),
+        (0, chunk(1_000, 3_000), 3_000, ChunkState::Open),
+        (0, damaged, 3_000, ChunkState::Unwanted),
+        (0, too_long, 3_000, ChunkState::Unwanted),
+        (0, nobodys, 0, ChunkState::Unwanted),
+    ];
+    for (index, event, stored, state) in cases {
+        field.event(index, &event);
+        field.quiet().await;
+        let (_, told, how) = field.probes[index].acks.pop().unwrap();
+        assert_eq!((told, how), (stored, state), "{event:?}");
+    }
+    assert_eq!(state(&field).await, Some((CaptureState::Running, 3_000)));
+    assert_eq!(file_of(&field, lease).await, file[..3_000]);
+    assert_eq!(field.service.capture_bytes(lease, 2_999).await.unwrap().0, file[2_999..3_000]);
+    // The controller dies; the end comes before the rest of the file.
+    field.restart().await;
+    let now = field.clock.now().wall;
+    let batch = field.probes[0].batch(lease, 0, 1, now);
+    field.probes[0].append(&Record::Captured(Box::new(captured(lease, &file, now))));
+    field.probes[0].append(&Record::Batch(batch));
+    field.probes[0].end(lease, 1, LeaseEnd::Done);
+    field.quiet().await;
+    assert_eq!(field.service.job(job.id).await.unwrap().state, JobState::Done);
+    assert_eq!(state(&field).await, Some((CaptureState::Arriving, 3_000)));
+    field.event(0, &chunk(3_000, 6_000));
+    field.quiet().await;
+    assert_eq!(field.probes[0].acks.pop().unwrap(), (lease, 6_000, ChunkState::Whole));
+    assert_eq!(file_of(&field, lease).await, file);
+    let view = field.service.capture(lease).await.unwrap();
+    assert_eq!((view.state, view.bytes, view.end.as_deref()), (CaptureState::Whole, Some(6_000), Some("time")));
+    assert_eq!(view.ended, Some(view.began.clone().unwrap()), "no moment lies after the record came");
+    // Everything that is no evidence is made anew.
+    field.service.rebuild().await.unwrap();
+    assert_eq!(field.service.capture(lease).await.unwrap(), view);
+    // Who reads it is remembered; what is removed is gone, and not taken again.
+    field.service.begin_download(lease, 7, "alice").await.unwrap();
+    let downloads = field.service.capture(lease).await.unwrap().downloads.unwrap();
+    assert_eq!((downloads.len(), downloads[0].actor.as_str(), downloads[0].from), (1, "alice", 7));
+    field.service.remove_capture(lease, "bob").await.unwrap();
+    assert_eq!(field.service.begin_download(lease, 0, "alice").await.unwrap_err().to_string().contains("by bob"), true);
+    assert_eq!((file_of(&field, lease).await.len(), state(&field).await), (0, Some((CaptureState::Removed, 6_000))));
+    field.event(0, &Event::Chunk(Chunk::question(lease)));
+    field.quiet().await;
+    assert_eq!(field.probes[0].acks.pop().unwrap(), (lease, 6_000, ChunkState::Unwanted));
+}
+
+#[tokio::test]
+async fn captures_have_no_more_room_than_is_given_and_expire() {
+    let mut field = Field::new(&["attic"]).await;
+    let job = field.submit(serde_json::json!({ "technique": "capture" })).await;
+    let lease = field.probes[0].leases.keys().next().copied().unwrap();
+    field.config.captures.max_bytes = 1_000;
+    field.restart().await;
+    // Nothing that could be packed.
+    let mut noise = vec![0; 900];
+    getrandom::fill(&mut noise).unwrap();
+    field.event(0, &Event::Chunk(Chunk::pack(lease, 0, &noise)));
+    field.quiet().await;
+    assert_eq!(field.probes[0].acks.pop().unwrap(), (lease, 900, ChunkState::Open));
+    field.event(0, &Event::Chunk(Chunk::pack(lease, 900, &noise)));
+    field.quiet().await;
+    assert_eq!(field.probes[0].acks.pop().unwrap(), (lease, 900, ChunkState::NoRoom));
+    field.service.cancel(job.id, "admin").await.unwrap();
+    field.quiet().await;
+    field.wait(field.config.captures.keep + Duration::from_secs(61)).await;
+    let view = field.service.capture(lease).await.unwrap();
+    assert_eq!((view.state, view.remover.as_deref()), (CaptureState::Removed, Some("its time is over")));
+    assert!(file_of(&field, lease).await.is_empty());
 }
 
 #[tokio::test]

@@ -471,11 +471,11 @@ fn each(job: &Work, workers: &[Worker], load: &mut BTreeMap<ProbeId, usize>, act
             for held in held {
                 actions.push(Action::Expire { lease: held.id, reason: "nothing more is expected of its probe".to_owned() });
             }
+            failed.push(lost.as_ref().map_or_else(|| id.to_string(), |reason| format!("{id} ({reason})")));
             if let (false, Some(reason)) = (part.abandoned, lost) {
                 actions.push(Action::Abandon { job: job.id, part: number, reason: reason.clone() });
                 over = false;
             }
-            failed.push(id.to_string());
             continue;
         }
         over = false;

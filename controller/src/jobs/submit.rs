@@ -8,6 +8,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use picket_wire::addr::{self, AddrSet};
+use picket_wire::capture::{BYTES_DEFAULT, CaptureOptions, HEADERS, Keeps, SECONDS_DEFAULT};
 use picket_wire::codec;
 use picket_wire::ids::JobId;
 use picket_wire::job::{
@@ -140,6 +141,8 @@ pub struct Setting<'a> {
     pub names: &'a [ResolvedName],
     /// The fleet's policy.
     pub policy: &'a AddressPolicy,
+    /// What captures may keep of packets.
+    pub captures: Keeps,
     /// The system's names of ports.
     pub services: &'a Services,
     /// The fleet.
@@ -206,6 +209,12 @@ fn kind(request: &JobRequest, attempts: Option<u8>, few: bool) -> Result<JobKind
     if technique == Technique::Trace {
         return trace(request, limits, few);
     }
+    if technique == Technique::Capture {
+        return capture(request, limits);
+    }
+    if request.capture.is_some() {
+        return Err(invalid("capture", format!("a {} scan does not capture: use the technique capture", technique.as_str())));
+    }
     if request.trace.is_some() {
         return Err(invalid("trace", format!("a {} scan does not trace: use the technique trace", technique.as_str())));
     }
@@ -223,6 +232,38 @@ fn kind(request: &JobRequest, attempts: Option<u8>, few: bool) -> Result<JobKind
         return Ok(JobKind::Scan(scan));
     }
     Ok(JobKind::Survey(Box::new(Survey { scan, host_probes, limits, services: request.services })))
+}
+
+/// What a job captures: what the request leaves open is as usual.
+fn capture(request: &JobRequest, limits: RateLimits) -> Result<JobKind, ServiceError> {
+    if request.attempts.is_some() || request.rate.is_some() || limits != RateLimits::default() {
+        return Err(invalid("rate", "a capture sends nothing: leave out rates, limits and attempts"));
+    }
+    let asked = request.capture.clone().unwrap_or_default();
+    let options = CaptureOptions {
+        interface: asked.interface,
+        filter: asked.filter.unwrap_or_default(),
+        snap_len: asked.snap_length.unwrap_or(HEADERS),
+        promiscuous: !asked.no_promiscuous,
+        with_own: asked.with_own,
+        packets: asked.packets,
+        bytes: asked.bytes.unwrap_or(BYTES_DEFAULT),
+        seconds: asked.seconds.unwrap_or(SECONDS_DEFAULT),
+    };
+    options.check().map_err(|error| invalid("capture", error))?;
+    Ok(JobKind::Capture(Box::new(options)))
+}
+
+/// What each probe captures, in words.
+fn capture_words(options: &CaptureOptions) -> String {
+    let interface = options.interface.as_deref().unwrap_or("the interface that it measures on");
+    let what = if options.filter.is_empty() { "all packets".to_owned() } else { format!("packets that match `{}`", options.filter) };
+    let own = if options.with_own { "its own traffic included" } else { "without its own traffic" };
+    let packets = options.packets.map(|packets| format!(", {packets} packets")).unwrap_or_default();
+    format!(
+        "each probe, on {interface}: {what}, {own}, {} bytes of each, until there are {} s{packets} or a file of {} bytes; nothing is sent",
+        options.snap_len, options.seconds, options.bytes
+    )
 }
 
 /// How a job traces: what the request leaves open is chosen here, for few destinations or for many.
@@ -300,7 +341,10 @@ pub fn draft(request: JobRequest, setting: Setting<'_>) -> Result<Draft, Service
     let space = TargetSpace::of(request.technique, &targets).map_err(|error| invalid("targets", error))?;
     let left = targets.include.minus(&targets.exclude);
     let judged = policy::judge(setting.policy, &left);
-    if judged.permitted == 0 {
+    if let Some(reason) = kind.capture().and_then(|options| setting.captures.forbids(options.snap_len)) {
+        return Err(invalid("capture.snap_length", format!("the fleet's policy ([captures] allow) forbids it: {reason}")));
+    }
+    if judged.permitted == 0 && kind.capture().is_none() {
         let example = judged.example.unwrap_or_default();
         return Err(invalid("targets", format!("the fleet's policy refuses every target ({example})")));
     }
@@ -353,6 +397,14 @@ fn included(request: &JobRequest, named: &AddrSet) -> Result<AddrSet, ServiceErr
     if !named.is_empty() {
         return Ok(named.clone());
     }
+    if request.technique == Technique::Capture {
+        return match request.targets.first() {
+            None => Ok(AddrSet::default()),
+            Some(text) => {
+                Err(invalid("targets", format!("`{text}`: a capture has no targets: say by `capture.filter` which packets are wanted")))
+            }
+        };
+    }
     if request.technique == Technique::Link && request.targets.is_empty() {
         let all = (IpAddr::V6(Ipv6Addr::UNSPECIFIED), IpAddr::V6(Ipv6Addr::from_bits(u128::MAX)));
         return Ok(vec![all].try_into().expect("all of IPv6 is in order and of one family"));
@@ -366,7 +418,10 @@ fn mode(request: &JobRequest) -> Result<Mode, ServiceError> {
         (Technique::Link, Some(Mode::Split)) => {
             Err(invalid("mode", "`split`: every probe discovers the link that it is on, so there is nothing to share: use each"))
         }
-        (Technique::Link, _) => Ok(Mode::Each),
+        (Technique::Capture, Some(Mode::Split)) => {
+            Err(invalid("mode", "`split`: every probe captures on an interface of its own, so there is nothing to share: use each"))
+        }
+        (Technique::Link | Technique::Capture, _) => Ok(Mode::Each),
         (_, mode) => Ok(mode.unwrap_or(Mode::Split)),
     }
 }
@@ -401,11 +456,16 @@ fn outlook(
         Mode::Split => (once, rates.sum()),
         Mode::Each => (once.saturating_mul(fit.len() as u64), rates.min().unwrap_or(0)),
     };
-    let about = if is_link { LINK_SECONDS } else { likely.div_ceil(rate.max(1)) };
+    let about = match spec.kind.capture() {
+        Some(options) => options.seconds.into(),
+        None if is_link => LINK_SECONDS,
+        None => likely.div_ceil(rate.max(1)),
+    };
     Plan {
         addresses: space.addresses(),
         targets: space.len(),
         link: is_link.then(link_words),
+        capture: spec.kind.capture().map(capture_words),
         excluded: u64::try_from(space.excluded()).unwrap_or(u64::MAX),
         refused_by_policy,
         refusal_example: judged.example,
@@ -421,6 +481,11 @@ fn outlook(
 fn summary(request: &JobRequest) -> String {
     if request.technique == Technique::Link && request.targets.is_empty() {
         return "the probes' own links".to_owned();
+    }
+    if request.technique == Technique::Capture {
+        let asked = request.capture.clone().unwrap_or_default();
+        let filter = asked.filter.filter(|filter| !filter.is_empty()).unwrap_or_else(|| "all packets".to_owned());
+        return cut(&format!("capture {}: {filter}", asked.interface.as_deref().unwrap_or("the measuring interface")), ' ', 80);
     }
     let shown: Vec<&str> = request.targets.iter().take(3).map(String::as_str).collect();
     let mut text = cut(&shown.join(" "), ' ', 80);
@@ -454,7 +519,7 @@ mod tests {
 
     use super::*;
     use crate::clock::Clock;
-    use crate::view::TraceRequest;
+    use crate::view::{CaptureRequest, TraceRequest};
 
     fn request() -> JobRequest {
         JobRequest {
@@ -471,6 +536,7 @@ mod tests {
             host_probes: vec![],
             services: None,
             trace: None,
+            capture: None,
             priority: None,
             select: Default::default(),
             deadline_seconds: None,
@@ -495,6 +561,7 @@ mod tests {
             exclude: &exclude,
             names: &[],
             policy: &policy,
+            captures: Keeps::Headers,
             services: &services,
             workers: &[],
             actor: "admin",
@@ -585,6 +652,20 @@ mod tests {
     }
 
     #[test]
+    fn a_capture_is_one_target_of_each_probe_and_sends_nothing() {
+        let capture = CaptureRequest { filter: Some("tcp port 443".into()), interface: Some("eth1".into()), ..CaptureRequest::default() };
+        let asked = JobRequest { technique: Technique::Capture, ports: None, targets: vec![], capture: Some(capture), ..request() };
+        let Draft { record, space, plan } = try_draft(asked).unwrap();
+        assert_eq!((plan.targets, plan.addresses, plan.packets_at_most, plan.refused_by_policy, space.len()), (1, 0, 0, 0, 1));
+        assert_eq!((record.spec.mode, record.spec.priority), (Mode::Each, Priority::Interactive));
+        assert_eq!(record.spec.needs().role, picket_wire::ids::Role::Capture);
+        assert_eq!(record.summary, "capture eth1: tcp port 443");
+        let options = record.spec.kind.capture().unwrap();
+        assert_eq!((options.snap_len, options.seconds, options.bytes), (HEADERS, SECONDS_DEFAULT, BYTES_DEFAULT));
+        assert!(plan.capture.unwrap().contains("`tcp port 443`, without its own traffic, 128 bytes of each"));
+    }
+
+    #[test]
     fn a_link_is_one_target_of_each_probe() {
         let link = |targets: &str| JobRequest {
             technique: Technique::Link,
@@ -650,6 +731,19 @@ mod tests {
                 r.trace = Some(TraceRequest { port: Some(80), ..TraceRequest::default() });
             }),
             refusal(|r| r.technique = Technique::Trace),
+            refusal(|r| r.capture = Some(CaptureRequest::default())),
+            refusal(|r| (r.technique, r.ports) = (Technique::Capture, None)),
+            refusal(|r| (r.technique, r.ports, r.targets) = (Technique::Capture, Some("80".into()), vec![])),
+            refusal(|r| (r.technique, r.ports, r.targets, r.mode) = (Technique::Capture, None, vec![], Some(Mode::Split))),
+            refusal(|r| (r.technique, r.ports, r.targets, r.rate) = (Technique::Capture, None, vec![], Some("5pps".into()))),
+            refusal(|r| {
+                (r.technique, r.ports, r.targets) = (Technique::Capture, None, vec![]);
+                r.capture = Some(CaptureRequest { snap_length: Some(1500), ..CaptureRequest::default() });
+            }),
+            refusal(|r| {
+                (r.technique, r.ports, r.targets) = (Technique::Capture, None, vec![]);
+                r.capture = Some(CaptureRequest { interface: Some("eth0/../x".into()), ..CaptureRequest::default() });
+            }),
             refusal(|r| r.attempts = Some(0)),
             refusal(|r| r.rate = Some("500".into())),
             refusal(|r| r.deadline_seconds = Some(0)),

@@ -7,6 +7,7 @@ use std::collections::HashSet;
 use std::net::IpAddr;
 
 use picket_wire::addr::canonical;
+use picket_wire::capture::Captured;
 use picket_wire::host::{HostBatch, HostSeen};
 use picket_wire::ids::{LeaseId, SiteName};
 use picket_wire::job::Transport;
@@ -16,7 +17,7 @@ use picket_wire::space::{Target, TargetSpace};
 use picket_wire::units::UnixMillis;
 
 use crate::jobs::ranges::{Span, Spans};
-use crate::store::{BatchRow, Fate, LateRow, LeaseRecord, LinkHostRow, Observation, PortRow, Projection, ServiceRow};
+use crate::store::{BatchRow, Fate, LateRow, LeaseRecord, LinkHostRow, Observation, OverRow, PortRow, Projection, ServiceRow};
 
 /// Where a batch came from.
 #[derive(Debug, Clone, Copy)]
@@ -43,8 +44,20 @@ pub fn lease_of(record: &Record) -> Option<LeaseId> {
         Record::Services(services) => Some(services.lease),
         Record::Hosts(hosts) => Some(hosts.lease),
         Record::Paths(paths) => Some(paths.lease),
+        Record::Captured(captured) => Some(captured.lease),
         Record::LeaseEnded { .. } | Record::JobRefused { .. } | Record::Loss { .. } => None,
     }
+}
+
+/// What a capture came to. The job captures; the inner error says why it is not believed.
+pub fn captured(captured: &Captured, captures: bool, origin: Origin<'_>, out: &mut Projection) -> Result<Fate, String> {
+    if !captures {
+        return Err(format!("lease {} is of no capture", captured.lease));
+    }
+    captured.check().map_err(|error| error.to_string())?;
+    let over = Captured { began: origin.moment(captured.began), ended: origin.moment(captured.ended), ..captured.clone() };
+    out.overs.push(OverRow { probe: origin.probe, site: origin.site.clone(), came: origin.received, over });
+    Ok(Fate::Counted)
 }
 
 /// Whether a batch may count under a lease at all; the reason why not.

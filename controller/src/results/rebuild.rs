@@ -21,6 +21,7 @@ struct Known {
     trace: Option<TraceOptions>,
     /// Whether positions were given to several probes, one after the other.
     handed_on: bool,
+    captures: bool,
     leases: HashMap<u32, LeaseRecord>,
     covered: BTreeMap<u32, Spans>,
 }
@@ -40,7 +41,8 @@ impl Rebuild {
             let leases = stored.leases.into_iter().map(|lease| (lease.number, lease)).collect();
             let transport = stored.job.spec.kind.scan().technique.transport();
             let trace = stored.job.spec.kind.trace().cloned();
-            Some((stored.job.spec.id, Known { space, transport, trace, handed_on, leases, covered: BTreeMap::new() }))
+            let captures = stored.job.spec.kind.capture().is_some();
+            Some((stored.job.spec.id, Known { space, transport, trace, handed_on, captures, leases, covered: BTreeMap::new() }))
         };
         Self {
             jobs: jobs.into_iter().filter_map(known).collect(),
@@ -82,6 +84,7 @@ impl Rebuild {
                 let tracing = job.trace.as_ref().map(|options| Tracing { options, handed_on: job.handed_on });
                 traced::paths(paths, lease, job.covered.entry(lease.part).or_default(), &job.space, tracing, origin, out)
             }
+            Record::Captured(captured) => project::captured(captured, job.captures, origin, out),
             Record::LeaseEnded { .. } | Record::JobRefused { .. } | Record::Loss { .. } => Ok(Fate::Counted),
         }
     }

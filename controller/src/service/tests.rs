@@ -26,6 +26,7 @@ async fn open(dir: &tempfile::TempDir, clock: &Clock) -> Service {
         policy: AddressPolicy::default(),
         timing: Timing::default(),
         lookup: crate::lookup::Settings::default(),
+        captures: Default::default(),
     };
     Service::open(config, Arc::new(pki), clock.clone()).await.unwrap()
 }

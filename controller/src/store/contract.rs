@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use picket_wire::addr::parse_set;
+use picket_wire::capture::{CaptureCounts, CaptureEnd, Captured, Chunk, ChunkState};
 use picket_wire::host::{HardwareAddress, SeenBy};
 use picket_wire::ids::{JobId, LeaseId, ProbeId, StreamId};
 use picket_wire::job::{JobKind, JobSpec, Mode, Priority, ScanOptions, Technique, Transport};
@@ -108,6 +109,7 @@ pub(crate) async fn suite(store: Arc<dyn Store>) {
     services(store).await;
     link_hosts(store).await;
     paths(store).await;
+    captures(store).await;
 }
 
 async fn numbers(store: &dyn Store) {
@@ -495,6 +497,77 @@ fn path_row(probe: i64, job: u64, rank: u64, dst: &str, router: u8, seen: u64, o
     let path = TracedPath::path(rank + 100, std::time::Duration::from_millis(9), &found, options.tos);
     let trace = Trace { options, source: Some([198, 18, 1, 1].into()), path };
     PathRow { site: "hq".parse().unwrap(), job: JobId(job), rank, probe, dst, began: UnixMillis(seen - 9), seen: UnixMillis(seen), trace }
+}
+
+async fn captures(store: &dyn Store) {
+    let (probe, probe_id) = store.probes().await.unwrap().into_iter().map(|probe| (probe.key, probe.id)).next().unwrap();
+    let lease = |job, grant| LeaseId { job: JobId(job), grant };
+    let row = |lease| CaptureRow {
+        lease,
+        probe,
+        site: "hq".parse().unwrap(),
+        stored: 0,
+        packed: 0,
+        first: UnixMillis(0),
+        last: UnixMillis(0),
+        over: None,
+        removed: None,
+    };
+    let put = async |lease, offset, bytes: &[u8], at| {
+        store.put_chunk(&row(lease), &Chunk::pack(lease, offset, bytes), UnixMillis(at)).await.unwrap()
+    };
+    let (one, two) = (lease(30, 1), lease(31, 2));
+    assert!(put(one, 0, b"hello ", 100).await);
+    assert!(!put(one, 0, b"hello ", 110).await, "it is here already");
+    assert!(!put(one, 7, b"orld", 110).await, "something is missing before it");
+    assert!(put(one, 6, b"world", 120).await);
+    assert!(put(two, 0, b"?", 50).await);
+    let of = async |query: CaptureQuery| store.captures(&CaptureQuery { limit: 10, ..query }).await.unwrap();
+    let all = of(CaptureQuery::default()).await;
+    assert_eq!(all.iter().map(|found| (found.row.lease, found.row.stored)).collect::<Vec<_>>(), [(two, 1), (one, 11)]);
+    assert_eq!((all[1].row.first, all[1].row.last, &all[1].probe), (UnixMillis(100), UnixMillis(120), &probe_id));
+    assert_eq!(store.captures_size().await.unwrap(), all.iter().map(|found| found.row.packed).sum::<u64>());
+    assert_eq!(of(CaptureQuery { after: Some(two), ..CaptureQuery::default() }).await, all[1..]);
+    assert_eq!(of(CaptureQuery { lease: Some(one), ..CaptureQuery::default() }).await, all[1..]);
+    assert_eq!(of(CaptureQuery { job: Some(JobId(31)), ..CaptureQuery::default() }).await, all[..1]);
+    assert_eq!(of(CaptureQuery { site: Some("elsewhere".parse().unwrap()), ..CaptureQuery::default() }).await, []);
+    assert_eq!(of(CaptureQuery { probe: Some(probe_id), ..CaptureQuery::default() }).await.len(), 2);
+    assert_eq!(of(CaptureQuery { untouched_since: Some(UnixMillis(100)), ..CaptureQuery::default() }).await, all[..1]);
+    let starts = async |from, limit| {
+        let chunks = store.capture_chunks(one, from, limit).await.unwrap();
+        chunks.iter().map(|chunk| (chunk.start, chunk.len)).collect::<Vec<_>>()
+    };
+    assert_eq!(starts(0, 10).await, [(0, 6), (6, 5)]);
+    assert_eq!((starts(0, 1).await, starts(5, 1).await, starts(6, 9).await), (vec![(0, 6)], vec![(0, 6)], vec![(6, 5)]));
+    assert_eq!((starts(10, 9).await, starts(11, 9).await), (vec![(6, 5)], vec![]));
+    // The end of a capture of which nothing is here, and of one that is.
+    let over = |lease, len| {
+        let counts = CaptureCounts { passed: Some(7), ..CaptureCounts::default() };
+        let (interface, filter, end) = ("eth0".to_owned(), String::new(), CaptureEnd::Disk("full".into()));
+        let (began, ended) = (UnixMillis(1), UnixMillis(2));
+        let over = Captured { lease, began, ended, interface, filter, end, counts, sections: 1, len, sha256: [3; 32] };
+        OverRow { probe, site: "hq".parse().unwrap(), came: UnixMillis(200), over }
+    };
+    let overs = vec![over(one, 11), over(lease(32, 1), 5)];
+    store.ingest(&Ingest { projection: Projection { overs: overs.clone(), ..Projection::default() }, ..Ingest::default() }).await.unwrap();
+    let states = async || of(CaptureQuery::default()).await.iter().map(|found| found.row.state()).collect::<Vec<_>>();
+    assert_eq!(states().await, [ChunkState::Open, ChunkState::Open, ChunkState::Whole]);
+    assert_eq!(of(CaptureQuery { lease: Some(one), ..CaptureQuery::default() }).await[0].row.over, Some(overs[0].over.clone()));
+    assert!(put(lease(32, 1), 0, b"12345", 300).await);
+    assert_eq!(states().await, [ChunkState::Whole, ChunkState::Open, ChunkState::Whole]);
+    let downloads = [(5, "alice", 0), (9, "bob", 6)].map(|(at, actor, start)| Download { at: UnixMillis(at), actor: actor.into(), start });
+    for download in &downloads {
+        store.note_download(one, download).await.unwrap();
+    }
+    assert_eq!(store.downloads(one, 10).await.unwrap(), [downloads[1].clone(), downloads[0].clone()]);
+    assert!(store.remove_capture(one, UnixMillis(400), "carol").await.unwrap());
+    assert!(
+        !store.remove_capture(one, UnixMillis(500), "dave").await.unwrap()
+            && !store.remove_capture(lease(9, 9), UnixMillis(1), "x").await.unwrap()
+    );
+    let removed = of(CaptureQuery { lease: Some(one), ..CaptureQuery::default() }).await.remove(0).row;
+    assert_eq!((removed.removed.clone(), removed.state()), (Some((UnixMillis(400), "carol".into())), ChunkState::Unwanted));
+    assert_eq!((starts(0, 9).await, put(one, 11, b"more", 600).await), (vec![], false));
 }
 
 async fn paths(store: &dyn Store) {

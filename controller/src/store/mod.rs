@@ -13,6 +13,7 @@ pub mod sqlite;
 use std::net::IpAddr;
 
 use async_trait::async_trait;
+use picket_wire::capture::{Captured, Chunk, ChunkState};
 use picket_wire::event::Birth;
 use picket_wire::host::HostSeen;
 use picket_wire::ids::{JobId, Label, LeaseId, ProbeId, Role, SiteName, StreamId};
@@ -471,6 +472,8 @@ pub struct Projection {
     pub path_ends: Vec<PathRow>,
     /// Whose paths are to stay, in their places; heeded after all of the above.
     pub settled_paths: Vec<SettledPath>,
+    /// What captures came to.
+    pub overs: Vec<OverRow>,
 }
 
 /// The place of a path in a job whose probes share the work, and the one probe whose path it is.
@@ -685,6 +688,103 @@ pub struct FoundPort {
     pub service: Option<FoundService>,
 }
 
+/// What a capture came to.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct OverRow {
+    /// The probe's key.
+    pub probe: i64,
+    /// Its site.
+    pub site: SiteName,
+    /// When the record came.
+    pub came: UnixMillis,
+    /// What it says.
+    pub over: Captured,
+}
+
+/// What is known of a capture.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct CaptureRow {
+    /// Its lease.
+    pub lease: LeaseId,
+    /// The probe's key.
+    pub probe: i64,
+    /// The probe's site at the time.
+    pub site: SiteName,
+    /// Bytes of its file that are here, counted from its beginning.
+    pub stored: u64,
+    /// Bytes that they take.
+    pub packed: u64,
+    /// When something of it came first.
+    pub first: UnixMillis,
+    /// When bytes of it came last.
+    pub last: UnixMillis,
+    /// What it came to, once it is over.
+    pub over: Option<Captured>,
+    /// When its bytes were removed, and by whom or why.
+    pub removed: Option<(UnixMillis, String)>,
+}
+
+impl CaptureRow {
+    /// How far it is.
+    pub fn state(&self) -> ChunkState {
+        match &self.over {
+            _ if self.removed.is_some() => ChunkState::Unwanted,
+            Some(over) if over.len <= self.stored => ChunkState::Whole,
+            Some(_) | None => ChunkState::Open,
+        }
+    }
+}
+
+/// A capture with its probe's name.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct FoundCapture {
+    /// The capture.
+    pub row: CaptureRow,
+    /// The probe.
+    pub probe: ProbeId,
+}
+
+/// Which captures.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct CaptureQuery {
+    /// Only this one.
+    pub lease: Option<LeaseId>,
+    /// Only of this job.
+    pub job: Option<JobId>,
+    /// Only in this site.
+    pub site: Option<SiteName>,
+    /// Only by this probe.
+    pub probe: Option<ProbeId>,
+    /// Only those with bytes, of which none came since then.
+    pub untouched_since: Option<UnixMillis>,
+    /// Those that come after this one.
+    pub after: Option<LeaseId>,
+    /// At most so many.
+    pub limit: u32,
+}
+
+/// Bytes of a capture's file, as they came.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct StoredChunk {
+    /// Bytes of the file before these.
+    pub start: u64,
+    /// Bytes of the file in these.
+    pub len: u32,
+    /// The bytes, packed.
+    pub packed: Vec<u8>,
+}
+
+/// Somebody has read a capture.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Download {
+    /// When.
+    pub at: UnixMillis,
+    /// Who: a token's name.
+    pub actor: String,
+    /// From which byte on.
+    pub start: u64,
+}
+
 /// Makes projections from raw records, in the order of their arrival.
 pub trait Projector: Send {
     /// What a record of a probe's stream means.
@@ -764,6 +864,22 @@ pub trait Store: Send + Sync {
     async fn paths(&self, query: &PathQuery) -> Result<Vec<FoundPath>, StoreError>;
     /// Accepts ways, in place of those that were accepted before.
     async fn put_path_baselines(&self, baselines: &[PathBaseline]) -> Result<(), StoreError>;
+
+    /// Stores bytes of a capture's file, durably, where they follow on what is here of it; `row` says whose it is where nothing is known
+    /// of it yet. `false`, and nothing is done, where they do not, or the file was removed.
+    async fn put_chunk(&self, row: &CaptureRow, chunk: &Chunk, came: UnixMillis) -> Result<bool, StoreError>;
+    /// Captures, the newest first.
+    async fn captures(&self, query: &CaptureQuery) -> Result<Vec<FoundCapture>, StoreError>;
+    /// Bytes of a capture's file from `from` on, in order and without a gap; the first may begin before it.
+    async fn capture_chunks(&self, lease: LeaseId, from: u64, limit: u32) -> Result<Vec<StoredChunk>, StoreError>;
+    /// Bytes that all captures take.
+    async fn captures_size(&self) -> Result<u64, StoreError>;
+    /// Removes the bytes of a capture; `false` where they were removed before, or there is none.
+    async fn remove_capture(&self, lease: LeaseId, at: UnixMillis, remover: &str) -> Result<bool, StoreError>;
+    /// Remembers who reads a capture.
+    async fn note_download(&self, lease: LeaseId, download: &Download) -> Result<(), StoreError>;
+    /// Who has read a capture, the latest first.
+    async fn downloads(&self, lease: LeaseId, limit: u32) -> Result<Vec<Download>, StoreError>;
 }
 
 /// The number that stands for a state in the database and its queries.

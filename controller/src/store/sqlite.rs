@@ -4,6 +4,7 @@
 //!
 //! **Invariant:** a commit is on the disk when it returns (`synchronous = FULL`): probes delete what is acknowledged.
 
+mod captures;
 mod extras;
 mod paths;
 
@@ -14,9 +15,10 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use futures_util::future::BoxFuture;
+use picket_wire::capture::Chunk;
 use picket_wire::codec;
 use picket_wire::event::Birth;
-use picket_wire::ids::{JobId, ProbeId, SiteName, StreamId};
+use picket_wire::ids::{JobId, LeaseId, ProbeId, SiteName, StreamId};
 use picket_wire::job::{JobSpec, Technique, Transport};
 use picket_wire::result::{Coverage, State, UpReason};
 use picket_wire::units::UnixMillis;
@@ -29,9 +31,10 @@ use sqlx::sqlite::{
 use sqlx::{QueryBuilder, Row, Sqlite, Transaction};
 
 use super::{
-    ApiToken, BatchRow, CertificateRecord, Change, EnrolToken, Fate, Found, FoundHost, FoundPath, FoundPort, Ingest, Ingested, JobRecord,
-    JobStored, LateRow, LeaseEnding, LeaseRecord, LinkHostQuery, Observation, ObservationQuery, PartRecord, PathBaseline, PathQuery,
-    PortQuery, PortRow, ProbeRecord, Projection, Projector, RawRecord, Standing, Store, StoreError, StreamRecord, UserRecord, state_number,
+    ApiToken, BatchRow, CaptureQuery, CaptureRow, CertificateRecord, Change, Download, EnrolToken, Fate, Found, FoundCapture, FoundHost,
+    FoundPath, FoundPort, Ingest, Ingested, JobRecord, JobStored, LateRow, LeaseEnding, LeaseRecord, LinkHostQuery, Observation,
+    ObservationQuery, PartRecord, PathBaseline, PathQuery, PortQuery, PortRow, ProbeRecord, Projection, Projector, RawRecord, Standing,
+    Store, StoreError, StoredChunk, StreamRecord, UserRecord, state_number,
 };
 use crate::jobs::ranges::Span;
 use crate::pki::Serial;
@@ -44,10 +47,11 @@ const ROWS: usize = 500;
 const REBUILD_PAGE: i64 = 500;
 
 /// The steps from an empty database to today's, in order. What was released is never changed, only added to.
-const MIGRATIONS: [(i64, &str, &str); 3] = [
+const MIGRATIONS: [(i64, &str, &str); 4] = [
     (1, "initial", include_str!("../../migrations/sqlite/0001_initial.sql")),
     (2, "surveys", include_str!("../../migrations/sqlite/0002_surveys.sql")),
     (3, "paths", include_str!("../../migrations/sqlite/0003_paths.sql")),
+    (4, "captures", include_str!("../../migrations/sqlite/0004_captures.sql")),
 ];
 
 /// The migrations that are part of the program; the first so many of them.
@@ -625,6 +629,7 @@ async fn write_projection(connection: &mut SqliteConnection, projection: &Projec
     paths::write(connection, &projection.paths).await?;
     paths::write_ends(connection, &projection.path_ends).await?;
     paths::settle(connection, &projection.settled_paths).await?;
+    captures::write_over(connection, &projection.overs).await?;
     extras::write_lates(connection, &projection.lates).await
 }
 
@@ -900,6 +905,7 @@ impl Store for SqliteStore {
         for table in ["batches", "observations", "ports", "hosts", "services", "job_services", "link_hosts", "job_hosts", "paths"] {
             sqlx::query(&format!("DELETE FROM {table}")).execute(&mut *transaction).await.doing("clear the projections")?;
         }
+        sqlx::query("UPDATE captures SET over = NULL").execute(&mut *transaction).await.doing("clear the projections")?;
         let mut counts = RebuildCounts::default();
         let mut last = 0i64;
         loop {
@@ -1053,6 +1059,40 @@ impl Store for SqliteStore {
         let mut transaction = self.begin().await?;
         paths::write_baselines(&mut transaction, baselines).await?;
         transaction.commit().await.doing("accept ways")
+    }
+
+    async fn put_chunk(&self, row: &CaptureRow, chunk: &Chunk, came: UnixMillis) -> Result<bool> {
+        let mut transaction = self.begin().await?;
+        let taken = captures::write_chunk(&mut transaction, row, chunk, came).await?;
+        transaction.commit().await.doing("store bytes of a capture")?;
+        Ok(taken)
+    }
+
+    async fn captures(&self, query: &CaptureQuery) -> Result<Vec<FoundCapture>> {
+        captures::read(&self.readers, query).await
+    }
+
+    async fn capture_chunks(&self, lease: LeaseId, from: u64, limit: u32) -> Result<Vec<StoredChunk>> {
+        captures::read_chunks(&self.readers, lease, from, limit).await
+    }
+
+    async fn captures_size(&self) -> Result<u64> {
+        captures::size(&self.readers).await
+    }
+
+    async fn remove_capture(&self, lease: LeaseId, at: UnixMillis, remover: &str) -> Result<bool> {
+        let mut transaction = self.begin().await?;
+        let done = captures::remove(&mut transaction, lease, at, remover).await?;
+        transaction.commit().await.doing("remove a capture")?;
+        Ok(done)
+    }
+
+    async fn note_download(&self, lease: LeaseId, download: &Download) -> Result<()> {
+        captures::write_download(&self.writer, lease, download).await
+    }
+
+    async fn downloads(&self, lease: LeaseId, limit: u32) -> Result<Vec<Download>> {
+        captures::read_downloads(&self.readers, lease, limit).await
     }
 }
 

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use ed25519_dalek::VerifyingKey;
+use picket_wire::capture::{Captured, ChunkState};
 use picket_wire::command::Command;
 use picket_wire::envelope::{self, Audience, Contents, Refusal};
 use picket_wire::event::{
@@ -73,7 +74,7 @@ impl Unacked {
             }
             Record::LeaseEnded { lease, .. } => self.0.entry(*lease).or_default().1 = Some(seq),
             Record::JobRefused { .. } | Record::Loss { .. } => {}
-            Record::Late(_) | Record::Services(_) | Record::Hosts(_) | Record::Paths(_) => {}
+            Record::Late(_) | Record::Services(_) | Record::Hosts(_) | Record::Paths(_) | Record::Captured(_) => {}
         }
     }
 }
@@ -111,6 +112,15 @@ pub enum Action {
     Acked {
         /// Everything up to here is stored by the controller.
         up_to: u64,
+    },
+    /// The answer to a chunk of a capture's file.
+    ChunkAcked {
+        /// Whose file.
+        lease: LeaseId,
+        /// How many of its bytes the controller has.
+        stored: u64,
+        /// What becomes of the rest.
+        state: ChunkState,
     },
 }
 
@@ -400,7 +410,7 @@ impl<J: Journal> Agent<J> {
         self.saved.serials.accept(&contents);
         // Cumulative acknowledgements change nothing that a replay within their short life could harm, and come often:
         // their serials reach the disk with the next command that changes what runs.
-        let harmless = matches!(contents.command, Command::Ack { .. } | Command::HeartbeatAck { .. });
+        let harmless = matches!(contents.command, Command::Ack { .. } | Command::HeartbeatAck { .. } | Command::ChunkAck { .. });
         if !harmless && !self.journal.save(&self.saved) {
             log::error!("{name} is not obeyed: its serial could not be saved");
             return;
@@ -478,6 +488,7 @@ impl<J: Journal> Agent<J> {
                     self.schedule(now);
                 }
             }
+            Command::ChunkAck { lease, stored, state } => self.actions.push_back(Action::ChunkAcked { lease, stored, state }),
             Command::HeartbeatAck { session, number } => self.on_heartbeat_ack(now, session, number),
             Command::Job(spec) => {
                 let id = spec.id;
@@ -700,6 +711,31 @@ impl<J: Journal> Agent<J> {
             return self.spool_is_full(now, id);
         }
         self.on_batch(now, batch);
+    }
+
+    /// A capture is over. False where there is no room to say so: it is to be said again. Also for a lease that is not held any more,
+    /// since its file is on its way.
+    pub fn on_captured(&mut self, now: Instant, captured: Captured, batch: &ResultBatch) -> bool {
+        let id = captured.lease;
+        if self.saved.lease(id).is_some_and(|saved| saved.position >= saved.lease.to || saved.ended.is_some()) {
+            return true;
+        }
+        if self.journal.append(&encode_record(&Record::Captured(Box::new(captured)))).is_none() {
+            self.spool_is_full(now, id);
+            return false;
+        }
+        self.on_batch(now, batch);
+        true
+    }
+
+    /// Whether a lease that is cut is to go on later, by this probe.
+    pub fn pauses(&self, id: LeaseId) -> bool {
+        self.held.get(&id).is_some_and(|held| held.run == Run::Cutting(None))
+    }
+
+    /// Whether a lease is held, and not over.
+    pub fn holds(&self, id: LeaseId) -> bool {
+        self.held.get(&id).is_some_and(|held| held.run != Run::Ended)
     }
 
     /// What serves on ports of a chunk that is not reported yet. `false` when there is no room: then the chunk must not be

@@ -7,7 +7,7 @@
 //! It must not know how packets are made or sent, nor which transport carries its messages.
 //!
 //! Measurements are engines of the packet loop, one for each lease ([`tasks`]); discovery of the probe's own link is one too ([`link`]), and so are
-//! traces ([`traces`]).
+//! traces ([`traces`]). Captures send nothing and have threads of their own ([`captures`]).
 //!
 //! **Invariant:** appending a batch to the spool is the checkpoint: after any crash a lease goes on exactly behind the last
 //! batch that the spool or the saved state knows, so that no position is reported twice and none is left out.
@@ -18,6 +18,7 @@
 //! sent within that life; before that moment nobody else can have been given the work.
 //! **Invariant:** of one job at most one lease runs at a time, so that the job's rate holds.
 
+pub mod captures;
 pub mod core;
 pub mod held;
 pub mod journal;

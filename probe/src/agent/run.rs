@@ -12,11 +12,13 @@ use ed25519_dalek::VerifyingKey;
 use picket_wire::codec;
 use picket_wire::event::{Check, Event, InterfaceLimits, Live, Pace, SelfTest, Shaper, Traffic};
 use picket_wire::ids::{LeaseId, SessionId, StreamId};
+use picket_wire::job::JobSpec;
 use picket_wire::result::{EXTRAS_MAX, LateAnswer};
 use picket_wire::service::ServiceBatch;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::mpsc;
 
+use super::captures::{CaptureEvent, Captures};
 use super::core::{Action, Agent, Identity as AgentIdentity, Pacing, Vitals};
 use super::held::Ready;
 use super::journal::{DiskJournal, spool_time};
@@ -53,6 +55,8 @@ const ABILITIES_EVERY: Duration = Duration::from_secs(10);
 const LATE_WAIT: Duration = Duration::from_millis(500);
 /// How often the kernel's shaper is looked at.
 const SHAPER_EVERY: Duration = Duration::from_secs(60);
+/// How often files of captures are looked after whose leases are over.
+const SETTLE_EVERY: Duration = Duration::from_secs(60);
 
 /// Why the agent cannot run.
 #[derive(Debug, thiserror::Error)]
@@ -120,6 +124,7 @@ pub async fn run(config: &Config, identity: Identity) -> Result<(), RunError> {
                 shell.on_task(event);
             }
             Some(event) = shell.service_events.recv() => shell.on_service(event),
+            Some(event) = shell.capture_events.recv() => shell.on_capture(event),
             () = tokio::time::sleep(sleep) => {}
             _ = terminate.recv() => { shell.agent.shut_down(); closing_until.get_or_insert(now + CLOSE_TIMEOUT); }
             _ = interrupt.recv() => { shell.agent.shut_down(); closing_until.get_or_insert(now + CLOSE_TIMEOUT); }
@@ -148,6 +153,9 @@ struct Shell<'a> {
     connect_events: mpsc::UnboundedReceiver<ConnectEvent>,
     surveys: Surveys,
     service_events: mpsc::UnboundedReceiver<ServiceEvent>,
+    captures: Captures,
+    capture_events: mpsc::UnboundedReceiver<CaptureEvent>,
+    settle_due: Instant,
     /// Late answers that wait for others until this moment.
     late: BTreeMap<LeaseId, (Instant, Vec<LateAnswer>)>,
     session: Option<Session>,
@@ -185,6 +193,7 @@ impl<'a> Shell<'a> {
         let (drive_sender, drive_events) = mpsc::unbounded_channel();
         let (connect_sender, connect_events) = mpsc::unbounded_channel();
         let (service_sender, service_events) = mpsc::unbounded_channel();
+        let (capture_sender, capture_events) = mpsc::unbounded_channel();
         let mut shell_station = None;
         let (self_test, interface) = open_station(config, &drive_sender, &mut shell_station);
         let station_retry = if shell_station.is_some() { Instant::FAR_FUTURE } else { now + STATION_RETRY };
@@ -199,9 +208,14 @@ impl<'a> Shell<'a> {
             interface,
         };
         let agent = Agent::new(me, journal, saved, &unacked);
+        let identity = Arc::new(identity);
+        let capture = (config.capture.clone(), config.interface.name.clone());
         Ok(Self {
             config,
-            identity: Arc::new(identity),
+            captures: Captures::load(&config.data, capture.0, capture.1, Arc::clone(&identity), capture_sender),
+            capture_events,
+            settle_due: Instant::FAR_FUTURE,
+            identity,
             agent,
             delivery: Delivery::new(DeliveryConfig::default(), acked),
             tasks: Tasks::new(config.policy.clone(), config.services.site.clone(), station::limits(&config.interface), connect_sender),
@@ -274,6 +288,7 @@ impl<'a> Shell<'a> {
         self.session = None;
         self.agent.on_disconnected();
         self.delivery.end();
+        self.captures.disconnected();
     }
 
     fn on_drive(&mut self, event: DriveEvent<scan::report::Event>) {
@@ -332,6 +347,32 @@ impl<'a> Shell<'a> {
                 log::warn!("the measuring interface is {}", if up { "up: measurements go on" } else { "down: measurements wait" })
             }
             None => {}
+        }
+    }
+
+    /// Something happened to a capture.
+    fn on_capture(&mut self, event: CaptureEvent) {
+        let now = clock::now();
+        match event {
+            CaptureEvent::Grown(lease, durable) => self.captures.grown(lease, durable),
+            CaptureEvent::Ended(lease, Ok(captured)) if self.captures.paused(&captured) => self.ended(lease, None),
+            CaptureEvent::Ended(lease, Ok(captured)) => {
+                let failure = self.captures.ended(&captured).err();
+                if let Some(failure) = &failure {
+                    log::error!("the capture of lease {lease}: {failure}");
+                } else {
+                    let batch = tasks::captured_batch(&captured);
+                    if self.agent.on_captured(now, *captured, &batch) {
+                        self.captures.told(lease);
+                    }
+                }
+                self.ended(lease, failure);
+            }
+            CaptureEvent::Ended(lease, Err(failure)) => {
+                log::error!("lease {lease} cannot be captured: {failure}");
+                self.captures.failed(lease);
+                self.ended(lease, Some(failure));
+            }
         }
     }
 
@@ -406,6 +447,9 @@ impl<'a> Shell<'a> {
                 }
             }
             Action::Start { lease, spec, space, from, to } => {
+                if spec.kind.capture().is_some() {
+                    return self.start_capture(lease, &spec);
+                }
                 log::info!("lease {lease}: measuring positions {from} to {to}");
                 let started = tasks::target_pacer(&spec).and_then(|targets| {
                     let (station, space) = (self.station.as_ref(), Arc::clone(&space));
@@ -425,6 +469,7 @@ impl<'a> Shell<'a> {
                     }
                 }
             }
+            Action::Cut(lease) if self.captures.has(lease) => self.captures.cut(lease, self.agent.pauses(lease)),
             Action::Cut(lease) => {
                 self.tasks.cut(self.station.as_ref(), lease);
                 if self.surveys.has(lease) {
@@ -435,9 +480,36 @@ impl<'a> Shell<'a> {
             Action::Publish { stored } => {
                 self.delivery.acked(spool_time(now), stored);
                 self.delivery.begin(spool_time(now));
+                self.captures.connected(spool_time(now));
+                self.settle(now);
             }
             Action::Acked { up_to } => self.delivery.acked(spool_time(now), up_to),
+            Action::ChunkAcked { lease, stored, state } => self.captures.acked(spool_time(now), lease, stored, state),
         }
+    }
+
+    fn start_capture(&mut self, lease: LeaseId, spec: &Arc<JobSpec>) {
+        let now = clock::now();
+        log::info!("lease {lease}: capturing");
+        match self.captures.start(lease, spec, tasks::unix_now(None)) {
+            Ok(()) => {
+                if self.session.is_some() {
+                    self.captures.join(lease, spool_time(now));
+                }
+                self.agent.heartbeat_soon(now);
+            }
+            Err(reason) => {
+                log::error!("lease {lease} cannot be captured: {reason}");
+                self.agent.on_task_ended(now, lease, Some(reason));
+            }
+        }
+    }
+
+    /// Looks after files whose leases are over.
+    fn settle(&mut self, now: Instant) {
+        self.settle_due = now + SETTLE_EVERY;
+        let (agent, wall) = (&self.agent, tasks::unix_now(self.agent.trusted_now(now)));
+        self.captures.settle(|lease| agent.holds(lease), wall);
     }
 
     fn tell<T: serde::Serialize>(&self, outlet: Outlet, message: &T) {
@@ -466,6 +538,29 @@ impl<'a> Shell<'a> {
         let now = clock::now();
         self.publish_retry = Instant::FAR_FUTURE;
         let Some(session) = self.session.clone() else { return };
+        self.publish_records(&session, now);
+        self.publish_chunks(&session, now);
+    }
+
+    /// Files of captures go behind results.
+    fn publish_chunks(&mut self, session: &Session, now: Instant) {
+        if self.publish_retry < Instant::FAR_FUTURE {
+            return;
+        }
+        let time = spool_time(now);
+        while let Some((lease, want, chunk)) = self.captures.next(time) {
+            match session.publish(Outlet::Events, codec::encode(&Event::Chunk(chunk))) {
+                Ok(()) => self.captures.sent(time, lease, want),
+                Err(PublishError::Busy) => {
+                    self.publish_retry = now + BUSY_RETRY;
+                    return;
+                }
+                Err(error) => return log::debug!("chunks wait for the next session: {error}"),
+            }
+        }
+    }
+
+    fn publish_records(&mut self, session: &Session, now: Instant) {
         loop {
             let spool = &mut self.agent.journal().spool;
             let stream = spool.stream();
@@ -501,10 +596,11 @@ impl<'a> Shell<'a> {
         let agent = self.agent.poll_timeout(now);
         let sync = self.agent.journal().spool.needs_sync(spool_time(now)).map(|due| from_spool_time(due).max(self.sync_retry));
         let stall = self.delivery.poll_timeout().map(from_spool_time);
-        [agent, sync, stall]
+        let chunks = self.captures.poll_timeout().map(from_spool_time);
+        [agent, sync, stall, chunks]
             .into_iter()
             .flatten()
-            .chain([self.station_retry, self.abilities_due, self.publish_retry])
+            .chain([self.station_retry, self.abilities_due, self.publish_retry, self.settle_due])
             .chain(self.late.values().map(|(due, _)| *due))
             .min()
             .unwrap_or(Instant::FAR_FUTURE)
@@ -531,6 +627,10 @@ impl<'a> Shell<'a> {
         }
         if self.delivery.on_timeout(spool_time(now)) {
             log::warn!("no acknowledgement for {} s: everything unacknowledged is sent again", DeliveryConfig::default().stall.as_secs());
+        }
+        self.captures.on_timeout(spool_time(now));
+        if now >= self.settle_due {
+            self.settle(now);
         }
         let spool = self.agent.journal().spool.stats();
         let loss = self.agent.journal().spool.loss();

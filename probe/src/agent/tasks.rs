@@ -8,13 +8,14 @@ use std::net::IpAddr;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, UNIX_EPOCH};
 
+use picket_wire::capture::Captured;
 use picket_wire::event::{LeasePace, Pace, Rates};
 use picket_wire::host::HostSeen;
 use picket_wire::ids::LeaseId;
 use picket_wire::job::{JobSpec, Priority, Technique, Transport};
 use picket_wire::path::{PathBatch, TracedPath};
 use picket_wire::policy::{AddressPolicy, Permit};
-use picket_wire::result::ResultBatch;
+use picket_wire::result::{Answer, BatchHead, ResultBatch, Runs, State};
 use picket_wire::space::TargetSpace;
 use picket_wire::units::{BitsPerSecond, PacketsPerSecond, UnixMillis};
 use tokio::sync::{mpsc, oneshot};
@@ -428,6 +429,14 @@ pub fn unix_now(trusted_now: Option<UnixMillis>) -> UnixMillis {
 pub fn path_batch(lease: LeaseId, at: UnixMillis, source: Source, tos: u8, paths: Vec<TracedPath>) -> PathBatch {
     let sources = source.v4.map(IpAddr::V4).into_iter().chain(source.v6.map(IpAddr::V6)).collect();
     PathBatch { lease, at, sources, tos, paths }
+}
+
+/// The one position of a capture: it was captured.
+pub fn captured_batch(captured: &Captured) -> ResultBatch {
+    let took = Duration::from_millis(captured.ended.0.saturating_sub(captured.began.0));
+    let head = BatchHead { lease: captured.lease, from: 0, to: 1, started: captured.began, took, packets: 0, duplicates: 0 };
+    let answer = Answer { offset: 0, state: State::Up, rtt: Duration::ZERO, ttl: 0 };
+    ResultBatch::new(head, vec![answer], Runs::default(), Vec::new())
 }
 
 /// The report as a batch, its start on the clock that the controller told, or on the box's own before that.

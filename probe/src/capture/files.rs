@@ -201,11 +201,22 @@ impl Files {
     /// # Errors
     /// The file cannot be made, or too little is free.
     pub fn start(to: To, head: Vec<u8>, keep_free: u64) -> Result<Self, FileError> {
+        Self::start_confirmed(to, head, keep_free, None)
+    }
+
+    /// As [`Files::start`], and `confirm` is told how many bytes of the file the disk has confirmed.
+    ///
+    /// # Errors
+    /// The file cannot be made, or too little is free.
+    pub fn start_confirmed(to: To, head: Vec<u8>, keep_free: u64, confirm: Option<Confirm>) -> Result<Self, FileError> {
         let failed = Arc::new(AtomicBool::new(false));
         let head_len = head.len() as u64;
         let writer = Writer::open(to, head, keep_free, failed.clone())?;
         let len = if let Output::File { len, .. } = writer.output { len } else { head_len };
-        Self::on(writer, head_len, len, failed)
+        match confirm {
+            None => Self::on(writer, head_len, len, failed),
+            Some(confirm) => Self::on(Confirmed { writer, confirm, asked: clock::now(), told: 0 }, head_len, len, failed),
+        }
     }
 
     /// Has `disk` write. Each file begins with `head` bytes, the present one has `len`; `failed` says that writing has ended early.
@@ -295,6 +306,72 @@ impl Files {
         let _ = self.jobs.send(Job::End(block_of(statistics)));
         drop(self.jobs);
         self.thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+    }
+}
+
+/// Who is told how many bytes of a file the disk has confirmed, and how often that is asked of the disk.
+pub struct Confirm {
+    /// No more often than this: each time costs a card some of its life.
+    pub every: Duration,
+    /// Told the file's length, from the writing thread.
+    pub tell: Box<dyn FnMut(u64) + Send>,
+}
+
+/// A writer that has the disk confirm what it wrote.
+struct Confirmed {
+    writer: Writer,
+    confirm: Confirm,
+    asked: Instant,
+    told: u64,
+}
+
+impl Confirmed {
+    /// Where bytes wait for the disk's word, when that is asked for.
+    fn due(&self) -> Option<Instant> {
+        let Writer { done, output, .. } = &self.writer;
+        let waiting = done.problem.is_none() && matches!(output, Output::File { len, .. } if *len > self.told);
+        waiting.then(|| self.asked + self.confirm.every)
+    }
+
+    fn look(&mut self) {
+        let now = clock::now();
+        if self.due().is_none_or(|due| now < due) {
+            return;
+        }
+        self.asked = now;
+        if let Output::File { file, path, len } = &mut self.writer.output {
+            match file.sync_data() {
+                Ok(()) => {
+                    self.told = *len;
+                    (self.confirm.tell)(*len);
+                }
+                // What the disk may have lost is not sent, and nothing is added to it.
+                Err(source) => {
+                    let path = path.clone();
+                    self.writer.heed(Err(FileError::Write { path, source }));
+                }
+            }
+        }
+    }
+}
+
+impl Disk for Confirmed {
+    fn patience(&self) -> Option<Duration> {
+        self.due().map(|due| due.saturating_since(clock::now()))
+    }
+
+    fn work(&mut self, job: Job) -> Option<Vec<u8>> {
+        let buffer = self.writer.work(job);
+        self.look();
+        buffer
+    }
+
+    fn idle(&mut self) {
+        self.look();
+    }
+
+    fn done(self) -> Written {
+        self.writer.done()
     }
 }
 
@@ -522,6 +599,50 @@ fn continued(path: &Path) -> Result<(File, u64), FileError> {
     }
     file.set_len(len).and_then(|()| file.seek(SeekFrom::Start(len))).map_err(create)?;
     Ok((file, len))
+}
+
+/// What a file has that was left behind.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Left {
+    /// Bytes of whole blocks.
+    pub len: u64,
+    /// Packets.
+    pub packets: u64,
+    /// Sections: how often it was begun or continued.
+    pub sections: u32,
+}
+
+/// Cuts a file of our own, which a crash or a power cut has ended, behind the last block that can be read. One that is not there has
+/// nothing.
+///
+/// # Errors
+/// It cannot be read or cut.
+pub fn cut(path: &Path) -> Result<Left, FileError> {
+    let file = match File::options().read(true).write(true).open(path) {
+        Ok(file) => file,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Left::default()),
+        Err(source) => return Err(FileError::Create { path: path.to_owned(), source }),
+    };
+    let write = |source| FileError::Write { path: path.to_owned(), source };
+    let mut left = Left::default();
+    let mut reader = Reader::new(&file);
+    loop {
+        match reader.next_block() {
+            Ok(Some(block)) => {
+                left.packets += u64::from(matches!(block, Block::Packet(_)));
+                left.sections += u32::from(matches!(block, Block::Section(_)));
+            }
+            Ok(None) => break,
+            Err(ReadError::Io { source, .. }) => return Err(write(source)),
+            Err(error) => {
+                log::info!("{}: cut where a crash has left something else: {error}", path.display());
+                break;
+            }
+        }
+    }
+    left.len = reader.offset();
+    file.set_len(left.len).and_then(|()| file.sync_all()).map_err(write)?;
+    Ok(left)
 }
 
 /// Writes behind the first `len` bytes until all is taken or an error comes; gives how much was taken.

@@ -4,6 +4,7 @@
 //!  source (libpcap) ▶ run (thread) ▶ session ─┬▶ files (thread) ▶ pcapng on a disk or in a pipe
 //!     filter ▲          stop ▲                ├▶ summary: a line for each packet, at a bounded rate
 //!                                             └▶ flows: records every N seconds
+//!  of jobs:  what the disk has confirmed of a file ▶ upload: which bytes are on their way to the controller
 //! ```
 //!
 //! It must not know the controller, the wire transport, the packet loop or the engines that measure, nor the configuration: what
@@ -34,6 +35,7 @@ pub mod session;
 #[cfg(feature = "libpcap")]
 pub mod source;
 pub mod summary;
+pub mod upload;
 mod view;
 
 /// When a packet was seen: nanoseconds since 1970-01-01 00:00 UTC, leap seconds not counted. Lasts until the year 2554.

@@ -11,9 +11,10 @@ use std::os::fd::AsFd;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use pcap::{Active, Capture, Linktype, Precision};
 
+use picket_wire::filter::{self, FilterError};
+
 use super::UnixNanos;
 use super::bpf::{Instruction, Program};
-use super::filter::{self, Place};
 use super::pcapng::Packet;
 
 /// How long packets may wait in a block of the ring that is not full. In immediate mode each packet would wake us.
@@ -70,32 +71,6 @@ pub enum SourceError {
         reason: String,
     },
 }
-
-/// A filter that is none.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct FilterError {
-    /// The text.
-    pub filter: String,
-    /// libpcap's words.
-    pub reason: String,
-    /// Where, as far as that can be told.
-    pub place: Option<Place>,
-}
-
-impl core::fmt::Display for FilterError {
-    /// What is wrong, and below the filter a mark at its place.
-    fn fmt(&self, f: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {
-        let Self { filter, reason, place } = self;
-        let Some(Place { at, word }) = place else { return write!(f, "filter `{filter}`: {reason}") };
-        match word.as_str() {
-            "" => writeln!(f, "filter ends too early, after character {at}: {reason}")?,
-            word => writeln!(f, "filter is wrong at character {}, `{word}`: {reason}", at + 1)?,
-        }
-        write!(f, "  {filter}\n  {:at$}^", "")
-    }
-}
-
-impl std::error::Error for FilterError {}
 
 /// What the kernel counted since the beginning.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -170,17 +145,10 @@ fn instruction(shown: &pcap::BpfInstruction) -> Option<Instruction> {
     Some(Instruction { code: next()?.parse().ok()?, yes: next()?.parse().ok()?, no: next()?.parse().ok()?, k: next()?.parse().ok()? })
 }
 
-fn check_for(filter: &str, link: Linktype) -> Result<(), FilterError> {
-    let wrong = |reason, place| Err(FilterError { filter: filter.to_owned(), reason, place });
-    let Ok(dead) = Capture::dead(link) else { return wrong("libpcap gives no handle".to_owned(), None) };
-    match dead.compile(filter, true) {
-        Ok(_) => Ok(()),
-        Err(error) => {
-            let reason = words(&error);
-            let place = filter::place(filter, &reason, |text| dead.compile(text, false).is_ok());
-            wrong(reason, place)
-        }
-    }
+fn check_for(text: &str, link: Linktype) -> Result<(), FilterError> {
+    let none = || FilterError { filter: text.to_owned(), reason: "libpcap gives no handle".to_owned(), place: None };
+    let dead = Capture::dead(link).map_err(|_| none())?;
+    filter::check(text, |text, optimised| dead.compile(text, optimised).map(drop).map_err(|error| words(&error)))
 }
 
 impl Source {
@@ -310,9 +278,11 @@ fn passed(interface: &str) -> Option<u64> {
 
 #[cfg(test)]
 mod tests {
+    use picket_wire::filter::Place;
     use proptest::prelude::*;
 
     use super::*;
+    use crate::capture::filter;
 
     fn wrong(filter: &str) -> String {
         check(filter).unwrap_err().to_string()

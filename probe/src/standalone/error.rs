@@ -108,6 +108,10 @@ pub enum StandaloneError {
     /// The interface cannot be used.
     #[error(transparent)]
     Station(#[from] StationError),
+    /// No interface to listen to.
+    #[cfg(feature = "libpcap")]
+    #[error(transparent)]
+    Tap(#[from] crate::tap::TapError),
     /// No permission for raw packets, and no other technique was allowed.
     #[error("{0}; `--technique connect` scans ports without privilege")]
     Unprivileged(StationError),

@@ -52,6 +52,8 @@ pub struct Plan {
     only: Option<BTreeSet<String>>,
     roles: Option<String>,
     controller: String,
+    /// What captures may keep, for the controller and for every site.
+    captures: Option<(String, String)>,
 }
 
 impl Default for Plan {
@@ -67,6 +69,7 @@ impl Default for Plan {
             only: None,
             roles: None,
             controller: String::new(),
+            captures: None,
         }
     }
 }
@@ -142,9 +145,17 @@ impl Plan {
         self
     }
 
+    /// What captures may keep of packets, by the controller's word and by that of every site: `off`, `headers` or `payload`.
+    #[must_use]
+    pub fn captures(mut self, controller: &str, site: &str) -> Self {
+        self.captures = Some((controller.to_owned(), site.to_owned()));
+        self
+    }
+
     fn controller_config(&self, site: &Site) -> String {
+        let captures = self.captures.as_ref().map(|(allow, _)| format!("[captures]\nallow = \"{allow}\"\n")).unwrap_or_default();
         format!(
-            "names = [\"{}\", \"{}\"]\n[policy]\nallow = {ALLOWED}\ndeny = {:?}\n[leases]\nttl = \"{}s\"\n[probes]\nheartbeat = \"{}s\"\n{}",
+            "names = [\"{}\", \"{}\"]\n[policy]\nallow = {ALLOWED}\ndeny = {:?}\n[leases]\nttl = \"{}s\"\n[probes]\nheartbeat = \"{}s\"\n{}{captures}",
             site.controller_v4(),
             site.controller_v6(),
             self.fleet_deny,
@@ -155,8 +166,9 @@ impl Plan {
     }
 
     fn probe_config(&self) -> String {
+        let captures = self.captures.as_ref().map(|(_, allow)| format!("[capture]\nallow = \"{allow}\"\n")).unwrap_or_default();
         format!(
-            "[interface]\nname = \"{}\"\npackets = \"{}\"\nbits = \"{}\"\n[policy]\nallow = {ALLOWED}\ndeny = {:?}\n",
+            "[interface]\nname = \"{}\"\npackets = \"{}\"\nbits = \"{}\"\n[policy]\nallow = {ALLOWED}\ndeny = {:?}\n{captures}",
             crate::lab::site::DEVICE,
             self.packets,
             self.bits,

@@ -50,7 +50,7 @@ pub enum AskError {
     /// The filter is wrong.
     #[cfg(feature = "libpcap")]
     #[error(transparent)]
-    Filter(#[from] crate::capture::source::FilterError),
+    Filter(#[from] picket_wire::filter::FilterError),
     /// Nobody here knows filters.
     #[cfg(not(feature = "libpcap"))]
     #[error("this program was built without libpcap and knows no filters: ask by hosts, ports and times")]

@@ -135,7 +135,7 @@ impl Kind {
             Technique::Udp => Kind::Udp(udp::Udp::new(run, plan.ask_fragile)),
             Technique::Sctp => Kind::Sctp(sctp::Sctp::new(run)),
             Technique::Discover => Kind::Discover(discover::Discover::new(run, &plan.host_probes, plan.ask_fragile)),
-            Technique::Connect | Technique::Link | Technique::Trace => return None,
+            Technique::Connect | Technique::Link | Technique::Trace | Technique::Capture => return None,
         })
     }
 

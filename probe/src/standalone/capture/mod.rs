@@ -8,7 +8,7 @@
 mod args;
 mod output;
 
-use std::net::{IpAddr, SocketAddr, ToSocketAddrs};
+use std::net::IpAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
@@ -25,17 +25,13 @@ use super::signals::Signals;
 use crate::capture::UnixNanos;
 use crate::capture::files::{FileError, Files, To};
 use crate::capture::filter::{self, Own};
-use crate::capture::pcapng::{Interface, Section, write};
 use crate::capture::ring;
 use crate::capture::run::{self, End};
 use crate::capture::session::{Limits, News, Outlet, Rotation, Session, Telling};
-use crate::capture::source::{ANY, Listen, Source};
-use crate::config::Config;
+use crate::capture::source::{Listen, Source};
 use crate::identity::Identity;
 use crate::logging;
-use crate::net::netlink::snapshot_blocking;
-use crate::net::ports::SourcePorts;
-use crate::station;
+use crate::tap;
 
 /// Lines per second where nobody says how many.
 const LINES: u32 = 100;
@@ -50,7 +46,7 @@ pub fn capture(args: &CaptureArgs) -> Result<Outcome, StandaloneError> {
     let config = prepare::configuration(args.config.as_deref(), args.interface.as_deref())?;
     logging::start(config.log_level.min(log::LevelFilter::Warn));
     let to = destination(args)?;
-    let (interface, addresses) = interface(&config)?;
+    let (interface, addresses) = tap::interface(config.interface.name.as_deref())?;
     let identity = Identity::load(&config.data).ok();
     let own = (!args.with_own).then(|| own(addresses, identity.as_ref()));
     // What was typed is looked at alone first: errors have their place in it.
@@ -67,9 +63,10 @@ pub fn capture(args: &CaptureArgs) -> Result<Outcome, StandaloneError> {
         return output::dry_run(args, &listen).map_err(system("write the plan"));
     }
     let source = Source::open(&listen)?;
-    let (section, interface) = head(&listen, source.link_type(), identity.as_ref());
+    let who = identity.as_ref().map_or_else(|| "on its own".to_owned(), |identity| format!("by probe {}", identity.probe()));
+    let (section, interface) = tap::head(&listen, source.link_type(), format!("captured {who}, no job"));
     let files = match (to, args.ring()) {
-        (Some(to), _) => Some(Files::start(to, begun(&section, &interface), args.keep_free.0)?),
+        (Some(to), _) => Some(Files::start(to, tap::begun(&section, &interface), args.keep_free.0)?),
         (None, Some((dir, options))) => Some(ring::keep(dir, options, section, interface)?),
         (None, None) => None,
     };
@@ -106,54 +103,13 @@ fn rotation(args: &CaptureArgs) -> Rotation {
     Rotation { bytes: args.rotate_size.map(|size| size.0), every, daily: args.rotate_daily }
 }
 
-/// The interface's name, and the addresses that are this box's there.
-fn interface(config: &Config) -> Result<(String, Vec<IpAddr>), StandaloneError> {
-    let snapshot = snapshot_blocking()?;
-    let name = config.interface.name.as_deref();
-    if name == Some(ANY) {
-        let all = snapshot.interfaces.iter().flat_map(|interface| &interface.addresses);
-        return Ok((ANY.to_owned(), all.map(|address| address.ip).filter(|ip| !ip.is_loopback()).collect()));
-    }
-    let interface = station::choose(&snapshot, name)?;
-    Ok((interface.name.clone(), interface.addresses.iter().map(|address| address.ip).collect()))
-}
-
 /// What the probe's own traffic is. A controller whose name cannot be looked up now is said and not left out.
 fn own(addresses: Vec<IpAddr>, identity: Option<&Identity>) -> Own {
-    let ports = SourcePorts::default();
-    let mut controllers: Vec<SocketAddr> = Vec::new();
-    for place in identity.into_iter().flat_map(|identity| identity.brokers().iter().chain(identity.urls())) {
-        let place = place.trim_start_matches("https://").trim_end_matches('/');
-        match place.to_socket_addrs() {
-            Ok(found) => controllers.extend(found),
-            Err(error) => eprintln!("the connection to the controller at {place} is captured, too: its name cannot be looked up ({error})"),
-        }
+    let (own, unknown) = tap::own(addresses, identity);
+    for (place, error) in unknown {
+        eprintln!("the connection to the controller at {place} is captured, too: its name cannot be looked up ({error})");
     }
-    controllers.sort();
-    controllers.dedup();
-    Own { addresses, ports: Some((ports.first(), ports.last())), controllers }
-}
-
-/// What every file begins with: this box, and the interface.
-fn head(listen: &Listen, link_type: u16, identity: Option<&Identity>) -> (Section, Interface) {
-    let who = identity.map_or_else(|| "on its own".to_owned(), |identity| format!("by probe {}", identity.probe()));
-    let release = std::fs::read_to_string("/proc/sys/kernel/osrelease").unwrap_or_default();
-    let section = Section {
-        hardware: crate::health::hardware(),
-        os: format!("Linux {}", release.trim()).trim_end().to_owned(),
-        application: concat!("picket-probe ", env!("CARGO_PKG_VERSION")).to_owned(),
-        comment: format!("captured {who}, no job"),
-    };
-    let interface = Interface { link_type, snap_len: listen.snap_len, name: listen.interface.clone(), filter: listen.filter.clone() };
-    (section, interface)
-}
-
-/// As bytes.
-fn begun(section: &Section, interface: &Interface) -> Vec<u8> {
-    let mut head = Vec::new();
-    write::section(section, &mut head);
-    write::interface(interface, &mut head);
-    head
+    own
 }
 
 fn session(args: &CaptureArgs, link_type: u16, day: i64) -> Session {

@@ -1,0 +1,129 @@
+//! The thread of one capture: opens the interface, captures, and says what came of it.
+
+use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
+use std::time::Duration;
+
+use picket_wire::capture::{CaptureCounts, CaptureEnd, CaptureOptions, Captured};
+use picket_wire::units::UnixMillis;
+use tokio::sync::mpsc;
+
+use super::{CaptureEvent, Work, digest, interrupted};
+use crate::capture::files::{Confirm, Files, To};
+use crate::capture::filter;
+use crate::capture::run::{self, End, Outcome};
+use crate::capture::session::{Limit, Limits, News, Outlet, Rotation, Session, Telling};
+use crate::capture::source::{Listen, Source, SourceError, check};
+use crate::errors::chain;
+use crate::tap;
+
+/// The kernel's buffer, in bytes: at a packet of 128 bytes kept some 30,000 packets.
+const BUFFER: u32 = 4 << 20;
+
+/// Nothing is shown here.
+struct Nowhere;
+
+impl Outlet for Nowhere {
+    fn offer(&mut self, _: News) -> bool {
+        false
+    }
+}
+
+/// Starts the thread.
+pub(super) fn begin(work: Work, stop: Arc<AtomicBool>, events: mpsc::UnboundedSender<CaptureEvent>) -> Result<(), String> {
+    let lease = work.lease;
+    let run = move || {
+        let ended = capture(&work, &stop, events.clone());
+        // The receiver lives as long as the agent.
+        let _ = events.send(CaptureEvent::Ended(lease, ended.map(Box::new)));
+    };
+    std::thread::Builder::new()
+        .name("picket-capture".into())
+        .spawn(run)
+        .map(drop)
+        .map_err(|error| format!("start the capturing thread: {error}"))
+}
+
+fn capture(work: &Work, stop: &AtomicBool, events: mpsc::UnboundedSender<CaptureEvent>) -> Result<Captured, String> {
+    let options = work.spec.kind.capture().ok_or("the job does not say what to capture")?;
+    let limits = limits(options, work);
+    if limits.packets == Some(0) {
+        return Ok(Captured { end: CaptureEnd::Packets, ..interrupted(&work.path, work.lease, work.began)? });
+    }
+    let wanted = options.interface.as_deref().or(work.interface.as_deref());
+    let (interface, addresses) = tap::interface(wanted).map_err(|error| chain(&error))?;
+    check(&options.filter).map_err(|error| chain(&SourceError::from(error)))?;
+    let own = (!options.with_own).then(|| {
+        let (own, unknown) = tap::own(addresses, Some(&work.identity));
+        for (place, error) in unknown {
+            log::warn!("lease {}: the connection to {place} is captured, too: its name cannot be looked up ({error})", work.lease);
+        }
+        own
+    });
+    let filter = filter::complete(&options.filter, own.as_ref());
+    let listen = Listen { interface, snap_len: options.snap_len, promiscuous: options.promiscuous, buffer: BUFFER, filter };
+    let source = Source::open(&listen).map_err(|error| chain(&error))?;
+    let comment = format!("captured by probe {} for job {}", work.identity.probe(), work.lease.job);
+    let (section, begins) = tap::head(&listen, source.link_type(), comment);
+    let head = tap::begun(&section, &begins);
+    let (lease, every) = (work.lease, work.config.sync_every);
+    let tell = Box::new(move |len| {
+        let _ = events.send(CaptureEvent::Grown(lease, len));
+    });
+    let to = To::Continued(work.path.clone());
+    let files = Files::start_confirmed(to, head, work.config.keep_free, Some(Confirm { every, tell })).map_err(|error| chain(&error))?;
+    let telling = Telling { packets: None, flows: None, most_flows: 0 };
+    let session = Session::new(source.link_type(), limits, Rotation::default(), telling, 0);
+    let outcome = run::capture(source, session, Some(files), &mut Nowhere, stop, |_| 0);
+    let (sha256, len) = digest(&work.path).map_err(|error| format!("read {}: {error}", work.path.display()))?;
+    Ok(Captured {
+        lease,
+        began: work.began,
+        ended: millis(outcome.ended.0),
+        interface: listen.interface,
+        filter: listen.filter,
+        end: end(&outcome),
+        counts: counts(&outcome),
+        sections: work.left.sections + 1,
+        len,
+        sha256,
+    })
+}
+
+fn millis(nanos: u64) -> UnixMillis {
+    UnixMillis(nanos / 1_000_000)
+}
+
+/// What is left to capture. A clock that was set back gives a capture its whole time again, once for each time that it is interrupted.
+fn limits(options: &CaptureOptions, work: &Work) -> Limits {
+    let spent = Duration::from_millis(super::super::tasks::unix_now(None).0.saturating_sub(work.began.0));
+    let time = Duration::from_secs(options.seconds.into()).saturating_sub(spent);
+    Limits { packets: options.packets.map(|most| most.saturating_sub(work.left.packets)), bytes: Some(options.bytes), time: Some(time) }
+}
+
+fn end(outcome: &Outcome) -> CaptureEnd {
+    match &outcome.end {
+        End::Asked => CaptureEnd::Asked,
+        End::Limit(Limit::Packets) => CaptureEnd::Packets,
+        End::Limit(Limit::Bytes) => CaptureEnd::Bytes,
+        End::Limit(Limit::Time) => CaptureEnd::Time,
+        End::Files => {
+            let problem = outcome.written.as_ref().and_then(|written| written.problem.as_ref());
+            CaptureEnd::Disk(problem.map_or_else(|| "the file cannot be written".to_owned(), |problem| chain(problem)))
+        }
+        End::Source(error) => CaptureEnd::Gone(chain(error)),
+    }
+}
+
+fn counts(outcome: &Outcome) -> CaptureCounts {
+    CaptureCounts {
+        passed: outcome.kernel.passed,
+        accepted: outcome.kernel.accepted,
+        kernel_drops: outcome.kernel.dropped,
+        interface_drops: outcome.kernel.interface_dropped,
+        delivered: outcome.counts.delivered,
+        bytes: outcome.counts.bytes,
+        written: outcome.written.as_ref().map_or(0, |written| written.packets),
+        longer: outcome.kernel.longer,
+    }
+}
