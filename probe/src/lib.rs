@@ -12,7 +12,6 @@ pub mod identity;
 pub mod lock;
 pub mod logging;
 pub mod net;
-pub mod packet;
 pub mod scan;
 pub mod service;
 pub mod shaper;
@@ -23,3 +22,5 @@ pub mod station;
 pub mod tap;
 pub mod trace;
 pub mod transport;
+
+pub use picket_packet as packet;

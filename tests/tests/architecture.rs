@@ -34,6 +34,24 @@ fn crates_depend_in_one_direction() {
             "picket-wire",
             &["tokio", "rumqttc-v4-next", "sqlx", "rustls", "libc", "nix", "picket", "picket-probe", "axum", "hyper", "getrandom"][..],
         ),
+        (
+            "picket-packet",
+            &[
+                "tokio",
+                "rumqttc-v4-next",
+                "sqlx",
+                "rustls",
+                "libc",
+                "nix",
+                "pcap",
+                "picket",
+                "picket-probe",
+                "axum",
+                "hyper",
+                "getrandom",
+                "clap",
+            ],
+        ),
         ("picket-probe", &["picket", "sqlx", "axum", "mqtt5"]),
         ("picket", &["picket-probe", "libc"]),
     ] {
@@ -100,7 +118,6 @@ fn assert_no_arrow(crate_dir: &str, from: &[&str], to: &[&str]) {
 
 #[test]
 fn probe_modules_keep_their_distance() {
-    assert_no_arrow("probe", &["packet"], &["net", "scan", "agent", "spool", "transport", "standalone", "identity", "config"]);
     assert_no_arrow("probe", &["net"], &["scan", "agent", "spool", "transport", "standalone", "identity"]);
     assert_no_arrow(
         "probe",
@@ -135,7 +152,7 @@ fn probe_modules_keep_their_distance() {
             "net::drive",
         ],
     );
-    assert_no_arrow("probe", &["scan", "discover", "service", "net", "packet"], &["trace"]);
+    assert_no_arrow("probe", &["scan", "discover", "service", "net"], &["trace"]);
     assert_no_arrow(
         "probe",
         &["service"],
@@ -178,15 +195,24 @@ fn probe_modules_keep_their_distance() {
             "net::pacer",
         ],
     );
-    assert_no_arrow("probe", &["packet", "net", "scan", "discover", "service", "trace", "spool", "transport"], &["capture"]);
-    assert_no_arrow("probe", &["capture::pcapng", "capture::session", "capture::flows", "capture::summary", "capture::filter"], &["net"]);
+    assert_no_arrow("probe", &["net", "scan", "discover", "service", "trace", "spool", "transport"], &["capture"]);
+    assert_no_arrow("probe", &["capture::session", "capture::flows", "capture::filter"], &["net"]);
     assert_no_arrow("probe", &["capture::bpf", "capture::ring::index", "capture::ring::query", "capture::ring::segment"], &["net"]);
     assert_no_arrow("probe", &["capture::ring"], &["packet", "capture::run"]);
     assert_no_arrow("probe", &["capture::bpf"], &["packet", "capture"]);
-    assert_no_arrow("probe", &["capture::pcapng"], &["packet"]);
     assert_no_arrow("probe", &["spool"], &["net", "scan", "agent", "transport"]);
     assert_no_arrow("probe", &["transport"], &["scan", "agent", "net::drive", "net::afpacket"]);
     assert_no_arrow("probe", &["agent::core"], &["net::drive", "net::afpacket", "net::link", "transport", "scan", "spool"]);
+}
+
+/// The modules of each protocol are the ground; what is made of captured packets stands on it, files of packets beside it.
+#[test]
+fn packet_modules_keep_their_distance() {
+    let made = ["pcapng", "summary", "line", "view"];
+    let protocols =
+        ["arp", "checksum", "eth", "extension", "guard", "icmp", "ip", "link", "mld", "ndp", "payload", "provoked", "sctp", "tcp", "udp"];
+    assert_no_arrow("packet", &protocols, &made);
+    assert_no_arrow("packet", &["pcapng"], &[&protocols[..], &["summary", "line", "view"]].concat());
 }
 
 #[test]
@@ -216,7 +242,7 @@ fn sql_stands_in_the_store_alone() {
 #[test]
 fn unsafe_code_stands_in_the_sockets_of_the_packet_loop_alone() {
     let mut files = Vec::new();
-    for dir in ["wire", "probe", "controller", "tests"] {
+    for dir in ["wire", "packet", "probe", "controller", "tests"] {
         rust_files(&root().join(dir), &mut files);
     }
     let allowed = ["afpacket", "afxdp", "mapping", "receiver"].map(|module| root().join(format!("probe/src/net/{module}.rs")));

@@ -13,7 +13,7 @@ use std::time::Duration;
 
 use nix::sys::signal::Signal;
 use picket_controller::view::{CaptureState, CaptureView, JobState};
-use picket_probe::capture::pcapng::read::{Block, Reader};
+use picket_packet::pcapng::read::{Block, Reader};
 use picket_tests::lab::site::Site;
 use picket_tests::lab::{require_root, wait_until};
 use picket_tests::system::{Fleet, PATIENCE, Plan};

@@ -6,6 +6,7 @@ use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use picket_packet::eth::Mac;
 use picket_probe::config::{InterfaceConfig, ShaperUse, XdpUse};
 use picket_probe::discover::engine::LinkDiscovery;
 use picket_probe::discover::{LinkPlan as DiscoverPlan, gate};
@@ -13,7 +14,6 @@ use picket_probe::net::drive::{DriveEvent, TaskSpec, Weight};
 use picket_probe::net::engine::Mapped;
 use picket_probe::net::pacer::Limits;
 use picket_probe::net::ports::{RawIdentity, SourcePorts};
-use picket_probe::packet::eth::Mac;
 use picket_probe::scan::engine::ScanEngine;
 use picket_probe::scan::report::{Event, ProxySeen};
 use picket_probe::scan::spec::ScanPlan;

@@ -8,6 +8,8 @@
 
 use core::time::Duration;
 
+use picket_packet::line::{Allowance, Captured};
+
 use super::UnixNanos;
 use super::flows::{Flows, Record};
 use super::pcapng::{Packet, write};
@@ -76,6 +78,13 @@ pub struct Shown {
     pub data: Vec<u8>,
 }
 
+impl Shown {
+    /// As lines are made of it, on a link of this type.
+    pub fn captured(&self, link_type: u16) -> Captured<'_> {
+        Captured { number: self.number, time: self.time, link_type, original_len: self.original_len, data: &self.data }
+    }
+}
+
 /// What is told.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum News {
@@ -124,8 +133,7 @@ pub struct Session {
     rotation: Rotation,
     telling: Telling,
     counts: Counts,
-    /// Lines that may be shown still in this second, and when it began.
-    lines: (u32, Duration),
+    lines: Allowance,
     flows: Option<Flows>,
     flows_due: Duration,
     /// Packets of the present file, and when it began, on both clocks.
@@ -145,7 +153,7 @@ impl Session {
             rotation,
             telling,
             counts: Counts::default(),
-            lines: (telling.packets.unwrap_or(0), Duration::ZERO),
+            lines: Allowance::new(telling.packets.unwrap_or(0)),
             flows: telling.flows.map(|_| Flows::new(telling.most_flows)),
             flows_due: telling.flows.unwrap_or(Duration::MAX),
             file_packets: 0,
@@ -218,7 +226,7 @@ impl Session {
     }
 
     fn show(&mut self, packet: &Packet<'_>, outlet: &mut dyn Outlet) {
-        let room = self.lines.0 > 0;
+        let room = self.lines.is_left();
         let shown = || Shown {
             number: self.counts.delivered,
             time: packet.time,
@@ -226,7 +234,7 @@ impl Session {
             data: packet.data.get(..SHOWN_BYTES.min(packet.data.len())).unwrap_or_default().to_vec(),
         };
         if room && outlet.offer(News::Packet(shown())) {
-            self.lines.0 -= 1;
+            self.lines.spend();
             self.counts.shown += 1;
         } else {
             self.counts.skipped += 1;
@@ -236,9 +244,7 @@ impl Session {
     /// Says that so much time has passed, and that it is `day`; gives the limit that ends the capture.
     pub fn tick(&mut self, elapsed: Duration, day: i64, keep: Option<&mut dyn Keep>, outlet: &mut dyn Outlet) -> Option<Limit> {
         self.now = elapsed;
-        if elapsed.saturating_sub(self.lines.1) >= Duration::from_secs(1) {
-            self.lines = (self.telling.packets.unwrap_or(0), elapsed);
-        }
+        self.lines.tick(elapsed);
         if elapsed >= self.flows_due {
             let every = self.telling.flows.unwrap_or(Duration::MAX).max(Duration::from_millis(1));
             // Intervals that were missed are not made up for: the next one ends where it would have.

@@ -170,7 +170,7 @@ mod tests {
         let blast = Blast { frame: 60, rate: 620_000, count: 10, flows: 3, to: [6; 6], processor: 0 };
         let mut slot = [0xff; FRAME_LEN];
         blast.write(&blast.template(), 7, &mut slot);
-        let packet = picket_probe::packet::ip::Packet::parse(&slot[14..60]).unwrap();
+        let packet = picket_packet::ip::Packet::parse(&slot[14..60]).unwrap();
         assert_eq!((packet.src(), packet.dst(), packet.protocol()), (FROM.into(), TO.into(), 17));
         assert_eq!(packet.payload()[..8], [4, 1, 0, 9, 0, 26, 0, 0], "source port of the second of three flows, destination, length");
         assert_eq!(packet.payload()[8..16], 7_u64.to_be_bytes());

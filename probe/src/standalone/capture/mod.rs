@@ -31,10 +31,9 @@ use crate::capture::session::{Limits, News, Outlet, Rotation, Session, Telling};
 use crate::capture::source::{Listen, Source};
 use crate::identity::Identity;
 use crate::logging;
+use crate::packet::line::LINES_DEFAULT;
 use crate::tap;
 
-/// Lines per second where nobody says how many.
-const LINES: u32 = 100;
 /// News that wait for the terminal.
 const WAITING: usize = 512;
 
@@ -117,7 +116,7 @@ fn session(args: &CaptureArgs, link_type: u16, day: i64) -> Session {
         Limits { packets: args.packets, bytes: args.bytes.map(|bytes| bytes.0), time: args.seconds.map(core::time::Duration::from_secs) };
     let shown = args.flows.is_none() && ((args.write.is_none() && args.ring.is_none()) || args.lines.is_some());
     let telling = Telling {
-        packets: shown.then_some(args.lines.unwrap_or(LINES)),
+        packets: shown.then_some(args.lines.unwrap_or(LINES_DEFAULT)),
         flows: args.flows.map(core::time::Duration::from_secs),
         most_flows: args.most_flows as usize,
     };

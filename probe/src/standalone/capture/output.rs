@@ -5,33 +5,33 @@ use std::io::{self, Write};
 use serde_json::{Value, json};
 
 use super::args::{CaptureArgs, CaptureOutput};
-use crate::capture::UnixNanos;
 use crate::capture::flows::{Direction, End as Side, Record};
 use crate::capture::run::{End, Outcome as Captured};
-use crate::capture::session::{Limit, News, Shown};
+use crate::capture::session::{Limit, News};
 use crate::capture::source::Listen;
-use crate::capture::summary::{flag_names, protocol_name, summary};
+use crate::capture::summary::{flag_names, protocol_name};
+use crate::packet::line::{Object, Table};
 use crate::standalone::Outcome;
 
 /// Writes what is told.
 pub(super) struct Printer {
     format: CaptureOutput,
     link_type: u16,
-    /// The number that the next line should have, and when the first packet was seen.
-    next: u64,
-    first: Option<UnixNanos>,
+    table: Table,
 }
 
 impl Printer {
     pub(super) fn new(format: CaptureOutput, link_type: u16) -> Self {
-        Self { format, link_type, next: 1, first: None }
+        Self { format, link_type, table: Table::default() }
     }
 
     pub(super) fn news(&mut self, news: &News) -> io::Result<()> {
         let mut text = Vec::new();
         match (news, self.format) {
-            (News::Packet(shown), CaptureOutput::Ndjson) => writeln!(text, "{}", packet_object(self.link_type, shown))?,
-            (News::Packet(shown), CaptureOutput::Table) => self.packet_line(&mut text, shown)?,
+            (News::Packet(shown), CaptureOutput::Ndjson) => {
+                writeln!(text, "{}", serde_json::to_string(&Object::from(shown.captured(self.link_type)))?)?;
+            }
+            (News::Packet(shown), CaptureOutput::Table) => write!(text, "{}", self.table.line(shown.captured(self.link_type)))?,
             (News::Flows(records), CaptureOutput::Ndjson) => {
                 records.iter().try_for_each(|record| writeln!(text, "{}", flow_object(record)))?;
             }
@@ -45,19 +45,6 @@ impl Printer {
         out.flush()
     }
 
-    /// Number, seconds since the first packet, and the summary.
-    fn packet_line(&mut self, out: &mut dyn Write, shown: &Shown) -> io::Result<()> {
-        if shown.number > self.next {
-            writeln!(out, "      ... {} packets are not shown", shown.number - self.next)?;
-        }
-        self.next = shown.number + 1;
-        let first = *self.first.get_or_insert(shown.time);
-        let packet = summary(self.link_type, &shown.data);
-        let seconds = shown.time.saturating_since(first).as_secs_f64();
-        let (source, destination, len) = (packet.source, packet.destination, shown.original_len);
-        writeln!(out, "{:>5} {seconds:>11.6} {source} → {destination} {} {len} {}", shown.number, packet.protocol, packet.info)
-    }
-
     /// The counters: the last object, or some lines on standard error.
     pub(super) fn end(&mut self, captured: &Captured, piped: bool) -> io::Result<()> {
         if self.format == CaptureOutput::Ndjson && !piped {
@@ -65,22 +52,11 @@ impl Printer {
             writeln!(out, "{}", counters_object(captured))?;
             return out.flush();
         }
-        let skipped = captured.counts.delivered.saturating_sub(self.next - 1);
-        if self.next > 1 && skipped > 0 {
-            println!("      ... {skipped} packets are not shown");
-        }
+        print!("{}", self.table.end(captured.counts.delivered));
         // Who closed standard error does not want it.
         let _ = counters(&mut io::stderr().lock(), captured);
         Ok(())
     }
-}
-
-fn packet_object(link_type: u16, shown: &Shown) -> Value {
-    let packet = summary(link_type, &shown.data);
-    json!({
-        "type": "packet", "number": shown.number, "time": shown.time.to_string(), "source": packet.source, "destination": packet.destination,
-        "protocol": packet.protocol, "length": shown.original_len, "info": packet.info,
-    })
 }
 
 fn protocol(number: u8) -> String {

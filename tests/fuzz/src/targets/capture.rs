@@ -1,9 +1,9 @@
 //! Files of captured packets, and indexes of them.
 
-use picket_probe::capture::UnixNanos;
+use picket_packet::UnixNanos;
+use picket_packet::pcapng::read::{Block, Blocks, Reader, Step};
+use picket_packet::pcapng::{Packet, write};
 use picket_probe::capture::bpf::{Instruction, Program};
-use picket_probe::capture::pcapng::read::{Block, Blocks, Reader, Step};
-use picket_probe::capture::pcapng::{Packet, write};
 use picket_probe::capture::ring::Question;
 use picket_probe::capture::ring::index::{Builder, End, HEADER, Header, Key, Record, Records};
 

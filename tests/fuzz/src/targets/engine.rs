@@ -6,9 +6,9 @@
 use core::net::Ipv6Addr;
 use core::time::Duration;
 
+use picket_packet::ip::{PROTOCOL_ICMP, PROTOCOL_ICMPV6, v4_header, v6_header};
 use picket_probe::net::engine::{Engine, NotSent, Transmit};
 use picket_probe::net::time::Instant;
-use picket_probe::packet::ip::{PROTOCOL_ICMP, PROTOCOL_ICMPV6, v4_header, v6_header};
 
 /// Longest packet that an instruction makes up.
 const MADE_UP_MAX: usize = 255;

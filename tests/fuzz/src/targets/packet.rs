@@ -1,6 +1,6 @@
 //! Every packet parser.
 
-use picket_probe::packet::{arp, checksum, eth, extension, guard, icmp, ip, ndp, payload, provoked, sctp, tcp, udp};
+use picket_packet::{arp, checksum, eth, extension, guard, icmp, ip, ndp, payload, provoked, sctp, tcp, udp};
 
 /// A frame as it comes from a link.
 pub(crate) fn frame(bytes: &[u8]) {

@@ -3,11 +3,11 @@
 use core::net::{Ipv4Addr, Ipv6Addr};
 use std::sync::Arc;
 
+use picket_packet::eth::Mac;
 use picket_probe::net::engine::{Engine, Source};
 use picket_probe::net::onlink::LocalLink;
 use picket_probe::net::ports::{RawIdentity, SourcePorts};
 use picket_probe::net::route::{Interface, InterfaceAddress, InterfaceKind, Route, RouteAction, RouteTable};
-use picket_probe::packet::eth::Mac;
 use picket_probe::scan::engine::ScanEngine;
 use picket_probe::scan::report::Event;
 use picket_probe::scan::spec::{Cut, ScanPlan};

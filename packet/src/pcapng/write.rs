@@ -8,7 +8,7 @@ use super::{
     BYTE_ORDER_MAGIC, ENHANCED_PACKET, FRAMING, INTERFACE_DESCRIPTION, INTERFACE_STATISTICS, Interface, MAJOR, Packet, SECTION_HEADER,
     Section, Statistics, option,
 };
-use crate::capture::UnixNanos;
+use crate::UnixNanos;
 
 /// Times count nanoseconds: ten to the power of minus nine (section 4.2, `if_tsresol`).
 const NANOSECONDS: u8 = 9;

@@ -29,7 +29,7 @@ pub fn provoked_reply(packet: &[u8]) -> Option<usize> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::packet::udp::{Datagram, Writer};
+    use crate::udp::{Datagram, Writer};
 
     #[test]
     fn datagrams_without_a_socket_provoke_an_error() {

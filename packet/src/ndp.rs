@@ -52,7 +52,6 @@ pub fn advertise(target: Ipv6Addr, target_mac: Mac, dst: Ipv6Addr) -> [u8; SOLIC
 }
 
 /// A router advertisement, for simulations.
-#[cfg(test)]
 pub fn router_advert(advert: &RouterAdvert, dst: Ipv6Addr) -> Vec<u8> {
     let flags = u8::from(advert.managed) << 7 | u8::from(advert.other) << 6;
     let [high, low] = advert.lifetime.to_be_bytes();

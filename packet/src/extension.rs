@@ -131,7 +131,7 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
-    use crate::packet::ip::{PROTOCOL_ICMP, PROTOCOL_ICMPV6, v4_header, v6_header};
+    use crate::ip::{PROTOCOL_ICMP, PROTOCOL_ICMPV6, v4_header, v6_header};
 
     /// A time exceeded with a quote of `quote` bytes, of which the header says that it is `stated` words long, and an extension.
     fn error(v4: bool, quote: usize, stated: u8, extension: &[u8]) -> Vec<u8> {

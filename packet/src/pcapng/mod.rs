@@ -13,7 +13,7 @@
 pub mod read;
 pub mod write;
 
-use super::UnixNanos;
+use crate::UnixNanos;
 
 /// Section Header Block (section 4.1): the same in both byte orders.
 const SECTION_HEADER: u32 = 0x0a0d_0d0a;

@@ -15,7 +15,7 @@ use super::{
     BYTE_ORDER_MAGIC, ENHANCED_PACKET, FRAMING, INTERFACE_DESCRIPTION, INTERFACE_STATISTICS, Interface, MAJOR, Packet, SECTION_HEADER,
     Section, Statistics, option,
 };
-use crate::capture::UnixNanos;
+use crate::UnixNanos;
 
 /// Longest block, in bytes: four times what capture libraries keep of a packet at most.
 pub const MAX_BLOCK: usize = 1 << 20;
@@ -299,7 +299,7 @@ impl Blocks {
     }
 
     /// In the middle of a section that this program writes: little-endian, with one interface.
-    pub(crate) fn within_section() -> Self {
+    pub fn within_section() -> Self {
         Self { order: Some(Order::Little), clocks: vec![Clock { resolution: 9, offset: 0 }] }
     }
 

@@ -106,7 +106,7 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
-    use crate::packet::ip::Packet;
+    use crate::ip::Packet;
 
     proptest! {
         #[test]

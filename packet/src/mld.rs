@@ -73,7 +73,6 @@ fn records(message: &[u8]) -> Option<Vec<Ipv6Addr>> {
 }
 
 /// A report as a host sends it, with its router alert option (RFC 2711), for simulations: of version 1 with one group, else of version 2.
-#[cfg(test)]
 pub fn report(src: Ipv6Addr, dst: Ipv6Addr, groups: &[Ipv6Addr], version: u8) -> Vec<u8> {
     let mut message = vec![if version == 1 { TYPE_REPORT_V1 } else { TYPE_REPORT_V2 }, 0, 0, 0, 0, 0, 0, groups.len() as u8];
     if version == 1 {

@@ -6,13 +6,13 @@
 
 use core::fmt::Write;
 
-use super::view::{IpView, Transport, View, addresses, view};
-use crate::packet::arp::{Arp, Operation};
-use crate::packet::icmp::{self, Message};
-use crate::packet::ip::{PROTOCOL_ICMP, PROTOCOL_ICMPV6};
-use crate::packet::link::Inside;
-use crate::packet::ndp::Neighbour;
-use crate::packet::tcp::{Flags, Segment};
+use crate::arp::{Arp, Operation};
+use crate::icmp::{self, Message};
+use crate::ip::{PROTOCOL_ICMP, PROTOCOL_ICMPV6};
+use crate::link::Inside;
+use crate::ndp::Neighbour;
+use crate::tcp::{Flags, Segment};
+use crate::view::{IpView, Transport, View, addresses, view};
 
 /// A packet in words.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -40,12 +40,12 @@ const FLAGS: [(u8, &str); 8] = [
 ];
 
 /// Names of set control bits, with `separator` between them.
-pub(crate) fn flag_names(bits: u8, separator: &str) -> String {
+pub fn flag_names(bits: u8, separator: &str) -> String {
     FLAGS.iter().filter(|(bit, _)| bits & bit != 0).map(|(_, name)| *name).collect::<Vec<_>>().join(separator)
 }
 
 /// The usual name of an IP protocol (IANA, "Protocol Numbers").
-pub(crate) fn protocol_name(protocol: u8) -> Option<&'static str> {
+pub fn protocol_name(protocol: u8) -> Option<&'static str> {
     Some(match protocol {
         1 => "ICMP",
         2 => "IGMP",
@@ -206,10 +206,10 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
-    use crate::packet::eth::{self, Mac};
-    use crate::packet::ip::{PROTOCOL_TCP, PROTOCOL_UDP, v4_header, v6_header};
-    use crate::packet::link::{COOKED, COOKED_2, ETHERNET, RAW_IP};
-    use crate::packet::ndp;
+    use crate::eth::{self, Mac};
+    use crate::ip::{PROTOCOL_TCP, PROTOCOL_UDP, v4_header, v6_header};
+    use crate::link::{COOKED, COOKED_2, ETHERNET, RAW_IP};
+    use crate::ndp;
 
     const A: Ipv4Addr = Ipv4Addr::new(198, 18, 0, 1);
     const B: Ipv4Addr = Ipv4Addr::new(198, 18, 0, 2);

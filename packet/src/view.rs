@@ -1,20 +1,20 @@
 //! A captured packet, taken apart as far as it was kept: the beginning that a summary and a flow share.
 //!
-//! It must not know what is made of it, nor read bytes by itself: that is `packet`'s business.
+//! It must not know what is made of it, nor read bytes by itself: that is the business of the modules of each protocol.
 //!
 //! **Invariant:** no bytes cause a panic; what is cut is read as far as it goes.
 
 use std::net::IpAddr;
 
-use crate::packet::arp::Arp;
-use crate::packet::eth::{TYPE_ARP, TYPE_IPV4, TYPE_IPV6};
-use crate::packet::ip::{Head, PROTOCOL_SCTP, PROTOCOL_TCP, PROTOCOL_UDP, Packet};
-use crate::packet::link::{self, Inside};
-use crate::packet::{sctp, tcp, udp};
+use crate::arp::Arp;
+use crate::eth::{TYPE_ARP, TYPE_IPV4, TYPE_IPV6};
+use crate::ip::{Head, PROTOCOL_SCTP, PROTOCOL_TCP, PROTOCOL_UDP, Packet};
+use crate::link::{self, Inside};
+use crate::{sctp, tcp, udp};
 
 /// What a packet is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum View<'a> {
+pub enum View<'a> {
     /// An IP packet with its protocol's header, or the first fragment of one.
     Ip(IpView<'a>),
     /// A later fragment, or a packet whose headers were cut.
@@ -29,20 +29,25 @@ pub(crate) enum View<'a> {
 
 /// An IP packet.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) struct IpView<'a> {
-    pub(crate) packet: Packet<'a>,
+pub struct IpView<'a> {
+    /// Its headers and what they hold.
+    pub packet: Packet<'a>,
     /// What comes behind the IP headers, in bytes, as sent.
-    pub(crate) len: usize,
-    pub(crate) transport: Transport,
+    pub len: usize,
+    /// The header behind them.
+    pub transport: Transport,
     /// The bytes at the beginning of the IP packet.
-    pub(crate) bytes: &'a [u8],
+    pub bytes: &'a [u8],
 }
 
 /// Headers with ports.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Transport {
+pub enum Transport {
+    /// TCP.
     Tcp(tcp::Segment),
+    /// UDP.
     Udp(udp::Start),
+    /// SCTP.
     Sctp(sctp::Start),
     /// Another protocol, or a header that was cut.
     None,
@@ -50,7 +55,7 @@ pub(crate) enum Transport {
 
 impl Transport {
     /// Source and destination port.
-    pub(crate) fn ports(&self) -> Option<(u16, u16)> {
+    pub fn ports(&self) -> Option<(u16, u16)> {
         match self {
             Self::Tcp(segment) => Some((segment.src_port(), segment.dst_port())),
             Self::Udp(start) => Some((start.src_port, start.dst_port)),
@@ -61,7 +66,7 @@ impl Transport {
 }
 
 /// Takes a packet apart.
-pub(crate) fn view(link_type: u16, bytes: &[u8]) -> View<'_> {
+pub fn view(link_type: u16, bytes: &[u8]) -> View<'_> {
     let Some(inside) = link::inside(link_type, bytes) else { return View::Unknown };
     let found = match inside.ethertype {
         TYPE_IPV4 | TYPE_IPV6 => ip(inside.payload),
@@ -86,7 +91,7 @@ fn ip(bytes: &[u8]) -> Option<View<'_>> {
 }
 
 /// Whose packet it is: source and destination address, or those that an ARP message names; IPv4-mapped ones as IPv4.
-pub(crate) fn parties_of(view: &View<'_>) -> Option<(IpAddr, IpAddr)> {
+pub fn parties_of(view: &View<'_>) -> Option<(IpAddr, IpAddr)> {
     let (a, b) = match view {
         View::Arp(arp) => (arp.sender.into(), arp.target.into()),
         other => addresses(other)?,
@@ -95,12 +100,12 @@ pub(crate) fn parties_of(view: &View<'_>) -> Option<(IpAddr, IpAddr)> {
 }
 
 /// [`parties_of`] a packet that begins with `bytes`.
-pub(crate) fn parties(link_type: u16, bytes: &[u8]) -> Option<(IpAddr, IpAddr)> {
+pub fn parties(link_type: u16, bytes: &[u8]) -> Option<(IpAddr, IpAddr)> {
     parties_of(&view(link_type, bytes))
 }
 
 /// Source and destination address, where there are any.
-pub(crate) fn addresses(view: &View<'_>) -> Option<(IpAddr, IpAddr)> {
+pub fn addresses(view: &View<'_>) -> Option<(IpAddr, IpAddr)> {
     match view {
         View::Ip(ip) => Some((ip.packet.src(), ip.packet.dst())),
         View::Part(head) => Some((head.src, head.dst)),

@@ -151,7 +151,7 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
-    use crate::packet::ip::Packet;
+    use crate::ip::Packet;
 
     /// CRC32c bit by bit (RFC 9260, appendix A): an oracle without a table. pnet has no SCTP.
     fn slow_crc32c(bytes: &[u8]) -> u32 {
