@@ -94,6 +94,12 @@ pub fn rfc3339(at: UnixMillis) -> String {
     date(at).format(&Rfc3339).unwrap_or_else(|_| "1970-01-01T00:00:00Z".to_owned())
 }
 
+/// The moment that RFC 3339 text means, cut to milliseconds; none where it is no such text, or before 1970.
+pub fn parse_rfc3339(text: &str) -> Option<UnixMillis> {
+    let at = OffsetDateTime::parse(text, &Rfc3339).ok()?;
+    u64::try_from(at.unix_timestamp_nanos() / 1_000_000).ok().map(UnixMillis)
+}
+
 /// The wall-clock moment of a calendar date; the epoch for anything before it.
 pub fn millis(at: OffsetDateTime) -> UnixMillis {
     UnixMillis(u64::try_from(at.unix_timestamp_nanos() / 1_000_000).unwrap_or(0))

@@ -81,10 +81,26 @@ pub struct JobRequest {
     pub dry_run: bool,
 }
 
+/// What is asked of the rings of probes. What is absent demands nothing.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct RingRequest {
+    /// Not before this moment, as RFC 3339 has it; the ring's beginning where absent.
+    pub from: Option<String>,
+    /// Before this moment; the ring's end where absent.
+    pub to: Option<String>,
+    /// Hosts, one of which is source or destination.
+    pub hosts: Vec<IpAddr>,
+    /// Ports, one of which is source or destination port.
+    pub ports: Vec<u16>,
+}
+
 /// What is captured. What is absent is as usual.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct CaptureRequest {
+    /// Ask what was captured before, into the rings of the probes, instead of capturing.
+    pub ring: Option<RingRequest>,
     /// The interface of each probe, or `any`; the one that it measures on where absent.
     pub interface: Option<String>,
     /// Which packets, in the language of pcap-filter(7); all where absent.
@@ -144,7 +160,7 @@ pub struct CaptureView {
     /// When it ended.
     #[serde(default)]
     pub ended: Option<String>,
-    /// Why it ended: `asked`, `packets`, `bytes`, `time`, `disk`, `interface`, `interrupted`.
+    /// Why it ended: `asked`, `packets`, `bytes`, `time`, `disk`, `interface`, `interrupted`; `answered` by a ring.
     #[serde(default)]
     pub end: Option<String>,
     /// What the probe says of that.

@@ -10,11 +10,12 @@ use std::time::Duration;
 
 use config::{Environment, File, FileFormat, Map};
 use picket_wire::addr::IpNet;
-use picket_wire::capture::Keeps;
+use picket_wire::capture::{HEADERS, Keeps, SNAP_LEAST, WHOLE};
 use picket_wire::policy::AddressPolicy;
 use picket_wire::units::{BitsPerSecond, PacketsPerSecond, PortSet};
 use serde::Deserialize;
 
+use crate::capture::ring::keeper::LEAST_BUDGET;
 use crate::service::fragile::{SiteLeave, SitePolicy};
 use crate::service::recog::{FingerprintError, Fingerprints};
 
@@ -64,6 +65,28 @@ pub struct Raw {
     pub services: RawServices,
     /// Captures of jobs.
     pub capture: RawCapture,
+    /// The ring of captures.
+    pub ring: RawRing,
+}
+
+/// See [`RingConfig`].
+#[derive(Debug, Clone, PartialEq, Eq, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct RawRing {
+    /// Most bytes; without it there is no ring.
+    pub max_bytes: Option<u64>,
+    /// Its interface.
+    pub interface: Option<String>,
+    /// Which packets.
+    pub filter: Option<String>,
+    /// Bytes of each packet.
+    pub snap_length: Option<u32>,
+    /// Hours that packets are kept.
+    pub keep_hours: Option<u64>,
+    /// Bytes of the disk that stay free.
+    pub keep_free: Option<u64>,
+    /// Whether the probe's own traffic is in it.
+    pub with_own: Option<bool>,
 }
 
 /// See [`CaptureConfig`].
@@ -232,6 +255,25 @@ pub struct CaptureConfig {
     pub sync_every: Duration,
 }
 
+/// A rolling capture of the site's own, which jobs may ask.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct RingConfig {
+    /// Most bytes of the disk.
+    pub bytes: u64,
+    /// The interface, or `any`. Default: the one that is measured on.
+    pub interface: Option<String>,
+    /// Which packets, in the language of pcap-filter(7). Default: all.
+    pub filter: String,
+    /// Bytes of each packet that are kept. Default: its headers.
+    pub snap_len: u32,
+    /// How long packets are kept. Default: as long as there is room.
+    pub keep: Option<Duration>,
+    /// Bytes of their file system that stay free. Default 256 MiB.
+    pub keep_free: u64,
+    /// Whether the probe's own measurements and its connection to the controller are in it. Default: no.
+    pub with_own: bool,
+}
+
 /// The checked configuration.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Config {
@@ -249,6 +291,8 @@ pub struct Config {
     pub services: ServicesConfig,
     /// Captures of jobs.
     pub capture: CaptureConfig,
+    /// The ring of captures, where the site wants one.
+    pub ring: Option<RingConfig>,
 }
 
 /// Reads all layers. `file` is what `--config` named; `variables` are the environment's.
@@ -314,6 +358,15 @@ fn merge(under: Raw, over: Raw) -> Raw {
             keep_free: over.capture.keep_free.or(under.capture.keep_free),
             keep_days: over.capture.keep_days.or(under.capture.keep_days),
         },
+        ring: RawRing {
+            max_bytes: over.ring.max_bytes.or(under.ring.max_bytes),
+            interface: over.ring.interface.or(under.ring.interface),
+            filter: over.ring.filter.or(under.ring.filter),
+            snap_length: over.ring.snap_length.or(under.ring.snap_length),
+            keep_hours: over.ring.keep_hours.or(under.ring.keep_hours),
+            keep_free: over.ring.keep_free.or(under.ring.keep_free),
+            with_own: over.ring.with_own.or(under.ring.with_own),
+        },
     }
 }
 
@@ -353,6 +406,7 @@ fn check(raw: Raw) -> Result<Config, ConfigError> {
         return Err(ConfigError::Value { key: "capture.keep_days", reason: format!("{keep_days} days are not possible: use 1 to 3650") });
     }
     Ok(Config {
+        ring: ring(raw.ring)?,
         capture: CaptureConfig {
             allow: parse("capture.allow", raw.capture.allow.as_deref().unwrap_or("headers"))?,
             max_bytes: raw.capture.max_bytes.unwrap_or(1 << 30),
@@ -376,6 +430,36 @@ fn check(raw: Raw) -> Result<Config, ConfigError> {
         },
         spool: SpoolLimits { max_bytes, fsync_interval },
     })
+}
+
+/// The ring, where it has a size. Its other keys without one would be forgotten, not meant.
+fn ring(raw: RawRing) -> Result<Option<RingConfig>, ConfigError> {
+    let wrong = |key, reason| Err(ConfigError::Value { key, reason });
+    let Some(bytes) = raw.max_bytes else {
+        return match raw == RawRing::default() {
+            true => Ok(None),
+            false => wrong("ring.max_bytes", "say how many bytes of the disk the ring may take, for example 2000000000".to_owned()),
+        };
+    };
+    if bytes < LEAST_BUDGET {
+        return wrong("ring.max_bytes", format!("{bytes} is too small: use at least {LEAST_BUDGET}"));
+    }
+    let snap_len = raw.snap_length.unwrap_or(HEADERS);
+    if !(SNAP_LEAST..=WHOLE).contains(&snap_len) {
+        return wrong("ring.snap_length", format!("{snap_len} bytes of each packet cannot be kept: use {SNAP_LEAST} to {WHOLE}"));
+    }
+    if raw.keep_hours == Some(0) {
+        return wrong("ring.keep_hours", "0 hours keep nothing: leave it out, or use at least 1".to_owned());
+    }
+    Ok(Some(RingConfig {
+        bytes,
+        interface: raw.interface,
+        filter: raw.filter.unwrap_or_default(),
+        snap_len,
+        keep: raw.keep_hours.map(|hours| Duration::from_secs(hours.saturating_mul(3_600))),
+        keep_free: raw.keep_free.unwrap_or(256 << 20),
+        with_own: raw.with_own.unwrap_or(false),
+    }))
 }
 
 fn shaper_use(text: Option<&str>) -> Result<ShaperUse, ConfigError> {

@@ -210,9 +210,67 @@ fn what_is_wrong_or_forbidden_is_said() {
     assert!(nowhere.status.code() == Some(3) && nowhere.stderr.contains("eth99"), "{}", nowhere.stderr);
     let large = ask(&["--bytes", "2GiB", "udp"]);
     assert!(large.status.code() == Some(3) && large.stderr.contains("1073741824"), "{}", large.stderr);
+    let ring = ask(&["--ring"]);
+    assert!(ring.status.code() == Some(3) && ring.stderr.contains("keeps no ring"), "{}", ring.stderr);
     let plan = ask(&["--dry-run", "udp"]);
     assert!(plan.status.success() && plan.stdout.contains("packets that match `udp`"), "{}", plan.stdout);
     assert_eq!(fleet.json::<Vec<CaptureView>>(&["captures", "list", "--json"]).unwrap(), []);
+}
+
+/// The numbers and times (in milliseconds since 1970) of a file's datagrams.
+fn times(path: &Path) -> Vec<(u64, u64)> {
+    let mut reader = Reader::new(fs::File::open(path).unwrap());
+    let mut found = Vec::new();
+    while let Some(block) = reader.next_block().unwrap() {
+        if let Block::Packet(packet) = block {
+            found.push((u64::from_le_bytes(packet.data[42..50].try_into().unwrap()), packet.time.0 / 1_000_000));
+        }
+    }
+    found
+}
+
+#[test]
+fn a_ring_is_asked_afterwards_for_what_a_full_capture_saw() {
+    if !require_root() {
+        return;
+    }
+    let ring = "[ring]\nmax_bytes = 50000000\nfilter = \"udp port 9\"\n";
+    let plan = Plan::default().roles("scan,capture").probe(ring);
+    let mut fleet = Fleet::start(Site::builder("captring").probe("a").build().unwrap(), plan).unwrap();
+    let chatter = Chatter::start(fleet.site());
+    let dir = fleet.site().lab().dir().to_owned();
+    let (truth, told) = (dir.join("truth.pcapng"), dir.join("told.pcapng"));
+    let segment = fleet.probe_data("a").unwrap().join("ring");
+    wait_until("the ring", LONG, || Ok(fs::read_dir(&segment).is_ok_and(|mut files| files.next().is_some()).then_some(()))).unwrap();
+    chatter.more(200);
+    let capture = |fleet: &Fleet, args: &[&str], to: &Path| {
+        let to = to.to_str().unwrap();
+        fleet.picket(&[&["capture", "--probe", "a", "-w", to], args].concat(), LONG).unwrap()
+    };
+    capture(&fleet, &["-c", "600", "udp", "port", "9"], &truth).ok().unwrap();
+    let truth = times(&truth);
+    assert_eq!(truth.len(), 600);
+    // Killed, the ring is read up to its last whole block, and goes on.
+    fleet.kill_probe("a").unwrap();
+    fleet.start_probe("a").unwrap();
+    fleet.wait_online("a").unwrap();
+    let (from, to) = (truth[150].1 + 1, truth[450].1 + 1);
+    let seconds = |millis: u64| format!("{}.{:03}", millis / 1_000, millis % 1_000);
+    let source = fleet.site().probe("a").unwrap().v4().to_string();
+    let ask = ["--ring", "--from", &seconds(from), "--to", &seconds(to), "--host", &source, "--port", "9"];
+    let answer = capture(&fleet, &ask, &told);
+    assert_eq!(answer.status.code(), Some(0), "{}", answer.stderr);
+    assert!(answer.stderr.contains("packets were looked at"), "{}", answer.stderr);
+    let within: Vec<u64> = truth.iter().filter(|(_, at)| (from..to).contains(at)).map(|(number, _)| *number).collect();
+    assert!(within.len() > 250);
+    assert_eq!(times(&told).iter().map(|(number, _)| *number).collect::<Vec<_>>(), within);
+    // Nobody of that name, nothing of that time, and a filter that leaves nothing.
+    let nobody = capture(&fleet, &["--ring", "--host", "192.0.2.99"], &told);
+    assert!(nobody.status.success() && times(&told).is_empty(), "{}", nobody.stderr);
+    let small = capture(&fleet, &["--ring", "--bytes", "4096"], &told);
+    assert!(small.status.code() == Some(3) && small.stderr.contains("longer than the file may be"), "{}", small.stderr);
+    let wrong = capture(&fleet, &["--ring", "tcp", "prot", "9"], &told);
+    assert!(wrong.status.code() == Some(2) && wrong.stderr.contains("`prot`"), "{}", wrong.stderr);
 }
 
 /// What happens to whom.

@@ -17,6 +17,7 @@
 //! **Invariant:** no chunk costs its receiver more than [`CHUNK_MAX`] bytes of memory, whatever it holds.
 
 use core::fmt;
+use core::net::IpAddr;
 use core::str::FromStr;
 
 use serde::{Deserialize, Serialize};
@@ -87,9 +88,37 @@ impl FromStr for Keeps {
     }
 }
 
+/// Most hosts, and most ports, of a question to a ring.
+pub const ASKED_MAX: usize = 64;
+
+/// Where packets come from. Later sources are added at the end.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub enum CaptureSource {
+    /// They are captured from now on.
+    #[default]
+    Live,
+    /// They were captured before, into the probe's ring.
+    Ring(RingQuestion),
+}
+
+/// What is asked of a ring, besides the filter. What is empty demands nothing.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RingQuestion {
+    /// Not before.
+    pub from: UnixMillis,
+    /// Before this.
+    pub to: UnixMillis,
+    /// One of these is source or destination.
+    pub hosts: Vec<IpAddr>,
+    /// One of these is source or destination port of TCP, UDP or SCTP.
+    pub ports: Vec<u16>,
+}
+
 /// What is captured, and when it ends: every capture of a job ends by itself.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct CaptureOptions {
+    /// Where the packets come from.
+    pub source: CaptureSource,
     /// The interface, or `any`; `None` for the one that the probe measures on.
     pub interface: Option<String>,
     /// Which packets, in the language of pcap-filter(7); empty for all.
@@ -111,6 +140,7 @@ pub struct CaptureOptions {
 impl Default for CaptureOptions {
     fn default() -> Self {
         Self {
+            source: CaptureSource::Live,
             interface: None,
             filter: String::new(),
             snap_len: HEADERS,
@@ -147,6 +177,15 @@ pub enum CaptureError {
     /// None.
     #[error("a capture of 0 packets captures nothing: leave it out, or use at least 1")]
     Packets,
+    /// The time that is asked of a ring ends before it begins.
+    #[error("the time that is asked for ends before it begins")]
+    Times,
+    /// More than anybody asks for.
+    #[error("a ring is asked for {0} hosts or ports: at most {ASKED_MAX} are possible; ask for more by a filter")]
+    Asked(usize),
+    /// The ring was captured where the site says.
+    #[error("a ring has the packets of the interface that its site chose: leave out the interface, the number of packets and the time")]
+    RingElsewhere,
 }
 
 impl CaptureOptions {
@@ -177,7 +216,16 @@ impl CaptureOptions {
         if !(BYTES_LEAST..=BYTES_MAX).contains(&self.bytes) {
             return Err(CaptureError::Bytes(self.bytes));
         }
-        if self.packets == Some(0) { Err(CaptureError::Packets) } else { Ok(()) }
+        if self.packets == Some(0) {
+            return Err(CaptureError::Packets);
+        }
+        let CaptureSource::Ring(question) = &self.source else { return Ok(()) };
+        match question.hosts.len().max(question.ports.len()) {
+            _ if question.from >= question.to => Err(CaptureError::Times),
+            most if most > ASKED_MAX => Err(CaptureError::Asked(most)),
+            _ if self.interface.is_some() || self.packets.is_some() => Err(CaptureError::RingElsewhere),
+            _ => Ok(()),
+        }
     }
 }
 
@@ -308,6 +356,8 @@ pub enum CaptureEnd {
     Gone(String),
     /// The program was killed, and what had come until then is all.
     Interrupted,
+    /// The ring was asked; what was looked at, as the box says it.
+    Answered(String),
 }
 
 impl CaptureEnd {
@@ -321,13 +371,14 @@ impl CaptureEnd {
             CaptureEnd::Disk(_) => "disk",
             CaptureEnd::Gone(_) => "interface",
             CaptureEnd::Interrupted => "interrupted",
+            CaptureEnd::Answered(_) => "answered",
         }
     }
 
     /// What the box says of it.
     pub fn reason(&self) -> Option<&str> {
         match self {
-            CaptureEnd::Disk(reason) | CaptureEnd::Gone(reason) => Some(reason),
+            CaptureEnd::Disk(reason) | CaptureEnd::Gone(reason) | CaptureEnd::Answered(reason) => Some(reason),
             _ => None,
         }
     }
@@ -348,7 +399,7 @@ pub struct CaptureCounts {
     pub interface_drops: u64,
     /// Packets that came to the program.
     pub delivered: u64,
-    /// Their bytes on the wire.
+    /// Their bytes on the wire; 0 for those of a ring.
     pub bytes: u64,
     /// Of these packets, those that the file has.
     pub written: u64,

@@ -28,3 +28,4 @@ pub mod topic;
 pub mod trace;
 pub mod trace_text;
 pub mod units;
+pub mod when;

@@ -11,7 +11,7 @@ use std::time::Duration;
 
 use ed25519_dalek::SigningKey;
 use picket_wire::addr::parse_set;
-use picket_wire::capture::{CaptureCounts, CaptureEnd, CaptureOptions, Captured, Chunk, ChunkState};
+use picket_wire::capture::{CaptureCounts, CaptureEnd, CaptureOptions, CaptureSource, Captured, Chunk, ChunkState, RingQuestion};
 use picket_wire::codec::{decode, encode};
 use picket_wire::command::Command;
 use picket_wire::envelope::{Audience, Contents, open, seal};
@@ -432,6 +432,7 @@ fn traces() {
 #[test]
 fn captures() {
     let options = CaptureOptions {
+        source: CaptureSource::Live,
         interface: Some("eth1".into()),
         filter: "tcp port 443".into(),
         snap_len: 262_144,
@@ -445,6 +446,15 @@ fn captures() {
     let job = |options| JobSpec { kind: JobKind::Capture(Box::new(options)), mode: Mode::Each, targets: targets.clone(), ..spec() };
     frozen("command-job-capture", &Command::Job(job(options)));
     frozen("command-job-capture-usual", &Command::Job(job(CaptureOptions::default())));
+    let question = RingQuestion {
+        from: UnixMillis(1_700_000_000_000),
+        to: UnixMillis(1_700_000_120_000),
+        hosts: ["192.0.2.7", "2001:db8::7"].map(|text| text.parse().unwrap()).to_vec(),
+        ports: vec![53, 443],
+    };
+    let asked = CaptureOptions { source: CaptureSource::Ring(question), ..CaptureOptions::default() };
+    assert_eq!(asked.check(), Ok(()));
+    frozen("command-job-capture-ring", &Command::Job(job(asked)));
     frozen("technique-capture", &Technique::Capture);
     for (name, state) in [
         ("command-chunk-ack", ChunkState::Open),
@@ -478,6 +488,7 @@ fn captures() {
         ("disk", CaptureEnd::Disk("no space left on device".into())),
         ("gone", CaptureEnd::Gone("the interface disappeared".into())),
         ("interrupted", CaptureEnd::Interrupted),
+        ("answered", CaptureEnd::Answered("9 of 64 segments were looked into".into())),
     ];
     for (name, end) in ends {
         let captured = Captured {

@@ -3,25 +3,29 @@
 //! The file is downloaded from where it broke off as often as it takes, and in the end its digest is compared with the probe's.
 
 use std::fs::File;
+use std::net::IpAddr;
 use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
 use std::pin::pin;
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
 use picket_wire::capture::{BYTES_LEAST, BYTES_MAX, SECONDS_MAX, SNAP_LEAST, WHOLE};
 use picket_wire::ids::{JobId, Label, LeaseId, ProbeId, SiteName};
 use picket_wire::job::{Mode, Selection, Technique};
-use picket_wire::units::parse_duration;
+use picket_wire::units::{UnixMillis, parse_duration};
+use picket_wire::when::{self, Near, moment};
 use sha2::{Digest, Sha256};
 use tokio::io::AsyncWriteExt;
+use tz::TimeZone;
 
 use super::client::{Client, Query};
 use super::failure::{Exit, Failure};
-use super::format::{count, moment, plural};
+use super::format::{self, count, plural};
 use super::interrupt::Interrupts;
 use super::table::{Align, Columns, details};
 use super::{Context, scan};
-use crate::view::{CaptureRequest, CaptureState, CaptureView, JobRequest, JobView, Page};
+use crate::clock::rfc3339;
+use crate::view::{CaptureRequest, CaptureState, CaptureView, JobRequest, JobView, Page, RingRequest};
 
 /// How often it is asked whether a capture has begun.
 const LOOK_EVERY: Duration = Duration::from_millis(200);
@@ -76,6 +80,8 @@ pub(super) struct CaptureArgs {
     #[arg(long, value_name = "TEXT")]
     name: Option<String>,
     #[command(flatten)]
+    ring: RingArgs,
+    #[command(flatten)]
     detached: Detached,
     /// Print the answer of the API, and in the end the capture, as JSON
     #[arg(long)]
@@ -83,6 +89,49 @@ pub(super) struct CaptureArgs {
     /// Nothing on standard error but failures
     #[arg(long, short)]
     quiet: bool,
+}
+
+/// What is asked of a ring.
+#[derive(Debug, clap::Args)]
+struct RingArgs {
+    /// Have the probe's ring asked for what it has captured before, instead of capturing
+    #[arg(long, conflicts_with_all = ["interface", "packets", "time", "no_promiscuous", "with_own"], help_heading = "From the ring")]
+    ring: bool,
+    /// Not before this time: 02:10 (the last such time, local), '2026-11-22 02:10:30', RFC 3339, -5m
+    #[arg(long, value_name = "TIME", requires = "ring", allow_hyphen_values = true, help_heading = "From the ring")]
+    from: Option<String>,
+    /// Before this time; a time of day is the first such time after --from
+    #[arg(long, value_name = "TIME", requires = "ring", allow_hyphen_values = true, help_heading = "From the ring")]
+    to: Option<String>,
+    /// Source or destination; may be given several times, one of which it must be
+    #[arg(long = "host", value_name = "ADDR", requires = "ring", value_delimiter = ',', help_heading = "From the ring")]
+    hosts: Vec<IpAddr>,
+    /// Source or destination port; may be given several times, one of which it must be
+    #[arg(long = "port", value_name = "PORT", requires = "ring", value_delimiter = ',', help_heading = "From the ring")]
+    ports: Vec<u16>,
+}
+
+impl RingArgs {
+    /// The question; `now` is in nanoseconds since 1970.
+    fn question(&self, now: u64, zone: &TimeZone) -> Result<Option<RingRequest>, Failure> {
+        if !self.ring {
+            return Ok(None);
+        }
+        let read =
+            |text: &Option<String>, near| text.as_deref().map(|text| moment(text, now, zone, near)).transpose().map_err(Failure::usage);
+        let from = read(&self.from, Near::Last)?;
+        let to = read(&self.to, Near::From(from.unwrap_or(0)))?;
+        if let (Some(from), Some(to)) = (from, to)
+            && from >= to
+        {
+            let (from, to) = (when::shown(from, zone), when::shown(to, zone));
+            return Err(Failure::usage(format!("no time lies between --from {from} and --to {to}")));
+        }
+        // Milliseconds that hold what was typed.
+        let text = |nanos: u64| rfc3339(UnixMillis(nanos / 1_000_000));
+        let past = |nanos: u64| rfc3339(UnixMillis(nanos.div_ceil(1_000_000)));
+        Ok(Some(RingRequest { from: from.map(text), to: to.map(past), hosts: self.hosts.clone(), ports: self.ports.clone() }))
+    }
 }
 
 /// Nothing is followed.
@@ -123,9 +172,10 @@ fn time(text: &str) -> Result<u32, String> {
 }
 
 impl CaptureArgs {
-    fn request(&self) -> JobRequest {
+    fn request(&self, now: u64, zone: &TimeZone) -> Result<JobRequest, Failure> {
         let filter = self.filter.join(" ");
         let capture = CaptureRequest {
+            ring: self.ring.question(now, zone)?,
             interface: self.interface.clone(),
             filter: (!filter.is_empty()).then_some(filter),
             snap_length: if self.full { Some(WHOLE) } else { self.snap_length },
@@ -135,7 +185,7 @@ impl CaptureArgs {
             bytes: self.bytes,
             seconds: self.time,
         };
-        JobRequest {
+        Ok(JobRequest {
             targets: Vec::new(),
             exclude: Vec::new(),
             ports: None,
@@ -155,7 +205,7 @@ impl CaptureArgs {
             deadline_seconds: None,
             name: self.name.clone(),
             dry_run: self.detached.dry_run,
-        }
+        })
     }
 }
 
@@ -163,11 +213,13 @@ pub(super) async fn capture(args: CaptureArgs, context: &mut Context<'_>) -> Res
     if args.probes.len() > 1 && args.write.is_some() {
         return Err(Failure::usage("several probes cannot write one file: name one, or use --detach and `picket captures get`"));
     }
+    let zone = TimeZone::local().unwrap_or_else(|_| TimeZone::utc());
+    let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+    let request = args.request(u64::try_from(now.as_nanos()).unwrap_or(u64::MAX), &zone)?;
     let client = context.client()?;
     let mut interrupts = Interrupts::new().map_err(|error| Failure::new(Exit::Failure, format!("listen for Ctrl-C: {error}")))?;
     // A file that cannot be made is said before anybody captures for it.
     let sink = args.write.as_deref().map(Sink::open).transpose()?;
-    let request = args.request();
     let submitted = tokio::select! {
         submitted = scan::submit(&client, &request) => submitted?,
         () = interrupts.next() => return Err(Failure::new(Exit::Incomplete, "left before the controller had answered").hint("see `picket job list`")),
@@ -395,7 +447,7 @@ fn finish(capture: &CaptureView, sink: &Sink, json: bool, quiet: bool, context: 
     if !complete {
         context.note(format!("{} has {} bytes so far: {}", sink.name, count(sink.len), missing(capture)));
     }
-    let ended_well = matches!(capture.end.as_deref(), Some("asked" | "packets" | "bytes" | "time"));
+    let ended_well = matches!(capture.end.as_deref(), Some("asked" | "packets" | "bytes" | "time" | "answered"));
     Ok(if complete && ended_well { Exit::Complete } else { Exit::Incomplete })
 }
 
@@ -409,6 +461,18 @@ fn missing(capture: &CaptureView) -> String {
 
 /// The counters in a line or two, as a capture on the box itself tells them.
 fn summary(capture: &CaptureView) -> String {
+    if let (Some("answered"), Some(counts)) = (capture.end.as_deref(), capture.counts) {
+        let dropped = match counts.kernel_drops {
+            0 => String::new(),
+            dropped => format!("; {} were dropped while these were captured", count(dropped)),
+        };
+        return format!(
+            "{} packets, {} bytes; {}{dropped}",
+            count(counts.written),
+            count(capture.bytes.unwrap_or(capture.stored)),
+            capture.reason.as_deref().unwrap_or_default()
+        );
+    }
     let Some(counts) = capture.counts else { return format!("capture {} is {}", lease_of(capture), state(capture)) };
     let end = match (capture.end.as_deref(), &capture.reason) {
         (Some(end), Some(reason)) => format!("{end}: {reason}"),
@@ -581,7 +645,7 @@ async fn list(client: &Client, args: ListArgs, context: &mut Context<'_>) -> Res
             row.counts.map_or(String::new(), |counts| count(counts.written)),
             count(row.bytes.unwrap_or(row.stored)),
             row.interface.clone().unwrap_or_default(),
-            row.ended.as_deref().map(moment).unwrap_or_default(),
+            row.ended.as_deref().map(format::moment).unwrap_or_default(),
             row.end.clone().unwrap_or_default(),
         ]);
     }
@@ -593,7 +657,7 @@ async fn list(client: &Client, args: ListArgs, context: &mut Context<'_>) -> Res
 fn state(capture: &CaptureView) -> String {
     match (capture.state, capture.bytes) {
         (CaptureState::Running, _) => "running".to_owned(),
-        (CaptureState::Arriving, Some(all)) => format!("{} % here", super::format::percent(capture.stored, all)),
+        (CaptureState::Arriving, Some(all)) => format!("{} % here", format::percent(capture.stored, all)),
         (CaptureState::Arriving, None) => "arriving".to_owned(),
         (CaptureState::Whole, _) => "whole".to_owned(),
         (CaptureState::Removed, _) => "removed".to_owned(),
@@ -602,9 +666,9 @@ fn state(capture: &CaptureView) -> String {
 
 fn shown(capture: &CaptureView) -> String {
     let text = |text: &Option<String>| text.clone().unwrap_or_default();
-    let when = |text: &Option<String>| text.as_deref().map(moment).unwrap_or_default();
+    let when = |text: &Option<String>| text.as_deref().map(format::moment).unwrap_or_default();
     let counts = capture.counts.map(|_| summary(capture).replace('\n', "; ")).unwrap_or_default();
-    let removed = capture.removed.as_deref().map(|at| format!("{}, {}", moment(at), text(&capture.remover))).unwrap_or_default();
+    let removed = capture.removed.as_deref().map(|at| format!("{}, {}", format::moment(at), text(&capture.remover))).unwrap_or_default();
     let mut out = details(&[
         ("capture", lease_of(capture).to_string()),
         ("probe", format!("{} ({})", capture.probe, capture.site)),
@@ -621,8 +685,8 @@ fn shown(capture: &CaptureView) -> String {
     for download in capture.downloads.iter().flatten() {
         out.push_str(&format!(
             "\ndownloaded {} by {}, from byte {}",
-            moment(&download.at),
-            super::format::clean(&download.actor),
+            format::moment(&download.at),
+            format::clean(&download.actor),
             count(download.from)
         ));
     }
@@ -696,14 +760,31 @@ mod tests {
     #[test]
     fn what_is_typed_is_asked_for() {
         let args = parse("--probe attic -i eth1 -w - --time 90s --bytes 1GiB -c 7 --full tcp port 443 and host 192.0.2.1").unwrap();
-        let request = args.request();
+        let request = args.request(0, &TimeZone::utc()).unwrap();
         let capture = request.capture.unwrap();
         assert_eq!((request.technique, request.mode, request.targets.len()), (Technique::Capture, Some(Mode::Each), 0));
         assert_eq!(capture.filter.as_deref(), Some("tcp port 443 and host 192.0.2.1"));
         assert_eq!((capture.seconds, capture.bytes, capture.packets, capture.snap_length), (Some(90), Some(1 << 30), Some(7), Some(WHOLE)));
-        assert_eq!(parse("--probe attic -w x").unwrap().request().capture, Some(CaptureRequest::default()));
+        let usual = parse("--probe attic -w x").unwrap().request(0, &TimeZone::utc()).unwrap();
+        assert_eq!(usual.capture, Some(CaptureRequest::default()));
         parse("--site hq --detach udp").unwrap();
         parse("--probe attic --dry-run").unwrap();
+    }
+
+    #[test]
+    fn a_ring_is_asked_for_a_time_in_local_words() {
+        // 2026-11-22 12:00:00 UTC.
+        let now = 1_795_348_800 * 1_000_000_000;
+        let ask =
+            |line: &str| parse(line).unwrap().request(now, &TimeZone::fixed(3_600).unwrap()).map(|request| request.capture.unwrap().ring);
+        let asked = ask("--probe attic -w x --ring --from 02:10 --to 02:12 --host 192.0.2.7,2001:db8::7 --port 53 udp").unwrap().unwrap();
+        assert_eq!((asked.from.as_deref(), asked.to.as_deref()), (Some("2026-11-22T01:10:00Z"), Some("2026-11-22T01:12:00Z")));
+        assert_eq!((asked.hosts.len(), asked.ports), (2, vec![53]));
+        let lately = ask("--probe attic -w x --ring --from -5m").unwrap().unwrap();
+        assert_eq!((lately.from.as_deref(), lately.to), (Some("2026-11-22T11:55:00Z"), None));
+        let wrong = ask("--probe attic -w x --ring --from now --to -5m").unwrap_err();
+        assert!(wrong.message.contains("no time lies between"), "{wrong}");
+        assert!(ask("--probe attic -w x --ring --from yesterday").unwrap_err().message.starts_with("`yesterday` is no time"));
     }
 
     #[test]
@@ -713,6 +794,8 @@ mod tests {
             ("--probe attic", "--write"),
             ("--site hq -w x", "--detach"),
             ("--probe attic -w x --detach", "cannot be used with"),
+            ("--probe attic -w x --ring -i eth0", "cannot be used with"),
+            ("--probe attic -w x --from 02:10", "--ring"),
             ("--probe attic -w x --time 8d", "a week"),
             ("--probe attic -w x --bytes 100", "100"),
             ("--probe attic -w x --full -s 60", "cannot be used with"),

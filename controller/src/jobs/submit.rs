@@ -8,7 +8,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use picket_wire::addr::{self, AddrSet};
-use picket_wire::capture::{BYTES_DEFAULT, CaptureOptions, HEADERS, Keeps, SECONDS_DEFAULT};
+use picket_wire::capture::{BYTES_DEFAULT, CaptureOptions, CaptureSource, HEADERS, Keeps, RingQuestion, SECONDS_DEFAULT};
 use picket_wire::codec;
 use picket_wire::ids::JobId;
 use picket_wire::job::{
@@ -23,11 +23,11 @@ use picket_wire::trace::{FEW, Method, TraceOptions};
 use picket_wire::units::{PacketsPerSecond, PortSet, UnixMillis};
 
 use super::plan::{self, Worker};
-use crate::clock::Now;
+use crate::clock::{Now, parse_rfc3339, rfc3339};
 use crate::policy::{self, Judgement};
 use crate::service::ServiceError;
 use crate::store::JobRecord;
-use crate::view::{JobRequest, JobState, Plan, ResolvedName};
+use crate::view::{JobRequest, JobState, Plan, ResolvedName, RingRequest};
 
 const ATTEMPTS_DEFAULT: u8 = 2;
 /// Jobs that send no more than so many packets are served before bulk work where nothing else is asked for.
@@ -240,7 +240,9 @@ fn capture(request: &JobRequest, limits: RateLimits) -> Result<JobKind, ServiceE
         return Err(invalid("rate", "a capture sends nothing: leave out rates, limits and attempts"));
     }
     let asked = request.capture.clone().unwrap_or_default();
+    let source = asked.ring.map(|ring| question(ring).map(CaptureSource::Ring)).transpose()?.unwrap_or_default();
     let options = CaptureOptions {
+        source,
         interface: asked.interface,
         filter: asked.filter.unwrap_or_default(),
         snap_len: asked.snap_length.unwrap_or(HEADERS),
@@ -254,8 +256,34 @@ fn capture(request: &JobRequest, limits: RateLimits) -> Result<JobKind, ServiceE
     Ok(JobKind::Capture(Box::new(options)))
 }
 
+/// A question to a ring. Its moments have a zone: whoever asks is not where the controller is.
+fn question(asked: RingRequest) -> Result<RingQuestion, ServiceError> {
+    let moment = |field, text: &Option<String>, otherwise: UnixMillis| match text {
+        None => Ok(otherwise),
+        Some(text) => {
+            parse_rfc3339(text).ok_or_else(|| invalid(field, format!("`{text}` is no moment: use RFC 3339, such as 2026-11-22T02:10:00Z")))
+        }
+    };
+    let from = moment("capture.ring.from", &asked.from, UnixMillis(0))?;
+    let to = moment("capture.ring.to", &asked.to, UnixMillis(u64::MAX / 1_000_000))?;
+    Ok(RingQuestion { from, to, hosts: asked.hosts, ports: asked.ports })
+}
+
 /// What each probe captures, in words.
 fn capture_words(options: &CaptureOptions) -> String {
+    if let CaptureSource::Ring(question) = &options.source {
+        let list = |items: Vec<String>| if items.is_empty() { String::new() } else { format!(" of {}", items.join(" or ")) };
+        let hosts = list(question.hosts.iter().map(ToString::to_string).collect());
+        let ports = list(question.ports.iter().map(|port| format!("port {port}")).collect());
+        let filter = if options.filter.is_empty() { String::new() } else { format!(" that match `{}`", options.filter) };
+        return format!(
+            "each probe, from its ring: packets{hosts}{ports}{filter} between {} and {}, {} bytes of each at most, a file of {} bytes at most; nothing is sent",
+            rfc3339(question.from),
+            rfc3339(question.to),
+            options.snap_len,
+            options.bytes
+        );
+    }
     let interface = options.interface.as_deref().unwrap_or("the interface that it measures on");
     let what = if options.filter.is_empty() { "all packets".to_owned() } else { format!("packets that match `{}`", options.filter) };
     let own = if options.with_own { "its own traffic included" } else { "without its own traffic" };
@@ -485,6 +513,9 @@ fn summary(request: &JobRequest) -> String {
     if request.technique == Technique::Capture {
         let asked = request.capture.clone().unwrap_or_default();
         let filter = asked.filter.filter(|filter| !filter.is_empty()).unwrap_or_else(|| "all packets".to_owned());
+        if asked.ring.is_some() {
+            return cut(&format!("ring: {filter}"), ' ', 80);
+        }
         return cut(&format!("capture {}: {filter}", asked.interface.as_deref().unwrap_or("the measuring interface")), ' ', 80);
     }
     let shown: Vec<&str> = request.targets.iter().take(3).map(String::as_str).collect();

@@ -10,7 +10,10 @@
 //! ```
 //!
 //! The lease ends when the capture does; the file goes on travelling until the controller has all of it, through restarts of either,
-//! and is removed then. It must not know sessions, topics or the spool: [`super::run`] carries what is to be said.
+//! and is removed then. A job may ask for packets that the box's ring has instead (`super::ring`): the answer is such a file, too, but
+//! travels when it is complete, since a later attempt would find other packets.
+//!
+//! It must not know sessions, topics or the spool: [`super::run`] carries what is to be said.
 //!
 //! **Invariants:**
 //! - A file that is not at the controller in full is kept, unless it is older than the site keeps such files; then that is said.
@@ -26,7 +29,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use picket_wire::capture::{CaptureCounts, CaptureEnd, Captured, Chunk, ChunkState};
+use picket_wire::capture::{CaptureCounts, CaptureEnd, CaptureSource, Captured, Chunk, ChunkState};
 use picket_wire::codec;
 use picket_wire::ids::LeaseId;
 use picket_wire::job::JobSpec;
@@ -72,15 +75,26 @@ struct Work {
     left: Left,
     path: PathBuf,
     config: CaptureConfig,
+    ring: Option<Kept>,
     /// The interface that the probe measures on, where the configuration names one.
     interface: Option<String>,
     identity: Arc<Identity>,
+}
+
+/// The ring of this box.
+#[derive(Debug, Clone)]
+pub struct Kept {
+    /// Its directory.
+    pub dir: PathBuf,
+    /// Bytes of each packet that it has.
+    pub snap_len: u32,
 }
 
 /// The captures of this box.
 pub struct Captures {
     dir: PathBuf,
     config: CaptureConfig,
+    ring: Option<Kept>,
     interface: Option<String>,
     identity: Arc<Identity>,
     running: BTreeMap<LeaseId, Arc<AtomicBool>>,
@@ -96,6 +110,7 @@ impl Captures {
     pub fn load(
         data: &Path,
         config: CaptureConfig,
+        ring: Option<Kept>,
         interface: Option<String>,
         identity: Arc<Identity>,
         events: mpsc::UnboundedSender<CaptureEvent>,
@@ -122,7 +137,7 @@ impl Captures {
                 Err(error) => log::error!("{} cannot be read, and its capture stays where it is: {error}", path.display()),
             }
         }
-        Self { dir, config, interface, identity, running: BTreeMap::new(), pausing: BTreeSet::new(), notes, uploads, events }
+        Self { dir, config, ring, interface, identity, running: BTreeMap::new(), pausing: BTreeSet::new(), notes, uploads, events }
     }
 
     fn path(&self, lease: LeaseId, extension: &str) -> PathBuf {
@@ -148,7 +163,18 @@ impl Captures {
     /// The site does not permit it, its limit is reached, or the disk takes nothing.
     pub fn start(&mut self, lease: LeaseId, spec: &Arc<JobSpec>, now: UnixMillis) -> Result<(), String> {
         let options = spec.kind.capture().ok_or("the job does not say what to capture")?;
-        if let Some(reason) = self.config.allow.forbids(options.snap_len) {
+        let kept = self.ring.as_ref().map(|ring| ring.snap_len);
+        let most = match (&options.source, kept) {
+            (CaptureSource::Live, _) => options.snap_len,
+            (CaptureSource::Ring(_), None) => {
+                return Err("this site keeps no ring of captures ([ring] max_bytes in its configuration)".to_owned());
+            }
+            (CaptureSource::Ring(_), Some(kept)) if kept > options.snap_len => {
+                return Err(format!("the ring has {kept} bytes of each packet, and {} are asked for: ask for as many", options.snap_len));
+            }
+            (CaptureSource::Ring(_), Some(kept)) => kept,
+        };
+        if let Some(reason) = self.config.allow.forbids(most) {
             return Err(format!("this site does not permit it ([capture] allow = \"...\" in its configuration): {reason}"));
         }
         if let Some(note) = self.notes.get(&lease)
@@ -178,7 +204,12 @@ impl Captures {
                 now
             }
         };
-        let left = files::cut(&self.path(lease, "pcapng")).map_err(|error| chain(&error))?;
+        let asks = matches!(options.source, CaptureSource::Ring(_));
+        let left = match asks {
+            // An answer begins anew: nothing of it was sent.
+            true => Left::default(),
+            false => files::cut(&self.path(lease, "pcapng")).map_err(|error| chain(&error))?,
+        };
         let stop = Arc::new(AtomicBool::new(false));
         let work = Work {
             spec: Arc::clone(spec),
@@ -187,6 +218,7 @@ impl Captures {
             left,
             path: self.path(lease, "pcapng"),
             config: self.config.clone(),
+            ring: self.ring.clone(),
             interface: self.interface.clone(),
             identity: Arc::clone(&self.identity),
         };

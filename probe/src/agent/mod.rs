@@ -7,7 +7,7 @@
 //! It must not know how packets are made or sent, nor which transport carries its messages.
 //!
 //! Measurements are engines of the packet loop, one for each lease ([`tasks`]); discovery of the probe's own link is one too ([`link`]), and so are
-//! traces ([`traces`]). Captures send nothing and have threads of their own ([`captures`]).
+//! traces ([`traces`]). Captures send nothing and have threads of their own ([`captures`]), as has the ring that the site may want (`ring`).
 //!
 //! **Invariant:** appending a batch to the spool is the checkpoint: after any crash a lease goes on exactly behind the last
 //! batch that the spool or the saved state knows, so that no position is reported twice and none is left out.
@@ -23,6 +23,8 @@ pub mod core;
 pub mod held;
 pub mod journal;
 pub mod link;
+#[cfg(feature = "libpcap")]
+pub mod ring;
 pub mod run;
 pub mod state;
 pub mod surveys;

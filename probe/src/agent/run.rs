@@ -4,7 +4,7 @@
 //! carries out its actions, syncs the spool when that is due, and publishes what the disk has confirmed.
 
 use std::collections::BTreeMap;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -18,10 +18,12 @@ use picket_wire::service::ServiceBatch;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::mpsc;
 
-use super::captures::{CaptureEvent, Captures};
+use super::captures::{CaptureEvent, Captures, Kept};
 use super::core::{Action, Agent, Identity as AgentIdentity, Pacing, Vitals};
 use super::held::Ready;
 use super::journal::{DiskJournal, spool_time};
+#[cfg(feature = "libpcap")]
+use super::ring::Ring;
 use super::state;
 use super::surveys::{self, Next, ServiceEvent, Surveys};
 use super::tasks::{self, ConnectEvent, TaskEvent, Tasks};
@@ -137,6 +139,10 @@ pub async fn run(config: &Config, identity: Identity) -> Result<(), RunError> {
     Ok(())
 }
 
+/// Without libpcap there is none.
+#[cfg(not(feature = "libpcap"))]
+enum Ring {}
+
 struct Shell<'a> {
     config: &'a Config,
     identity: Arc<Identity>,
@@ -156,6 +162,8 @@ struct Shell<'a> {
     captures: Captures,
     capture_events: mpsc::UnboundedReceiver<CaptureEvent>,
     settle_due: Instant,
+    /// Ends with the program.
+    _ring: Option<Ring>,
     /// Late answers that wait for others until this moment.
     late: BTreeMap<LeaseId, (Instant, Vec<LateAnswer>)>,
     session: Option<Session>,
@@ -209,10 +217,13 @@ impl<'a> Shell<'a> {
         };
         let agent = Agent::new(me, journal, saved, &unacked);
         let identity = Arc::new(identity);
-        let capture = (config.capture.clone(), config.interface.name.clone());
+        let ring_dir = config.data.join("ring");
+        let kept = config.ring.as_ref().map(|ring| Kept { dir: ring_dir.clone(), snap_len: ring.snap_len });
+        let (events, measuring) = (capture_sender, config.interface.name.clone());
         Ok(Self {
             config,
-            captures: Captures::load(&config.data, capture.0, capture.1, Arc::clone(&identity), capture_sender),
+            captures: Captures::load(&config.data, config.capture.clone(), kept, measuring, Arc::clone(&identity), events),
+            _ring: start_ring(config, ring_dir, &identity),
             capture_events,
             settle_due: Instant::FAR_FUTURE,
             identity,
@@ -698,6 +709,24 @@ impl<'a> Shell<'a> {
             self.tell(Outlet::Live, &Live::Death { session: id, orderly: true });
         }
     }
+}
+
+/// The ring that the site wants.
+#[cfg(feature = "libpcap")]
+fn start_ring(config: &Config, dir: PathBuf, identity: &Arc<Identity>) -> Option<Ring> {
+    let ring = config.ring.clone()?;
+    Ring::start(dir, ring, config.interface.name.clone(), Arc::clone(identity))
+        .inspect_err(|error| log::error!("the thread of the ring of captures cannot be started: {error}"))
+        .ok()
+}
+
+/// Without libpcap nothing is captured.
+#[cfg(not(feature = "libpcap"))]
+fn start_ring(config: &Config, _: PathBuf, _: &Arc<Identity>) -> Option<Ring> {
+    if config.ring.is_some() {
+        log::error!("this build of the program has no libpcap, and keeps no ring of captures");
+    }
+    None
 }
 
 fn pacing(config: &Config, station: Option<&Station>, tasks: &Tasks, shaper: &Shaper) -> Pacing {

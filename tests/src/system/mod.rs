@@ -52,6 +52,7 @@ pub struct Plan {
     only: Option<BTreeSet<String>>,
     roles: Option<String>,
     controller: String,
+    probe: String,
     /// What captures may keep, for the controller and for every site.
     captures: Option<(String, String)>,
 }
@@ -69,6 +70,7 @@ impl Default for Plan {
             only: None,
             roles: None,
             controller: String::new(),
+            probe: String::new(),
             captures: None,
         }
     }
@@ -138,6 +140,13 @@ impl Plan {
         self
     }
 
+    /// More sections of every probe's configuration.
+    #[must_use]
+    pub fn probe(mut self, toml: &str) -> Self {
+        self.probe = toml.to_owned();
+        self
+    }
+
     /// More sections of the controller's configuration.
     #[must_use]
     pub fn controller(mut self, toml: &str) -> Self {
@@ -168,11 +177,12 @@ impl Plan {
     fn probe_config(&self) -> String {
         let captures = self.captures.as_ref().map(|(_, allow)| format!("[capture]\nallow = \"{allow}\"\n")).unwrap_or_default();
         format!(
-            "[interface]\nname = \"{}\"\npackets = \"{}\"\nbits = \"{}\"\n[policy]\nallow = {ALLOWED}\ndeny = {:?}\n{captures}",
+            "[interface]\nname = \"{}\"\npackets = \"{}\"\nbits = \"{}\"\n[policy]\nallow = {ALLOWED}\ndeny = {:?}\n{captures}{}",
             crate::lab::site::DEVICE,
             self.packets,
             self.bits,
-            self.site_deny
+            self.site_deny,
+            self.probe
         )
     }
 }

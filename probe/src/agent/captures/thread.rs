@@ -1,16 +1,20 @@
 //! The thread of one capture: opens the interface, captures, and says what came of it.
 
+use std::fs::File;
+use std::io::{self, Write};
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 use std::time::Duration;
 
-use picket_wire::capture::{CaptureCounts, CaptureEnd, CaptureOptions, Captured};
+use picket_wire::capture::{CaptureCounts, CaptureEnd, CaptureOptions, CaptureSource, Captured, RingQuestion};
 use picket_wire::units::UnixMillis;
 use tokio::sync::mpsc;
 
 use super::{CaptureEvent, Work, digest, interrupted};
+use crate::capture::UnixNanos;
 use crate::capture::files::{Confirm, Files, To};
 use crate::capture::filter;
+use crate::capture::ring::{self, Answer, AskError, Question};
 use crate::capture::run::{self, End, Outcome};
 use crate::capture::session::{Limit, Limits, News, Outlet, Rotation, Session, Telling};
 use crate::capture::source::{Listen, Source, SourceError, check};
@@ -46,6 +50,9 @@ pub(super) fn begin(work: Work, stop: Arc<AtomicBool>, events: mpsc::UnboundedSe
 
 fn capture(work: &Work, stop: &AtomicBool, events: mpsc::UnboundedSender<CaptureEvent>) -> Result<Captured, String> {
     let options = work.spec.kind.capture().ok_or("the job does not say what to capture")?;
+    if let CaptureSource::Ring(question) = &options.source {
+        return asked(work, options, question, stop);
+    }
     let limits = limits(options, work);
     if limits.packets == Some(0) {
         return Ok(Captured { end: CaptureEnd::Packets, ..interrupted(&work.path, work.lease, work.began)? });
@@ -88,6 +95,93 @@ fn capture(work: &Work, stop: &AtomicBool, events: mpsc::UnboundedSender<Capture
         len,
         sha256,
     })
+}
+
+/// An answer's file, which has no more bytes than were asked for.
+struct Bounded {
+    file: File,
+    left: u64,
+}
+
+impl Write for Bounded {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        if self.left < bytes.len() as u64 {
+            return Err(io::Error::new(
+                io::ErrorKind::FileTooLarge,
+                "the answer is longer than the file may be: ask for less, or for a larger file",
+            ));
+        }
+        let taken = self.file.write(bytes)?;
+        self.left -= taken as u64;
+        Ok(taken)
+    }
+    fn flush(&mut self) -> io::Result<()> {
+        self.file.flush()
+    }
+}
+
+/// Asks the ring. An answer that would be too long is none: which of its packets were left out could not be said.
+fn asked(work: &Work, options: &CaptureOptions, question: &RingQuestion, stop: &AtomicBool) -> Result<Captured, String> {
+    let ring = work.ring.as_ref().ok_or("this site keeps no ring of captures")?;
+    let nanos = |time: UnixMillis| UnixNanos(time.0.saturating_mul(1_000_000));
+    let asked = Question {
+        from: nanos(question.from),
+        to: nanos(question.to),
+        hosts: question.hosts.clone(),
+        ports: question.ports.clone(),
+        filter: options.filter.clone(),
+    };
+    let write = |error: io::Error| format!("write {}: {error}", work.path.display());
+    let mut out = Bounded { file: File::create(&work.path).map_err(write)?, left: options.bytes };
+    let answer = ring::ask(&ring.dir, &asked, &mut out, stop);
+    let synced = out.file.sync_all();
+    let end = match answer {
+        Ok(answer) => Ok((told(&answer), answer)),
+        // Whoever cancels wants no part of it.
+        Err(AskError::Stopped) => Err("stopped before the ring had answered".to_owned()),
+        Err(error) => Err(chain(&error)),
+    };
+    let (reason, answer) = end.inspect_err(|_| {
+        // What is there of it is of no use.
+        let _ = std::fs::remove_file(&work.path);
+    })?;
+    synced.map_err(write)?;
+    let (sha256, len) = digest(&work.path).map_err(|error| format!("read {}: {error}", work.path.display()))?;
+    let packets = answer.packets;
+    Ok(Captured {
+        lease: work.lease,
+        began: work.began,
+        ended: super::super::tasks::unix_now(None),
+        interface: "ring".to_owned(),
+        filter: asked.to_string(),
+        end: CaptureEnd::Answered(reason),
+        counts: CaptureCounts {
+            accepted: packets + answer.dropped,
+            kernel_drops: answer.dropped,
+            delivered: packets,
+            written: packets,
+            ..CaptureCounts::default()
+        },
+        sections: 1,
+        len,
+        sha256,
+    })
+}
+
+/// What was looked at for an answer, and what could not be.
+fn told(answer: &Answer) -> String {
+    let mut text =
+        format!("{} packets were looked at, in {} of {} segments of the ring", answer.looked_at, answer.segments_read, answer.segments);
+    for (count, what) in [
+        (answer.segments_gone, "segments were removed meanwhile"),
+        (answer.damaged, "places are damaged, and what follows there in their segments is missing"),
+        (answer.dropped_unknown, "segments do not say how many packets were dropped"),
+    ] {
+        if count > 0 {
+            text.push_str(&format!("; {count} {what}"));
+        }
+    }
+    text
 }
 
 fn millis(nanos: u64) -> UnixMillis {

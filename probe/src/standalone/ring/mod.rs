@@ -5,7 +5,6 @@
 //! **Invariant:** a file under its own name is a whole answer; what was interrupted leaves none.
 
 mod output;
-mod when;
 
 use std::io;
 use std::net::IpAddr;
@@ -14,9 +13,9 @@ use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 
 use clap::{Args, Subcommand};
+use picket_wire::when::{self, Near};
 use tz::TimeZone;
 
-use self::when::{Near, moment};
 use super::Outcome;
 use super::capture::heed_signals;
 use super::error::{StandaloneError, system};
@@ -156,13 +155,13 @@ fn early(error: AskError) -> Result<Outcome, StandaloneError> {
 }
 
 fn question(args: &AskArgs, now: UnixNanos, zone: &TimeZone) -> Result<Question, StandaloneError> {
-    let time = |text: &Option<String>, near| text.as_deref().map(|text| moment(text, now, zone, near)).transpose();
+    let time = |text: &Option<String>, near| text.as_deref().map(|text| when::moment(text, now.0, zone, near).map(UnixNanos)).transpose();
     let from = time(&args.from, Near::Last).map_err(StandaloneError::Time)?.unwrap_or_default();
-    let to = time(&args.to, Near::From(from)).map_err(StandaloneError::Time)?;
+    let to = time(&args.to, Near::From(from.0)).map_err(StandaloneError::Time)?;
     // Not the present moment: a clock that was set back has left packets behind that.
     let to = to.unwrap_or(UnixNanos(u64::MAX));
     if from >= to {
-        return Err(StandaloneError::NoTime(when::shown(from, zone), when::shown(to, zone)));
+        return Err(StandaloneError::NoTime(shown(from, zone), shown(to, zone)));
     }
     Ok(Question { from, to, hosts: args.host.clone(), ports: args.port.clone(), filter: args.filter.join(" ") })
 }
@@ -174,6 +173,11 @@ fn tell(args: &AskArgs, question: &Question, answer: &Answer, zone: &TimeZone) -
         return output::answer(&mut err, question, answer, &args.write, zone);
     }
     output::answer_object(if piped { &mut err } else { &mut out }, question, answer, &args.write)
+}
+
+/// A moment in local time.
+fn shown(time: UnixNanos, zone: &TimeZone) -> String {
+    when::shown(time.0, zone)
 }
 
 #[cfg(test)]

@@ -6,7 +6,7 @@ use std::path::Path;
 use serde_json::{Value, json};
 use tz::TimeZone;
 
-use super::when::shown;
+use super::shown;
 use crate::capture::UnixNanos;
 use crate::capture::ring::ask::Shown;
 use crate::capture::ring::index::Span;

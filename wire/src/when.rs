@@ -1,23 +1,25 @@
 //! Moments as people type them: a time of day, a date, RFC 3339, seconds since 1970, or how long ago.
 //!
-//! It must not know clocks: what time it is, and the zone, are parameters.
+//! It must not know clocks: what time it is, and the zone, are parameters. Moments are nanoseconds since 1970-01-01 00:00 UTC, leap seconds not
+//! counted.
 //!
 //! **Invariant:** no text causes a panic; what is no moment is refused by name.
 
-use picket_wire::units::parse_duration;
 use tz::{DateTime, TimeZone};
 
-use crate::capture::UnixNanos;
+use crate::units::parse_duration;
 
 const DAY: i64 = 86_400;
+/// Nanoseconds of a second.
+const SECOND: u64 = 1_000_000_000;
 
 /// What a time of day is near to.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Near {
+pub enum Near {
     /// The last such time that is over.
     Last,
     /// The first such time from here on.
-    From(UnixNanos),
+    From(u64),
 }
 
 /// A clock's time that was typed.
@@ -29,8 +31,11 @@ struct OfDay {
     nanos: u32,
 }
 
-/// Reads a moment. Of a time that a clock shows twice, `Last` takes the first, and `From` the second: what lies between them is within.
-pub(super) fn moment(text: &str, now: UnixNanos, zone: &TimeZone, near: Near) -> Result<UnixNanos, String> {
+/// Reads a moment, in nanoseconds since 1970. `now` is such a moment, too. Of a time that a clock shows twice, `Last` takes the first, and `From` the second: what lies between them is within.
+///
+/// # Errors
+/// It is none; the words name it and say what would be.
+pub fn moment(text: &str, now: u64, zone: &TimeZone, near: Near) -> Result<u64, String> {
     let wrong =
         || format!("`{text}` is no time: write for example 02:10, 02:10:30, '2026-11-22 02:10', 2026-11-22T02:10:30+01:00, -5m or now");
     let typed = text.trim();
@@ -39,7 +44,7 @@ pub(super) fn moment(text: &str, now: UnixNanos, zone: &TimeZone, near: Near) ->
     }
     if let Some(ago) = typed.strip_prefix('-') {
         let ago = parse_duration(ago).map_err(|_| wrong())?;
-        return Ok(UnixNanos(now.0.saturating_sub(u64::try_from(ago.as_nanos()).unwrap_or(u64::MAX))));
+        return Ok(now.saturating_sub(u64::try_from(ago.as_nanos()).unwrap_or(u64::MAX)));
     }
     if let Some(seconds) = seconds(typed) {
         return Ok(seconds);
@@ -53,10 +58,10 @@ pub(super) fn moment(text: &str, now: UnixNanos, zone: &TimeZone, near: Near) ->
 }
 
 /// Seconds since 1970, as captures tell their times: nine digits at least, so that no year is taken for them.
-fn seconds(text: &str) -> Option<UnixNanos> {
+fn seconds(text: &str) -> Option<u64> {
     let (whole, part) = text.split_once('.').unwrap_or((text, "0"));
     let right = whole.len() >= 9 && whole.bytes().all(|byte| byte.is_ascii_digit());
-    right.then(|| Some(UnixNanos::new(whole.parse().ok()?, fraction(part)?.into())))?
+    right.then(|| whole.parse::<u64>().ok()?.checked_mul(SECOND)?.checked_add(fraction(part)?.into()))?
 }
 
 /// The digits behind a second's point, in nanoseconds.
@@ -87,7 +92,7 @@ fn of_day(text: &str) -> Option<OfDay> {
 }
 
 /// A date and a time, which may end in a zone.
-fn dated(day: &str, clock: &str, zone: &TimeZone, near: Near) -> Option<UnixNanos> {
+fn dated(day: &str, clock: &str, zone: &TimeZone, near: Near) -> Option<u64> {
     let mut parts = day.split('-');
     let date = (number(parts.next()?, 4)?, number(parts.next()?, 2)?, number(parts.next()?, 2)?);
     if parts.next().is_some() {
@@ -105,23 +110,23 @@ fn dated(day: &str, clock: &str, zone: &TimeZone, near: Near) -> Option<UnixNano
 }
 
 /// A date's time in a zone. What a clock leaves out when it is put forward is when that happens.
-fn at((year, month, day): (i32, u8, u8), clock: OfDay, zone: &TimeZone, near: Near) -> Option<UnixNanos> {
+fn at((year, month, day): (i32, u8, u8), clock: OfDay, zone: &TimeZone, near: Near) -> Option<u64> {
     let OfDay { hour, minute, second, nanos } = clock;
     let found = DateTime::find(year, month, day, hour, minute, second, nanos, zone.as_ref()).ok()?;
     let one = if near == Near::Last { found.earliest() } else { found.latest() }?;
-    (one.unix_time() >= 0).then(|| UnixNanos::new(one.unix_time(), one.nanoseconds().into()))
+    u64::try_from(one.unix_time()).ok()?.checked_mul(SECOND)?.checked_add(one.nanoseconds().into())
 }
 
-fn nearest(clock: OfDay, now: UnixNanos, zone: &TimeZone, near: Near) -> Option<UnixNanos> {
+fn nearest(clock: OfDay, now: u64, zone: &TimeZone, near: Near) -> Option<u64> {
     let (base, days) = match near {
         Near::Last => (now, [0, -1, -2]),
         Near::From(from) => (from, [0, 1, 2]),
     };
-    let today = DateTime::from_timespec(i64::try_from(base.seconds()).ok()?, 0, zone.as_ref()).ok()?;
+    let today = DateTime::from_timespec(i64::try_from(base / SECOND).ok()?, 0, zone.as_ref()).ok()?;
     // From noon a day's length leads to another day's hours, also where clocks are changed in between.
     let noon = at((today.year(), today.month(), today.month_day()), OfDay { hour: 12, minute: 0, second: 0, nanos: 0 }, zone, near)?;
     days.into_iter().find_map(|day| {
-        let seconds = i64::try_from(noon.seconds()).ok()?.checked_add(day * DAY)?;
+        let seconds = i64::try_from(noon / SECOND).ok()?.checked_add(day * DAY)?;
         let that = DateTime::from_timespec(seconds, 0, zone.as_ref()).ok()?;
         let found = at((that.year(), that.month(), that.month_day()), clock, zone, near)?;
         let fits = if near == Near::Last { found <= base } else { found >= base };
@@ -130,11 +135,11 @@ fn nearest(clock: OfDay, now: UnixNanos, zone: &TimeZone, near: Near) -> Option<
 }
 
 /// A moment in local time, to the millisecond.
-pub(super) fn shown(time: UnixNanos, zone: &TimeZone) -> String {
-    let local = i64::try_from(time.seconds()).ok().and_then(|seconds| DateTime::from_timespec(seconds, 0, zone.as_ref()).ok());
-    let Some(local) = local else { return time.to_string() };
+pub fn shown(time: u64, zone: &TimeZone) -> String {
+    let local = i64::try_from(time / SECOND).ok().and_then(|seconds| DateTime::from_timespec(seconds, 0, zone.as_ref()).ok());
+    let Some(local) = local else { return format!("{}.{:09}", time / SECOND, time % SECOND) };
     let (year, month, day) = (local.year(), local.month(), local.month_day());
-    let (hour, minute, second, millis) = (local.hour(), local.minute(), local.second(), time.subsecond() / 1_000_000);
+    let (hour, minute, second, millis) = (local.hour(), local.minute(), local.second(), time % SECOND / 1_000_000);
     format!("{year:04}-{month:02}-{day:02} {hour:02}:{minute:02}:{second:02}.{millis:03}")
 }
 
@@ -149,21 +154,20 @@ mod tests {
         TimeZone::from_posix_tz("CET-1CEST,M3.5.0,M10.5.0/3").unwrap()
     }
 
-    fn utc(text: &str) -> UnixNanos {
-        moment(text, UnixNanos(0), &TimeZone::utc(), Near::Last).unwrap()
+    fn utc(text: &str) -> u64 {
+        moment(text, 0, &TimeZone::utc(), Near::Last).unwrap()
     }
 
-    fn last(text: &str, now: &str) -> UnixNanos {
+    fn last(text: &str, now: &str) -> u64 {
         moment(text, utc(now), &berlin(), Near::Last).unwrap()
     }
 
     #[test]
     fn dates_have_a_zone() {
-        let second = UnixNanos::SECOND;
-        assert_eq!(utc("2026-11-22T02:10:30Z"), UnixNanos(1_795_313_430 * second));
-        assert_eq!(utc("2026-11-22t03:10:30.25+01:00"), UnixNanos(1_795_313_430 * second + second / 4));
-        assert_eq!(utc("2026-11-21T23:40:30-02:30"), UnixNanos(1_795_313_430 * second));
-        assert_eq!(utc("1795313430.000000007"), UnixNanos(1_795_313_430 * second + 7));
+        assert_eq!(utc("2026-11-22T02:10:30Z"), 1_795_313_430 * SECOND);
+        assert_eq!(utc("2026-11-22t03:10:30.25+01:00"), 1_795_313_430 * SECOND + SECOND / 4);
+        assert_eq!(utc("2026-11-21T23:40:30-02:30"), 1_795_313_430 * SECOND);
+        assert_eq!(utc("1795313430.000000007"), 1_795_313_430 * SECOND + 7);
         assert_eq!(last("2026-11-22 03:10", "2026-01-01"), utc("2026-11-22 02:10:00"));
         assert_eq!(last("2026-07-22", "2026-01-01"), utc("2026-07-21 22:00"));
     }
@@ -224,18 +228,18 @@ mod tests {
     proptest! {
         #[test]
         fn what_is_shown_is_read_back(seconds in 0u64..4_000_000_000, millis in 0u64..1000) {
-            let time = UnixNanos(seconds * UnixNanos::SECOND + millis * 1_000_000);
+            let time = seconds * SECOND + millis * 1_000_000;
             let text = shown(time, &TimeZone::utc());
             prop_assert_eq!(utc(&text), time);
             // Of a clock's time that comes twice, one is meant.
             let text = shown(time, &berlin());
             let ends = [Near::Last, Near::From(time)].map(|near| moment(&text, time, &berlin(), near).unwrap());
-            prop_assert!(ends.contains(&time) && ends[1].0 - ends[0].0 <= 3_600 * UnixNanos::SECOND);
+            prop_assert!(ends.contains(&time) && ends[1] - ends[0] <= 3_600 * SECOND);
         }
 
         #[test]
         fn any_text_is_read_or_refused(text in ".{0,24}", now: u64) {
-            let _ = moment(&text, UnixNanos(now), &berlin(), Near::From(UnixNanos(now)));
+            let _ = moment(&text, now, &berlin(), Near::From(now));
         }
     }
 }
