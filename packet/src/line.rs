@@ -12,24 +12,34 @@ use core::time::Duration;
 use serde::Serialize;
 
 use crate::UnixNanos;
+use crate::pcapng::Packet;
 use crate::summary::{Summary, summary};
 
 /// Lines of a second, unless something else is asked for: what a terminal scrolls and a slow link carries.
 pub const LINES_DEFAULT: u32 = 100;
 
-/// A packet and its place in a capture.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Captured<'a> {
+/// What is kept of a packet for its line, in bytes: more than the headers that a line tells of.
+pub const SHOWN_BYTES: usize = 256;
+
+/// A packet that is to have a line.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Shown {
     /// Its number in the capture, from 1.
     pub number: u64,
     /// When it was seen.
     pub time: UnixNanos,
-    /// How its first bytes are to be read: a LINKTYPE_ value.
-    pub link_type: u16,
     /// Its length on the wire, in bytes.
     pub original_len: u32,
-    /// What was kept of it.
-    pub data: &'a [u8],
+    /// What was kept of it, [`SHOWN_BYTES`] at most.
+    pub data: Vec<u8>,
+}
+
+impl Shown {
+    /// The packet of this number.
+    pub fn new(number: u64, packet: &Packet<'_>) -> Self {
+        let data = packet.data.get(..SHOWN_BYTES.min(packet.data.len())).unwrap_or_default().to_vec();
+        Self { number, time: packet.time, original_len: packet.original_len, data }
+    }
 }
 
 /// A packet as a program reads it: one object of NDJSON.
@@ -52,10 +62,11 @@ pub struct Object {
     pub info: String,
 }
 
-impl From<Captured<'_>> for Object {
-    fn from(packet: Captured<'_>) -> Self {
-        let Summary { source, destination, protocol, info } = summary(packet.link_type, packet.data);
-        Self { number: packet.number, time: packet.time.to_string(), source, destination, protocol, length: packet.original_len, info }
+impl Object {
+    /// Of a packet on a link of this type (LINKTYPE_).
+    pub fn new(link_type: u16, shown: &Shown) -> Self {
+        let Summary { source, destination, protocol, info } = summary(link_type, &shown.data);
+        Self { number: shown.number, time: shown.time.to_string(), source, destination, protocol, length: shown.original_len, info }
     }
 }
 
@@ -76,8 +87,8 @@ impl Default for Table {
 
 impl Table {
     /// Number, seconds since the first packet, and the summary; before it, how many packets in between have no line. Ends its lines.
-    pub fn line(&mut self, packet: Captured<'_>) -> String {
-        let Captured { number, time, link_type, original_len, data } = packet;
+    pub fn line(&mut self, link_type: u16, shown: &Shown) -> String {
+        let Shown { number, time, original_len, ref data } = *shown;
         let mut out = String::new();
         if number > self.next {
             let _ = writeln!(out, "      ... {} packets are not shown", number - self.next);
@@ -138,8 +149,9 @@ mod tests {
     use super::*;
     use crate::link::{ETHERNET, RAW_IP};
 
-    fn packet(number: u64, nanos: u64, data: &[u8]) -> Captured<'_> {
-        Captured { number, time: UnixNanos(1_700_000_000_000_000_000 + nanos), link_type: RAW_IP, original_len: 60, data }
+    fn packet(number: u64, nanos: u64, data: &[u8]) -> Shown {
+        let time = UnixNanos(1_700_000_000_000_000_000 + nanos);
+        Shown::new(number, &Packet { interface: 0, time, original_len: 60, data })
     }
 
     const ECHO: [u8; 28] = [0x45, 0, 0, 28, 0, 0, 0, 0, 64, 1, 0, 0, 198, 18, 0, 1, 198, 18, 0, 2, 8, 0, 0, 0, 0x12, 0x34, 0, 5];
@@ -148,16 +160,16 @@ mod tests {
     fn lines_say_what_lies_between_them() {
         let mut table = Table::default();
         assert_eq!(table.end(9), "");
-        let line = table.line(packet(1, 0, &ECHO));
+        let line = table.line(RAW_IP, &packet(1, 0, &ECHO));
         assert_eq!(line, "    1    0.000000 198.18.0.1 → 198.18.0.2 ICMP 60 Echo (ping) request id=0x1234, seq=5, ttl=64\n");
-        let line = table.line(packet(4, 1_500_000, &ECHO));
+        let line = table.line(RAW_IP, &packet(4, 1_500_000, &ECHO));
         assert!(line.starts_with("      ... 2 packets are not shown\n    4    0.001500 198.18.0.1 "), "{line}");
         assert_eq!((table.end(4), table.end(6)), (String::new(), "      ... 2 packets are not shown\n".into()));
     }
 
     #[test]
     fn an_object_is_the_line_for_programs() {
-        let object = serde_json::to_value(Object::from(packet(7, 5, &ECHO))).unwrap();
+        let object = serde_json::to_value(Object::new(RAW_IP, &packet(7, 5, &ECHO))).unwrap();
         let expected = serde_json::json!({
             "type": "packet", "number": 7, "time": "1700000000.000000005", "source": "198.18.0.1", "destination": "198.18.0.2",
             "protocol": "ICMP", "length": 60, "info": "Echo (ping) request id=0x1234, seq=5, ttl=64",
@@ -185,7 +197,7 @@ mod tests {
         fn no_packet_breaks_a_line(number: u64, ethernet: bool, original_len: u32, data in proptest::collection::vec(any::<u8>(), 0..100)) {
             let link_type = if ethernet { ETHERNET } else { RAW_IP };
             let mut table = Table { next: number, first: None };
-            let line = table.line(Captured { number, time: UnixNanos(0), link_type, original_len, data: &data });
+            let line = table.line(link_type, &Shown { number, time: UnixNanos(0), original_len, data });
             prop_assert!(line.ends_with('\n') && !line.trim_end_matches('\n').chars().any(char::is_control));
         }
     }

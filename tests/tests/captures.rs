@@ -166,6 +166,57 @@ fn what_a_probe_captures_arrives_while_it_grows_and_is_what_the_probe_wrote() {
     assert_eq!(captures(&fleet, job)[0].sha256, view.sha256);
 }
 
+/// The packets that lines or objects tell of, by number.
+fn told(stdout: &str, number: impl Fn(&str) -> Option<u64>) -> Vec<u64> {
+    let told: Vec<u64> = stdout.lines().filter(|line| !line.contains("are not shown")).filter_map(number).collect();
+    assert!(told.is_sorted_by(|a, b| a < b), "{told:?}");
+    told
+}
+
+/// How many packets had no line, as it is said at the end.
+fn not_shown(stderr: &str) -> u64 {
+    let line = stderr.lines().find(|line| line.contains("packets were not shown"));
+    line.map_or(0, |line| line.split_whitespace().next().unwrap().replace([',', '.', '\u{202f}'], "").parse().unwrap())
+}
+
+#[test]
+fn packets_are_shown_as_they_come_and_those_beyond_the_rate_are_counted() {
+    if !require_root() {
+        return;
+    }
+    let fleet = fleet("captline", "payload", "payload");
+    let chatter = Chatter::start(fleet.site());
+    // As picket-probe shows them, while they come.
+    let args = ["capture", "--probe", "a", "-c", "900", "--lines", "40", "udp", "port", "9"];
+    let mut capture = fleet.picket_spawn(&args).unwrap();
+    let line = capture.wait_for_line(" UDP ", LONG).unwrap();
+    assert!(line.starts_with("    1    0.000000 ") && line.contains(" → 9 Len=1000"), "{line}");
+    assert!(capture.running(), "lines come before the end");
+    let finished = capture.finish(LONG).unwrap();
+    assert_eq!(finished.status.code(), Some(0), "{}", finished.stderr);
+    let lines = told(&finished.stdout, |line| line.split_whitespace().next()?.parse().ok());
+    let [view] = fleet.json::<Vec<CaptureView>>(&["captures", "list", "--json"]).unwrap().try_into().unwrap();
+    let counts = view.counts.unwrap();
+    assert_eq!((counts.written, counts.kernel_drops), (900, 0));
+    assert_eq!(lines.len() as u64 + not_shown(&finished.stderr), 900, "{}", finished.stderr);
+    assert!(lines.len() >= 40 && not_shown(&finished.stderr) > 0, "{} lines", lines.len());
+
+    // As objects beside a file, which lacks nothing that has no line.
+    let file = fleet.site().lab().dir().join("lines.pcapng");
+    let to = file.to_str().unwrap();
+    let args = ["capture", "--probe", "a", "-c", "300", "--lines", "5", "--json", "-w", to, "udp", "port", "9"];
+    let finished = fleet.picket(&args, LONG).unwrap();
+    assert_eq!(finished.status.code(), Some(0), "{}", finished.stderr);
+    let (last, packets) = finished.stdout.trim_end().rsplit_once('\n').map(|(packets, last)| (last, packets)).unwrap();
+    let object = |line: &str| serde_json::from_str::<serde_json::Value>(line).unwrap();
+    let shown = told(packets, |line| object(line)["number"].as_u64());
+    assert_eq!(shown.len() as u64 + not_shown(&finished.stderr), 300, "{}", finished.stderr);
+    assert_eq!((object(last)["type"].as_str(), object(last)["counts"]["written"].as_u64()), (Some("capture"), Some(300)));
+    let (numbers, _) = numbers(&file);
+    assert!(numbers.len() == 300 && numbers.windows(2).all(|pair| pair[0] + 1 == pair[1]), "each datagram once, in order");
+    drop(chatter);
+}
+
 #[test]
 fn limits_end_a_capture_and_several_probes_have_a_file_each() {
     if !require_root() {

@@ -1,4 +1,4 @@
-//! `picket capture`: have a probe capture, with the file written here while it grows; `picket captures`: what was captured.
+//! `picket capture`: have a probe capture, with the file written here while it grows, or its packets shown in lines; `picket captures`: what was captured.
 //!
 //! The file is downloaded from where it broke off as often as it takes, and in the end its digest is compared with the probe's.
 
@@ -9,6 +9,7 @@ use std::path::{Path, PathBuf};
 use std::pin::pin;
 use std::time::{Duration, Instant, SystemTime};
 
+use picket_packet::line::LINES_DEFAULT;
 use picket_wire::capture::{BYTES_LEAST, BYTES_MAX, SECONDS_MAX, SNAP_LEAST, WHOLE};
 use picket_wire::ids::{JobId, Label, LeaseId, ProbeId, SiteName};
 use picket_wire::job::{Mode, Selection, Technique};
@@ -22,6 +23,7 @@ use super::client::{Client, Query};
 use super::failure::{Exit, Failure};
 use super::format::{self, count, plural};
 use super::interrupt::Interrupts;
+use super::lines::Lines;
 use super::table::{Align, Columns, details};
 use super::{Context, scan};
 use crate::clock::rfc3339;
@@ -52,9 +54,12 @@ pub(super) struct CaptureArgs {
     /// Interface of the probe, or `any` [default: the one that it measures on]
     #[arg(short, long, value_name = "IF")]
     interface: Option<String>,
-    /// Where the file is written while it grows: a path, or - for standard output
-    #[arg(short, long, value_name = "FILE", required_unless_present = "detached")]
+    /// Where the file is written while it grows: a path, or - for standard output [default: nowhere; packets are shown in lines]
+    #[arg(short, long, value_name = "FILE")]
     write: Option<PathBuf>,
+    /// Show so many packets per second at most, one line each, beside a file, too [default: 100 without --write]; others are counted
+    #[arg(long, value_name = "N", conflicts_with = "detached")]
+    lines: Option<u32>,
     /// Bytes of each packet that are kept [default: 128, which holds the headers]; more needs leave from both sides' policies
     #[arg(short, long, value_name = "BYTES", value_parser = clap::value_parser!(u32).range(i64::from(SNAP_LEAST)..=i64::from(WHOLE)))]
     snap_length: Option<u32>,
@@ -83,7 +88,7 @@ pub(super) struct CaptureArgs {
     ring: RingArgs,
     #[command(flatten)]
     detached: Detached,
-    /// Print the answer of the API, and in the end the capture, as JSON
+    /// Print the answer of the API, and in the end the capture, as JSON; where packets are shown, each is an object on a line
     #[arg(long)]
     json: bool,
     /// Nothing on standard error but failures
@@ -172,6 +177,16 @@ fn time(text: &str) -> Result<u32, String> {
 }
 
 impl CaptureArgs {
+    /// Whether nobody waits for the file here.
+    fn leaves(&self) -> bool {
+        self.detached.dry_run || self.detached.detach
+    }
+
+    /// Lines per second, where packets are shown.
+    fn lines(&self) -> Option<u32> {
+        self.lines.or_else(|| self.write.is_none().then_some(LINES_DEFAULT))
+    }
+
     fn request(&self, now: u64, zone: &TimeZone) -> Result<JobRequest, Failure> {
         let filter = self.filter.join(" ");
         let capture = CaptureRequest {
@@ -210,8 +225,11 @@ impl CaptureArgs {
 }
 
 pub(super) async fn capture(args: CaptureArgs, context: &mut Context<'_>) -> Result<Exit, Failure> {
-    if args.probes.len() > 1 && args.write.is_some() {
+    if args.probes.len() > 1 && !args.leaves() {
         return Err(Failure::usage("several probes cannot write one file: name one, or use --detach and `picket captures get`"));
+    }
+    if args.lines.is_some() && args.write.as_deref() == Some(Path::new("-")) {
+        return Err(Failure::usage("lines and the file cannot both go to standard output: write the file to a path"));
     }
     let zone = TimeZone::local().unwrap_or_else(|_| TimeZone::utc());
     let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
@@ -219,7 +237,7 @@ pub(super) async fn capture(args: CaptureArgs, context: &mut Context<'_>) -> Res
     let client = context.client()?;
     let mut interrupts = Interrupts::new().map_err(|error| Failure::new(Exit::Failure, format!("listen for Ctrl-C: {error}")))?;
     // A file that cannot be made is said before anybody captures for it.
-    let sink = args.write.as_deref().map(Sink::open).transpose()?;
+    let sink = (!args.leaves()).then(|| Sink::open(args.write.as_deref(), args.lines(), args.json)).transpose()?;
     let submitted = tokio::select! {
         submitted = scan::submit(&client, &request) => submitted?,
         () = interrupts.next() => return Err(Failure::new(Exit::Incomplete, "left before the controller had answered").hint("see `picket job list`")),
@@ -247,14 +265,24 @@ pub(super) async fn capture(args: CaptureArgs, context: &mut Context<'_>) -> Res
     if !quiet {
         context.note(format!("job {}: {}; Ctrl-C ends the capture", job.id, submitted.plan.capture.as_deref().unwrap_or_default()));
     }
-    let followed = follow(&client, job, &mut sink, &mut interrupts, quiet, context).await?;
-    let Some(capture) = followed else { return Ok(Exit::Incomplete) };
+    let followed = follow(&client, job, &mut sink, &mut interrupts, quiet, context).await;
+    if let Some(lines) = sink.lines.take() {
+        let told = lines.end(&mut interrupts).await;
+        if told.skipped > 0 && !quiet {
+            context.note(format!("{} packets were not shown", count(told.skipped)));
+        }
+        told.problem.into_iter().for_each(|problem| context.note(problem));
+    }
+    let Some(capture) = followed? else { return Ok(Exit::Incomplete) };
     finish(&capture, &sink, args.json, quiet, context)
 }
 
-/// Where a file is written.
+/// Where a file is written, and its packets are shown.
 struct Sink {
-    file: tokio::fs::File,
+    file: Option<tokio::fs::File>,
+    lines: Option<Lines>,
+    /// Packets are, or were, objects on lines.
+    objects: bool,
     name: String,
     len: u64,
     digest: Sha256,
@@ -263,15 +291,17 @@ struct Sink {
 }
 
 impl Sink {
-    fn open(path: &Path) -> Result<Self, Failure> {
-        let name = path.display().to_string();
+    fn open(path: Option<&Path>, lines: Option<u32>, json: bool) -> Result<Self, Failure> {
+        let name = path.map_or_else(|| "what was received".to_owned(), |path| path.display().to_string());
         let cannot = |error: std::io::Error| Failure::usage(format!("write `{name}`: {error}"));
-        let file = match path.as_os_str() == "-" {
+        let open = |path: &Path| match path.as_os_str() == "-" {
             // Not by way of the buffer that holds what is printed.
-            true => File::from(std::io::stdout().as_fd().try_clone_to_owned().map_err(cannot)?),
-            false => File::create(path).map_err(cannot)?,
+            true => std::io::stdout().as_fd().try_clone_to_owned().map(File::from),
+            false => File::create(path),
         };
-        Ok(Self { file: tokio::fs::File::from_std(file), name, len: 0, digest: Sha256::new(), closed: false })
+        let file = path.map(open).transpose().map_err(cannot)?.map(tokio::fs::File::from_std);
+        let lines = lines.map(|per_second| Lines::start(per_second, json)).transpose()?;
+        Ok(Self { file, objects: json && lines.is_some(), lines, name, len: 0, digest: Sha256::new(), closed: false })
     }
 
     fn is_stdout(&self) -> bool {
@@ -280,14 +310,19 @@ impl Sink {
 
     async fn write(&mut self, bytes: &[u8]) -> Result<(), Failure> {
         let written = async {
-            self.file.write_all(bytes).await?;
-            self.file.flush().await
+            let Some(file) = &mut self.file else { return Ok(()) };
+            file.write_all(bytes).await?;
+            file.flush().await
         };
         match written.await {
             Ok(()) => {
                 self.len += bytes.len() as u64;
                 self.digest.update(bytes);
-                Ok(())
+                let Some(lines) = &mut self.lines else { return Ok(()) };
+                lines.push(bytes);
+                // Who reads neither lines nor a file has enough.
+                self.closed = lines.are_gone() && self.file.is_none();
+                if self.closed { Err(Failure::new(Exit::Complete, "")) } else { Ok(()) }
             }
             Err(error) if error.kind() == std::io::ErrorKind::BrokenPipe => {
                 self.closed = true;
@@ -439,7 +474,11 @@ fn finish(capture: &CaptureView, sink: &Sink, json: bool, quiet: bool, context: 
             format!("{} has {} bytes, and they are not those that the probe wrote: their SHA-256 is {digest}", sink.name, sink.len);
         return Err(Failure::new(Exit::Failure, message).hint("is somebody else writing to it?"));
     }
-    if json && !sink.is_stdout() {
+    if json && sink.objects {
+        let mut object = serde_json::to_value(capture).map_err(|error| Failure::output(error.into()))?;
+        object.as_object_mut().map(|object| object.insert("type".to_owned(), "capture".into()));
+        context.line(object)?;
+    } else if json && !sink.is_stdout() {
         context.json(capture)?;
     } else if !quiet {
         context.note(summary(capture));
@@ -715,7 +754,7 @@ async fn get(client: &Client, args: GetArgs, context: &mut Context<'_>) -> Resul
     let capture = find(client, &args.one).await?;
     let lease = lease_of(&capture);
     let mut interrupts = Interrupts::new().map_err(|error| Failure::new(Exit::Failure, format!("listen for Ctrl-C: {error}")))?;
-    let mut sink = Sink::open(&args.write)?;
+    let mut sink = Sink::open(Some(&args.write), None, false)?;
     let lost = Instant::now();
     let outcome = loop {
         let fetched = tokio::select! {
@@ -769,6 +808,10 @@ mod tests {
         assert_eq!(usual.capture, Some(CaptureRequest::default()));
         parse("--site hq --detach udp").unwrap();
         parse("--probe attic --dry-run").unwrap();
+        assert_eq!(
+            ["", "-w x", "-w x --lines 7"].map(|rest| parse(&format!("--probe attic {rest}")).unwrap().lines()),
+            [Some(100), None, Some(7)]
+        );
     }
 
     #[test]
@@ -791,7 +834,7 @@ mod tests {
     fn what_cannot_be_is_refused() {
         for (line, reason) in [
             ("-w x", "--probe"),
-            ("--probe attic", "--write"),
+            ("--probe attic --detach --lines 7", "cannot be used with"),
             ("--site hq -w x", "--detach"),
             ("--probe attic -w x --detach", "cannot be used with"),
             ("--probe attic -w x --ring -i eth0", "cannot be used with"),

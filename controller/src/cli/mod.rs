@@ -15,6 +15,7 @@ mod format;
 mod hosts;
 mod interrupt;
 mod jobs;
+mod lines;
 mod paths;
 mod place;
 mod probes;
@@ -82,7 +83,7 @@ enum Command {
     Trace(trace::TraceArgs),
     /// Have a probe capture packets, with the file written here while it grows
     #[command(
-        after_help = "Examples:\n  picket capture --probe attic -w attic.pcapng tcp port 443 and host 192.0.2.7\n  picket capture --probe attic -i eth1 --time 10m -w - | wireshark -k -i -\n  picket capture --site hq --detach --bytes 1GiB udp port 53\n  picket capture --probe attic --ring --from 02:10 --to 02:12 --host 192.0.2.7 -w night.pcapng\n\nThe filter is in the language of pcap-filter(7). Headers only are kept unless more is asked for, which the policies of both sides\nmust permit. The probe's own traffic is left out. Probes need the role capture: picket probe add attic --role scan,capture"
+        after_help = "Examples:\n  picket capture --probe attic icmp or arp\n  picket capture --probe attic -w attic.pcapng tcp port 443 and host 192.0.2.7\n  picket capture --probe attic -i eth1 --time 10m -w - | wireshark -k -i -\n  picket capture --site hq --detach --bytes 1GiB udp port 53\n  picket capture --probe attic --ring --from 02:10 --to 02:12 --host 192.0.2.7 -w night.pcapng\n\nThe filter is in the language of pcap-filter(7). Headers only are kept unless more is asked for, which the policies of both sides\nmust permit. The probe's own traffic is left out. Probes need the role capture: picket probe add attic --role scan,capture"
     )]
     Capture(captures::CaptureArgs),
     /// List, show, fetch and remove captures

@@ -8,9 +8,9 @@
 
 use core::time::Duration;
 
-use picket_packet::line::{Allowance, Captured};
+use picket_packet::line::Allowance;
+pub use picket_packet::line::Shown;
 
-use super::UnixNanos;
 use super::flows::{Flows, Record};
 use super::pcapng::{Packet, write};
 
@@ -63,26 +63,6 @@ pub enum Limit {
     Bytes,
     /// As long.
     Time,
-}
-
-/// A packet to be shown.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Shown {
-    /// Its number in the capture, from 1.
-    pub number: u64,
-    /// When it was seen.
-    pub time: UnixNanos,
-    /// Its length on the wire.
-    pub original_len: u32,
-    /// What was kept of it.
-    pub data: Vec<u8>,
-}
-
-impl Shown {
-    /// As lines are made of it, on a link of this type.
-    pub fn captured(&self, link_type: u16) -> Captured<'_> {
-        Captured { number: self.number, time: self.time, link_type, original_len: self.original_len, data: &self.data }
-    }
 }
 
 /// What is told.
@@ -227,12 +207,7 @@ impl Session {
 
     fn show(&mut self, packet: &Packet<'_>, outlet: &mut dyn Outlet) {
         let room = self.lines.is_left();
-        let shown = || Shown {
-            number: self.counts.delivered,
-            time: packet.time,
-            original_len: packet.original_len,
-            data: packet.data.get(..SHOWN_BYTES.min(packet.data.len())).unwrap_or_default().to_vec(),
-        };
+        let shown = || Shown::new(self.counts.delivered, packet);
         if room && outlet.offer(News::Packet(shown())) {
             self.lines.spend();
             self.counts.shown += 1;
@@ -289,12 +264,10 @@ impl Session {
     }
 }
 
-/// What a summary can make use of, in bytes.
-const SHOWN_BYTES: usize = 256;
-
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::capture::UnixNanos;
     use crate::packet::link::RAW_IP;
 
     #[derive(Default)]

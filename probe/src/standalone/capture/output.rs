@@ -29,9 +29,9 @@ impl Printer {
         let mut text = Vec::new();
         match (news, self.format) {
             (News::Packet(shown), CaptureOutput::Ndjson) => {
-                writeln!(text, "{}", serde_json::to_string(&Object::from(shown.captured(self.link_type)))?)?;
+                writeln!(text, "{}", serde_json::to_string(&Object::new(self.link_type, shown))?)?;
             }
-            (News::Packet(shown), CaptureOutput::Table) => write!(text, "{}", self.table.line(shown.captured(self.link_type)))?,
+            (News::Packet(shown), CaptureOutput::Table) => write!(text, "{}", self.table.line(self.link_type, shown))?,
             (News::Flows(records), CaptureOutput::Ndjson) => {
                 records.iter().try_for_each(|record| writeln!(text, "{}", flow_object(record)))?;
             }
