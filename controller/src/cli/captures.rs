@@ -9,6 +9,8 @@ use std::path::{Path, PathBuf};
 use std::pin::pin;
 use std::time::{Duration, Instant, SystemTime};
 
+use nix::errno::Errno;
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use picket_packet::line::LINES_DEFAULT;
 use picket_wire::capture::{BYTES_LEAST, BYTES_MAX, SECONDS_MAX, SNAP_LEAST, WHOLE};
 use picket_wire::ids::{JobId, Label, LeaseId, ProbeId, SiteName};
@@ -17,6 +19,7 @@ use picket_wire::units::{UnixMillis, parse_duration};
 use picket_wire::when::{self, Near, moment};
 use sha2::{Digest, Sha256};
 use tokio::io::AsyncWriteExt;
+use tokio::sync::oneshot;
 use tz::TimeZone;
 
 use super::client::{Client, Query};
@@ -152,7 +155,7 @@ struct Detached {
 }
 
 /// `64MiB`, `500k`.
-fn size(text: &str) -> Result<u64, String> {
+pub(super) fn size(text: &str) -> Result<u64, String> {
     let digits = text.bytes().take_while(u8::is_ascii_digit).count();
     let (number, unit) = text.split_at(digits);
     let factor = match unit.to_ascii_lowercase().as_str() {
@@ -170,7 +173,7 @@ fn size(text: &str) -> Result<u64, String> {
     bytes.ok_or_else(|| format!("`{text}` is no size of a file from {BYTES_LEAST} bytes to 1 TiB: write for example 500kB, 100MB or 1GiB"))
 }
 
-fn time(text: &str) -> Result<u32, String> {
+pub(super) fn time(text: &str) -> Result<u32, String> {
     let seconds = parse_duration(text).map_err(|reason| reason.to_string())?.as_secs();
     let within = u32::try_from(seconds).ok().filter(|seconds| (1..=SECONDS_MAX).contains(seconds));
     within.ok_or_else(|| format!("`{text}` is not possible: a capture lasts 1s to a week"))
@@ -200,27 +203,33 @@ impl CaptureArgs {
             bytes: self.bytes,
             seconds: self.time,
         };
-        Ok(JobRequest {
-            targets: Vec::new(),
-            exclude: Vec::new(),
-            ports: None,
-            technique: Technique::Capture,
-            attempts: None,
-            mode: Some(Mode::Each),
-            rate: None,
-            bit_rate: None,
-            per_address: None,
-            per_network: None,
-            host_probes: Vec::new(),
-            services: None,
-            trace: None,
-            capture: Some(capture),
-            priority: None,
-            select: Selection { probes: self.probes.clone(), sites: self.sites.clone(), labels: self.labels.clone(), count: None },
-            deadline_seconds: None,
-            name: self.name.clone(),
-            dry_run: self.detached.dry_run,
-        })
+        let select = Selection { probes: self.probes.clone(), sites: self.sites.clone(), labels: self.labels.clone(), count: None };
+        Ok(JobRequest { name: self.name.clone(), dry_run: self.detached.dry_run, ..job_request(capture, select) })
+    }
+}
+
+/// A job that captures, at all of the probes that are selected.
+pub(super) fn job_request(capture: CaptureRequest, select: Selection) -> JobRequest {
+    JobRequest {
+        targets: Vec::new(),
+        exclude: Vec::new(),
+        ports: None,
+        technique: Technique::Capture,
+        attempts: None,
+        mode: Some(Mode::Each),
+        rate: None,
+        bit_rate: None,
+        per_address: None,
+        per_network: None,
+        host_probes: Vec::new(),
+        services: None,
+        trace: None,
+        capture: Some(capture),
+        priority: None,
+        select,
+        deadline_seconds: None,
+        name: None,
+        dry_run: false,
     }
 }
 
@@ -277,6 +286,58 @@ pub(super) async fn capture(args: CaptureArgs, context: &mut Context<'_>) -> Res
     finish(&capture, &sink, args.json, quiet, context)
 }
 
+/// Has a capture written into a FIFO, until it is over, its reader is gone or this process is asked to end; the capture ends with that.
+pub(super) async fn pipe(client: &Client, request: &JobRequest, to: PathBuf, context: &mut Context<'_>) -> Result<Exit, Failure> {
+    let mut interrupts = Interrupts::new().map_err(|error| Failure::new(Exit::Failure, format!("listen for signals: {error}")))?;
+    let name = to.display().to_string();
+    let (opened, gone) = open_pipe(to);
+    // Nobody captures before there is a reader.
+    let file = tokio::select! {
+        opened = opened => opened.unwrap_or_else(|_| Err(std::io::Error::other("the thread for it could not be started"))),
+        () = interrupts.next() => return Ok(Exit::Complete),
+    };
+    let mut sink = Sink::over(Some(file.map_err(|error| Failure::usage(format!("write `{name}`: {error}")))?), name);
+    let job = scan::submit(client, request).await?.job.ok_or_else(|| Failure::new(Exit::Failure, "the controller made no job"))?;
+    let id = job.id;
+    let followed = tokio::select! {
+        followed = follow(client, job, &mut sink, &mut interrupts, true, context) => followed?,
+        Ok(()) = gone => {
+            stop(client, id).await?;
+            None
+        }
+    };
+    match followed {
+        Some(capture) if !ended_well(&capture) => {
+            let why = capture.reason.or(capture.end).unwrap_or_else(|| "its probe was not heard to the end".to_owned());
+            Err(Failure::new(Exit::Incomplete, format!("the capture of probe {} ended early: {why}", capture.probe)))
+        }
+        _ => Ok(Exit::Complete),
+    }
+}
+
+type Opened = (oneshot::Receiver<std::io::Result<File>>, oneshot::Receiver<()>);
+
+/// Opens a FIFO when it has a reader, and tells when it has none any more.
+fn open_pipe(path: PathBuf) -> Opened {
+    let ((opened, file), (gone, closed)) = (oneshot::channel(), oneshot::channel());
+    let work = move || {
+        let file = File::options().write(true).open(&path);
+        let watched = file.as_ref().ok().and_then(|file| file.try_clone().ok());
+        // Whoever waited for it may have left.
+        let _ = opened.send(file);
+        let Some(watched) = watched else { return };
+        // Nothing is asked for: that the other end is closed is told of anyway.
+        let wait = || poll(&mut [PollFd::new(watched.as_fd(), PollFlags::empty())], PollTimeout::NONE);
+        let found = std::iter::repeat_with(wait).find(|found| *found != Err(Errno::EINTR));
+        if let Some(Ok(_)) = found {
+            let _ = gone.send(());
+        }
+    };
+    // Of a thread that cannot be started nothing is heard.
+    let _ = std::thread::Builder::new().name("picket-fifo".into()).spawn(work);
+    (file, closed)
+}
+
 /// Where a file is written, and its packets are shown.
 struct Sink {
     file: Option<tokio::fs::File>,
@@ -299,9 +360,13 @@ impl Sink {
             true => std::io::stdout().as_fd().try_clone_to_owned().map(File::from),
             false => File::create(path),
         };
-        let file = path.map(open).transpose().map_err(cannot)?.map(tokio::fs::File::from_std);
         let lines = lines.map(|per_second| Lines::start(per_second, json)).transpose()?;
-        Ok(Self { file, objects: json && lines.is_some(), lines, name, len: 0, digest: Sha256::new(), closed: false })
+        Ok(Self { objects: json && lines.is_some(), lines, ..Self::over(path.map(open).transpose().map_err(cannot)?, name) })
+    }
+
+    fn over(file: Option<File>, name: String) -> Self {
+        let file = file.map(tokio::fs::File::from_std);
+        Self { file, objects: false, lines: None, name, len: 0, digest: Sha256::new(), closed: false }
     }
 
     fn is_stdout(&self) -> bool {
@@ -486,8 +551,12 @@ fn finish(capture: &CaptureView, sink: &Sink, json: bool, quiet: bool, context: 
     if !complete {
         context.note(format!("{} has {} bytes so far: {}", sink.name, count(sink.len), missing(capture)));
     }
-    let ended_well = matches!(capture.end.as_deref(), Some("asked" | "packets" | "bytes" | "time" | "answered"));
-    Ok(if complete && ended_well { Exit::Complete } else { Exit::Incomplete })
+    Ok(if complete && ended_well(capture) { Exit::Complete } else { Exit::Incomplete })
+}
+
+/// Whether it ended as was asked for.
+fn ended_well(capture: &CaptureView) -> bool {
+    matches!(capture.end.as_deref(), Some("asked" | "packets" | "bytes" | "time" | "answered"))
 }
 
 fn missing(capture: &CaptureView) -> String {

@@ -9,6 +9,7 @@ mod admin;
 mod captures;
 mod client;
 mod connect;
+mod extcap;
 mod failure;
 mod follow;
 mod format;
@@ -83,7 +84,7 @@ enum Command {
     Trace(trace::TraceArgs),
     /// Have a probe capture packets, with the file written here while it grows
     #[command(
-        after_help = "Examples:\n  picket capture --probe attic icmp or arp\n  picket capture --probe attic -w attic.pcapng tcp port 443 and host 192.0.2.7\n  picket capture --probe attic -i eth1 --time 10m -w - | wireshark -k -i -\n  picket capture --site hq --detach --bytes 1GiB udp port 53\n  picket capture --probe attic --ring --from 02:10 --to 02:12 --host 192.0.2.7 -w night.pcapng\n\nThe filter is in the language of pcap-filter(7). Headers only are kept unless more is asked for, which the policies of both sides\nmust permit. The probe's own traffic is left out. Probes need the role capture: picket probe add attic --role scan,capture"
+        after_help = "Examples:\n  picket capture --probe attic icmp or arp\n  picket capture --probe attic -w attic.pcapng tcp port 443 and host 192.0.2.7\n  picket capture --probe attic -i eth1 --time 10m -w - | wireshark -k -i -\n  picket capture --site hq --detach --bytes 1GiB udp port 53\n  picket capture --probe attic --ring --from 02:10 --to 02:12 --host 192.0.2.7 -w night.pcapng\n\nProbes are in Wireshark's own list of interfaces, too, where picket is in its directory extcap (docs/captures.md).\n\nThe filter is in the language of pcap-filter(7). Headers only are kept unless more is asked for, which the policies of both sides\nmust permit. The probe's own traffic is left out. Probes need the role capture: picket probe add attic --role scan,capture"
     )]
     Capture(captures::CaptureArgs),
     /// List, show, fetch and remove captures
@@ -117,6 +118,12 @@ enum Command {
     /// Add, list and remove users of the read-only MQTT listener
     #[command(subcommand)]
     DashboardUser(admin::DashboardUserCommand),
+    /// Be a program of Wireshark's external capture interface, which calls it without this word
+    #[command(
+        hide = true,
+        after_help = "Example:\n  picket --extcap-interfaces\n\nA wrapper script in ~/.local/lib/wireshark/extcap/ sets PICKET_SERVER, PICKET_CA and PICKET_TOKEN_FILE and calls picket with\nits arguments: docs/captures.md."
+    )]
+    Extcap(extcap::ExtcapArgs),
     /// Work on the database
     #[command(subcommand)]
     Db(admin::DbCommand),
@@ -141,6 +148,10 @@ pub enum Action {
 
 /// Understands a command line; the error is clap's, which knows whether it is help or a mistake.
 pub fn parse(args: impl IntoIterator<Item = OsString>) -> Result<Action, clap::Error> {
+    let mut args: Vec<OsString> = args.into_iter().collect();
+    if extcap::given(&args) {
+        args.insert(1, "extcap".into());
+    }
     let matches = command().try_get_matches_from(args)?;
     let cli = Cli::from_arg_matches(&matches)?;
     Ok(match cli.command {
@@ -231,6 +242,7 @@ async fn dispatch(command: Command, context: &mut Context<'_>) -> Result<Exit, F
         Command::Fleet(args) => probes::fleet(args, context).await,
         Command::Token(command) => admin::token(command, context).await,
         Command::DashboardUser(command) => admin::dashboard_user(command, context).await,
+        Command::Extcap(args) => extcap::run(args, context).await,
         Command::Db(command) => admin::db(command, context).await,
     }
 }
