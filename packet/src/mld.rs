@@ -72,12 +72,14 @@ fn records(message: &[u8]) -> Option<Vec<Ipv6Addr>> {
     Some(groups)
 }
 
-/// A report as a host sends it, with its router alert option (RFC 2711), for simulations: of version 1 with one group, else of version 2.
+/// A report as a host sends it, with its router alert option (RFC 2711), for simulations: of version 1 with the first
+/// group, else of version 2 with 255 at most.
 pub fn report(src: Ipv6Addr, dst: Ipv6Addr, groups: &[Ipv6Addr], version: u8) -> Vec<u8> {
-    let mut message = vec![if version == 1 { TYPE_REPORT_V1 } else { TYPE_REPORT_V2 }, 0, 0, 0, 0, 0, 0, groups.len() as u8];
+    let groups = groups.get(..groups.len().min(255)).unwrap_or_default();
+    let (kind, count) = if version == 1 { (TYPE_REPORT_V1, 0) } else { (TYPE_REPORT_V2, groups.len() as u8) };
+    let mut message = vec![kind, 0, 0, 0, 0, 0, 0, count];
     if version == 1 {
-        message[7] = 0;
-        message.extend(groups[0].octets());
+        message.extend(groups.iter().take(1).flat_map(|group| group.octets()));
     } else {
         for group in groups {
             message.extend([4, 0, 0, 0]);

@@ -51,7 +51,7 @@ pub fn advertise(target: Ipv6Addr, target_mac: Mac, dst: Ipv6Addr) -> [u8; SOLIC
     packet(target, dst, body)
 }
 
-/// A router advertisement, for simulations.
+/// A router advertisement, for simulations: of the first 32 prefixes, which any link carries.
 pub fn router_advert(advert: &RouterAdvert, dst: Ipv6Addr) -> Vec<u8> {
     let flags = u8::from(advert.managed) << 7 | u8::from(advert.other) << 6;
     let [high, low] = advert.lifetime.to_be_bytes();
@@ -60,12 +60,12 @@ pub fn router_advert(advert: &RouterAdvert, dst: Ipv6Addr) -> Vec<u8> {
         body.extend([OPTION_SOURCE_MAC, 1]);
         body.extend(mac.0);
     }
-    for info in &advert.prefixes {
+    for info in advert.prefixes.iter().take(32) {
         body.extend([OPTION_PREFIX, 4, info.len, u8::from(info.on_link) << 7 | u8::from(info.autonomous) << 6]);
         body.extend([0; 12]);
         body.extend(info.prefix.octets());
     }
-    let len = u16::try_from(body.len()).unwrap();
+    let len = body.len() as u16;
     let mut sum = Checksum::new();
     sum.add_pseudo_v6(advert.src, dst, NEXT_HEADER_ICMPV6, len.into());
     sum.add(&body);
