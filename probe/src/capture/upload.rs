@@ -110,6 +110,10 @@ impl Upload {
     pub fn ended(&mut self, len: u64) {
         self.grown(len);
         self.over = true;
+        if self.stored == Some(self.durable) && self.flying.is_empty() {
+            // Nothing is left to be sent whose answer would say that it is whole.
+            self.again = self.again.or(Some(self.progress + AGAIN));
+        }
     }
 
     /// A session begins.
@@ -293,6 +297,19 @@ mod tests {
         upload.sent(seconds(18), Want::Question);
         upload.acked(seconds(18), 9, ChunkState::Whole);
         assert_eq!((upload.course(), upload.want(seconds(60))), (Course::Whole, None));
+    }
+
+    #[test]
+    fn an_end_that_brings_no_bytes_is_asked_about() {
+        for len in [0, 7] {
+            let mut upload = begun(len, false, len);
+            upload.ended(len);
+            assert_eq!((upload.want(seconds(14)), upload.poll_timeout()), (None, Some(AGAIN)));
+            assert_eq!(upload.want(AGAIN), Some(Want::Question));
+            upload.sent(AGAIN, Want::Question);
+            upload.acked(AGAIN, len, ChunkState::Whole);
+            assert_eq!(upload.course(), Course::Whole);
+        }
     }
 
     #[test]
