@@ -26,6 +26,7 @@ use picket_wire::job::Selection;
 use super::captures::{job_request, pipe, size, time};
 use super::client::Client;
 use super::failure::{Exit, Failure};
+use super::format::clean;
 use super::{Context, scan};
 use crate::view::{CaptureRequest, JobRequest, ProbeState, ProbeView};
 
@@ -106,7 +107,8 @@ pub(super) async fn run(args: ExtcapArgs, context: &mut Context<'_>) -> Result<E
         return pipe(&context.client()?, &args.request(probe)?, fifo, context).await;
     } else if args.extcap_capture_filter.is_some() {
         if let Err(wrong) = check(&context.client()?, args.request(probe)?).await {
-            context.line(wrong.message)?;
+            // The filter is quoted there.
+            wrong.message.lines().try_for_each(|line| context.line(clean(line)))?;
         }
     } else {
         return Err(Failure::usage(
