@@ -253,6 +253,11 @@ fn what_is_wrong_or_forbidden_is_said() {
     let wrong = ask(&["tcp", "prot", "80"]);
     assert_eq!(wrong.status.code(), Some(2));
     assert!(wrong.stderr.contains("filter is wrong at character 5, `prot`") && wrong.stderr.contains("\n      ^"), "{}", wrong.stderr);
+    // What was asked for wrongly costs nobody the file of yesterday.
+    let yesterday = fleet.site().lab().dir().join("yesterday.pcapng");
+    fs::write(&yesterday, "precious").unwrap();
+    let again = fleet.picket(&["capture", "--probe", "a", "-w", yesterday.to_str().unwrap(), "tcp", "prot"], LONG).unwrap();
+    assert!(again.status.code() == Some(2) && fs::read(&yesterday).unwrap() == b"precious", "{}", again.stderr);
     // The fleet permits payload, and the site does not.
     let forbidden = ask(&["--full", "udp"]);
     assert_eq!(forbidden.status.code(), Some(3), "{}", forbidden.stderr);

@@ -335,8 +335,10 @@ pub enum ChunkState {
     Whole,
     /// Its room for captures is used up: it takes the rest when there is room.
     NoRoom,
-    /// It does not want the file, or no longer.
+    /// It does not want the file: it knows of no such capture.
     Unwanted,
+    /// Somebody removed it, or its time was over.
+    Removed,
 }
 
 /// Why a capture ended. Later reasons are added at the end.

@@ -461,6 +461,7 @@ fn captures() {
         ("command-chunk-ack-whole", ChunkState::Whole),
         ("command-chunk-ack-no-room", ChunkState::NoRoom),
         ("command-chunk-ack-unwanted", ChunkState::Unwanted),
+        ("command-chunk-ack-removed", ChunkState::Removed),
     ] {
         frozen(name, &Command::ChunkAck { lease: lease(), stored: 1 << 33, state });
     }

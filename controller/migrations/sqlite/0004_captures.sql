@@ -5,7 +5,8 @@ CREATE TABLE captures (
     probe   INTEGER NOT NULL,
     site    TEXT NOT NULL,
     stored  INTEGER NOT NULL,             -- bytes of the file that are here, counted from its beginning
-    packed  INTEGER NOT NULL,             -- bytes that they take
+    packed  INTEGER NOT NULL,             -- bytes that they take, with what a row costs
+    checked INTEGER NOT NULL DEFAULT 0,   -- whether their digest is the one that the probe told
     first   INTEGER NOT NULL,             -- when something of it came first
     last    INTEGER NOT NULL,             -- when bytes of it came last
     over    BLOB,                         -- what it came to, encoded: the record's projection, which a rebuild makes anew

@@ -347,6 +347,10 @@ struct Sink {
     name: String,
     len: u64,
     digest: Sha256,
+    /// Whose file it is.
+    lease: Option<LeaseId>,
+    /// Whether what was there before is gone.
+    begun: bool,
     /// Whoever read it is gone.
     closed: bool,
 }
@@ -358,7 +362,8 @@ impl Sink {
         let open = |path: &Path| match path.as_os_str() == "-" {
             // Not by way of the buffer that holds what is printed.
             true => std::io::stdout().as_fd().try_clone_to_owned().map(File::from),
-            false => File::create(path),
+            // What is there stays until there is something to take its place.
+            false => File::options().write(true).create(true).truncate(false).open(path),
         };
         let lines = lines.map(|per_second| Lines::start(per_second, json)).transpose()?;
         Ok(Self { objects: json && lines.is_some(), lines, ..Self::over(path.map(open).transpose().map_err(cannot)?, name) })
@@ -366,11 +371,22 @@ impl Sink {
 
     fn over(file: Option<File>, name: String) -> Self {
         let file = file.map(tokio::fs::File::from_std);
-        Self { file, objects: false, lines: None, name, len: 0, digest: Sha256::new(), closed: false }
+        Self { file, objects: false, lines: None, name, len: 0, digest: Sha256::new(), lease: None, begun: false, closed: false }
     }
 
     fn is_stdout(&self) -> bool {
         self.name == "-"
+    }
+
+    /// The controller gives bytes: what the file had before goes.
+    async fn begin(&mut self) -> Result<(), Failure> {
+        let Some(file) = self.file.as_mut().filter(|_| !self.begun) else { return Ok(()) };
+        self.begun = true;
+        // Pipes and devices have no length.
+        if file.metadata().await.is_ok_and(|about| about.is_file()) && self.name != "-" {
+            file.set_len(0).await.map_err(|error| Failure::new(Exit::Failure, format!("write `{}`: {error}", self.name)))?;
+        }
+        Ok(())
     }
 
     async fn write(&mut self, bytes: &[u8]) -> Result<(), Failure> {
@@ -398,14 +414,6 @@ impl Sink {
     }
 }
 
-/// What the download came to.
-enum Fetched {
-    /// All that will ever come is written.
-    End,
-    /// The connection was lost.
-    Broken(Failure),
-}
-
 /// Has the file written until the capture is over, or the user has left; gives the capture as it is then.
 async fn follow(
     client: &Client,
@@ -418,7 +426,7 @@ async fn follow(
     let id = job.id;
     let mut asked = false;
     // Never dropped in the middle of a write, after which nobody would know how much was written.
-    let mut fetching = pin!(fetch(client, id, sink));
+    let mut fetching = pin!(fetch(client, id, true, sink));
     let outcome = loop {
         tokio::select! {
             ended = &mut fetching => break ended,
@@ -457,16 +465,18 @@ async fn stop(client: &Client, id: JobId) -> Result<(), Failure> {
     }
 }
 
-/// Fetches the file of a job's capture until it is whole; gives the capture. Can be broken off and called again.
-async fn fetch(client: &Client, job: JobId, sink: &mut Sink) -> Result<Option<CaptureView>, Failure> {
+/// Fetches the file of a job's capture until it is whole, or, where it is not followed, as far as it is here; gives the capture. A job may have
+/// another capture after one that failed: the file stays that of the first.
+async fn fetch(client: &Client, job: JobId, follow: bool, sink: &mut Sink) -> Result<Option<CaptureView>, Failure> {
     let mut lost: Option<Instant> = None;
     loop {
-        let step = step(client, job, sink).await;
-        match step {
+        let before = sink.len;
+        match step(client, job, follow, sink).await {
             Ok(Some(capture)) => return Ok(Some(capture)),
             Ok(None) => lost = None,
             Err(failure) if failure.exit == Exit::Unreachable => {
-                let since = *lost.get_or_insert_with(Instant::now);
+                let since = lost.filter(|_| sink.len == before).unwrap_or_else(Instant::now);
+                lost = Some(since);
                 if since.elapsed() >= PATIENCE {
                     return Err(failure);
                 }
@@ -478,21 +488,27 @@ async fn fetch(client: &Client, job: JobId, sink: &mut Sink) -> Result<Option<Ca
 }
 
 /// One attempt: the capture where it is over and written, none where there is more to come.
-async fn step(client: &Client, job: JobId, sink: &mut Sink) -> Result<Option<CaptureView>, Failure> {
-    let Some(capture) = latest(client, job, None).await? else {
-        let view = client.job(job, None).await?;
-        if view.state.is_final() {
-            let why = view.reason.unwrap_or_else(|| "no probe has begun".to_owned());
-            return Err(Failure::new(Exit::Incomplete, format!("nothing was captured: {why}")));
-        }
-        tokio::time::sleep(LOOK_EVERY).await;
-        return Ok(None);
+async fn step(client: &Client, job: JobId, follow: bool, sink: &mut Sink) -> Result<Option<CaptureView>, Failure> {
+    let lease = match sink.lease {
+        Some(lease) => lease,
+        None => match latest(client, job, None).await? {
+            Some(capture) => lease_of(&capture),
+            None => {
+                let view = client.job(job, None).await?;
+                if view.state.is_final() {
+                    let why = view.reason.unwrap_or_else(|| "no probe has begun".to_owned());
+                    return Err(Failure::new(Exit::Incomplete, format!("nothing was captured: {why}")));
+                }
+                tokio::time::sleep(LOOK_EVERY).await;
+                return Ok(None);
+            }
+        },
     };
-    if let Fetched::Broken(failure) = download(client, lease_of(&capture), true, sink).await? {
-        return Err(failure);
-    }
-    let view = client.get::<CaptureView>(&["captures", &lease_of(&capture).to_string()], &Query::new()).await?;
+    sink.lease = Some(lease);
+    download(client, lease, follow, sink).await?;
+    let view = client.get::<CaptureView>(&["captures", &lease.to_string()], &Query::new()).await?;
     let over = match view.state {
+        _ if !follow => sink.len >= view.stored,
         CaptureState::Whole => sink.len >= view.stored,
         CaptureState::Removed => true,
         CaptureState::Running | CaptureState::Arriving => {
@@ -517,17 +533,15 @@ fn lease_of(capture: &CaptureView) -> LeaseId {
     LeaseId { job: capture.job, grant: capture.lease }
 }
 
-/// Downloads from where the sink ends.
-async fn download(client: &Client, lease: LeaseId, follow: bool, sink: &mut Sink) -> Result<Fetched, Failure> {
+/// Downloads from where the sink ends, to the end of what is given.
+async fn download(client: &Client, lease: LeaseId, follow: bool, sink: &mut Sink) -> Result<(), Failure> {
     let query = vec![("from", sink.len.to_string()), ("follow", follow.to_string())];
     let mut stream = client.open(&["captures", &lease.to_string(), "file"], &query).await?;
-    loop {
-        match stream.next().await {
-            Ok(Some(bytes)) => sink.write(&bytes).await?,
-            Ok(None) => return Ok(Fetched::End),
-            Err(failure) => return Ok(Fetched::Broken(failure)),
-        }
+    sink.begin().await?;
+    while let Some(bytes) = stream.next().await? {
+        sink.write(&bytes).await?;
     }
+    Ok(())
 }
 
 /// What was captured, and whether all of it came as it was.
@@ -537,7 +551,9 @@ fn finish(capture: &CaptureView, sink: &Sink, json: bool, quiet: bool, context: 
     if complete && capture.sha256.as_deref() != Some(&digest) {
         let message =
             format!("{} has {} bytes, and they are not those that the probe wrote: their SHA-256 is {digest}", sink.name, sink.len);
-        return Err(Failure::new(Exit::Failure, message).hint("is somebody else writing to it?"));
+        return Err(
+            Failure::new(Exit::Failure, message).hint("fetch it again by `picket captures get`; does somebody else write to that file?")
+        );
     }
     if json && sink.objects {
         let mut object = serde_json::to_value(capture).map_err(|error| Failure::output(error.into()))?;
@@ -546,7 +562,7 @@ fn finish(capture: &CaptureView, sink: &Sink, json: bool, quiet: bool, context: 
     } else if json && !sink.is_stdout() {
         context.json(capture)?;
     } else if !quiet {
-        context.note(summary(capture));
+        summary(capture).lines().for_each(|line| context.note(format::clean(line)));
     }
     if !complete {
         context.note(format!("{} has {} bytes so far: {}", sink.name, count(sink.len), missing(capture)));
@@ -589,7 +605,7 @@ fn summary(capture: &CaptureView) -> String {
     };
     let passed = counts.passed.map(|passed| format!("{} frames passed the interface, ", count(passed))).unwrap_or_default();
     let again = match capture.sections {
-        Some(2..) => " (since it was interrupted)",
+        Some(2..) => "; of what was before it was interrupted only the packets written are known",
         _ => "",
     };
     let mut text = format!(
@@ -823,28 +839,20 @@ async fn get(client: &Client, args: GetArgs, context: &mut Context<'_>) -> Resul
     let capture = find(client, &args.one).await?;
     let lease = lease_of(&capture);
     let mut interrupts = Interrupts::new().map_err(|error| Failure::new(Exit::Failure, format!("listen for Ctrl-C: {error}")))?;
-    let mut sink = Sink::open(Some(&args.write), None, false)?;
-    let lost = Instant::now();
-    let outcome = loop {
-        let fetched = tokio::select! {
-            fetched = download(client, lease, args.follow, &mut sink) => fetched,
-            () = interrupts.next() => {
-                context.note(format!("left; {} has {} bytes", sink.name, count(sink.len)));
-                return Ok(Exit::Incomplete);
-            }
-        };
-        match fetched {
-            Ok(Fetched::Broken(failure)) if lost.elapsed() >= PATIENCE => break Err(failure),
-            Ok(Fetched::Broken(_)) => tokio::time::sleep(RETRY_EVERY).await,
-            Ok(Fetched::End) => break Ok(()),
-            Err(failure) => break Err(failure),
-        }
+    let mut sink = Sink { lease: Some(lease), ..Sink::open(Some(&args.write), None, false)? };
+    let fetched = tokio::select! {
+        fetched = fetch(client, lease.job, args.follow, &mut sink) => Some(fetched),
+        () = interrupts.next() => None,
     };
-    match outcome {
-        Err(failure) if failure.is_silent() => return Ok(Exit::Complete),
-        outcome => outcome?,
-    }
-    let capture = client.get(&["captures", &lease.to_string()], &Query::new()).await?;
+    let capture = match fetched {
+        Some(Err(failure)) if failure.is_silent() => return Ok(Exit::Complete),
+        Some(fetched) => fetched?,
+        None => None,
+    };
+    let Some(capture) = capture else {
+        context.note(format!("left; {} has {} bytes", sink.name, count(sink.len)));
+        return Ok(Exit::Incomplete);
+    };
     finish(&capture, &sink, args.one.json, false, context)
 }
 

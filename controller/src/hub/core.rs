@@ -7,10 +7,10 @@
 //! **Invariant:** a message counts for the probe whose topic it came on, whatever it says inside.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use picket_wire::capture::{Chunk, ChunkState};
+use picket_wire::capture::{Chunk, ChunkState, PACKED_MAX};
 use picket_wire::codec;
 use picket_wire::command::Command;
 use picket_wire::envelope::{self, Audience, Contents};
@@ -30,6 +30,7 @@ use crate::fleet::registry::{Beat, Patience, Registry};
 use crate::jobs::book::Job;
 use crate::jobs::plan::{self, Action, Limits, Outcome};
 use crate::pki::Pki;
+use crate::results::captures;
 use crate::results::project::{self, Origin};
 use crate::results::traced::{self, Tracing};
 use crate::service::{ServiceConfig, ServiceError, Shared};
@@ -103,6 +104,8 @@ pub(crate) struct Core {
     /// Whether memory may differ from the database.
     stale: bool,
     seen_written: Mono,
+    /// Captures whose digest is being looked at.
+    checking: Arc<Mutex<HashSet<LeaseId>>>,
     /// When captures were last looked through for old ones.
     captures_looked: Mono,
 }
@@ -155,6 +158,7 @@ impl Core {
             dirty: true,
             stale: true,
             seen_written: now.mono,
+            checking: Arc::default(),
             captures_looked: now.mono,
         };
         core.refresh().await?;
@@ -761,13 +765,15 @@ impl Core {
             first: now,
             last: now,
             over: None,
+            checked: false,
             removed: None,
         });
-        if row.removed.is_some() {
-            return Ok((row.stored, ChunkState::Unwanted));
-        }
-        if chunk.len == 0 || chunk.offset != row.stored {
-            return Ok((row.stored, row.state()));
+        if chunk.len == 0 || chunk.offset != row.stored || row.removed.is_some() {
+            let full = row.state() == ChunkState::Open && self.is_full(PACKED_MAX).await?;
+            let state = if full { ChunkState::NoRoom } else { row.state() };
+            let stored = row.stored;
+            self.check_capture(row);
+            return Ok((stored, state));
         }
         // Each time that it is continued, a file begins again with a head.
         let most = options.bytes.saturating_mul(2);
@@ -780,7 +786,7 @@ impl Core {
             log::warn!("probe {id}: the capture of lease {lease} is not taken any further: {wrong}");
             return Ok((row.stored, ChunkState::Unwanted));
         }
-        if self.store.captures_size().await?.saturating_add(chunk.packed.len() as u64) > self.config.captures.max_bytes {
+        if self.is_full(chunk.packed.len()).await? {
             log::warn!("captures take all of their {} bytes: lease {lease} of probe {id} waits for room", self.config.captures.max_bytes);
             return Ok((row.stored, ChunkState::NoRoom));
         }
@@ -788,7 +794,29 @@ impl Core {
             return Ok((row.stored, ChunkState::Open));
         }
         let grown = CaptureRow { stored: chunk.end(), ..row };
-        Ok((grown.stored, grown.state()))
+        let answer = (grown.stored, grown.state());
+        self.check_capture(grown);
+        Ok(answer)
+    }
+
+    /// Whether captures have no room for so many bytes more.
+    async fn is_full(&self, more: usize) -> Result<bool, StoreError> {
+        Ok(self.store.captures_size().await?.saturating_add(more as u64) > self.config.captures.max_bytes)
+    }
+
+    /// Has the digest of a capture looked at that has all its bytes, beside everything else; its probe asks again for what came of it.
+    fn check_capture(&self, row: CaptureRow) {
+        let lease = row.lease;
+        if !row.is_to_be_checked() || !self.checking.lock().unwrap_or_else(PoisonError::into_inner).insert(lease) {
+            return;
+        }
+        let (store, checking) = (Arc::clone(&self.store), Arc::clone(&self.checking));
+        tokio::spawn(async move {
+            if let Err(error) = captures::check_bytes(store.as_ref(), &row).await {
+                log::error!("{}", crate::errors::chain(&error));
+            }
+            checking.lock().unwrap_or_else(PoisonError::into_inner).remove(&lease);
+        });
     }
 
     /// Removes the bytes of captures that are older than they are kept.

@@ -511,6 +511,7 @@ async fn captures(store: &dyn Store) {
         first: UnixMillis(0),
         last: UnixMillis(0),
         over: None,
+        checked: false,
         removed: None,
     };
     let put = async |lease, offset, bytes: &[u8], at| {
@@ -532,7 +533,8 @@ async fn captures(store: &dyn Store) {
     assert_eq!(of(CaptureQuery { job: Some(JobId(31)), ..CaptureQuery::default() }).await, all[..1]);
     assert_eq!(of(CaptureQuery { site: Some("elsewhere".parse().unwrap()), ..CaptureQuery::default() }).await, []);
     assert_eq!(of(CaptureQuery { probe: Some(probe_id), ..CaptureQuery::default() }).await.len(), 2);
-    assert_eq!(of(CaptureQuery { untouched_since: Some(UnixMillis(100)), ..CaptureQuery::default() }).await, all[..1]);
+    let untouched = async |since| of(CaptureQuery { untouched_since: Some(UnixMillis(since)), ..CaptureQuery::default() }).await.len();
+    assert_eq!(untouched(1_000).await, 0, "neither is over");
     let starts = async |from, limit| {
         let chunks = store.capture_chunks(one, from, limit).await.unwrap();
         chunks.iter().map(|chunk| (chunk.start, chunk.len)).collect::<Vec<_>>()
@@ -551,10 +553,17 @@ async fn captures(store: &dyn Store) {
     let overs = vec![over(one, 11), over(lease(32, 1), 5)];
     store.ingest(&Ingest { projection: Projection { overs: overs.clone(), ..Projection::default() }, ..Ingest::default() }).await.unwrap();
     let states = async || of(CaptureQuery::default()).await.iter().map(|found| found.row.state()).collect::<Vec<_>>();
+    assert_eq!(states().await, [ChunkState::Open; 3], "their digests were not looked at");
+    assert!(store.capture_checked(one, 11, true).await.unwrap() && !store.capture_checked(one, 10, false).await.unwrap());
     assert_eq!(states().await, [ChunkState::Open, ChunkState::Open, ChunkState::Whole]);
     assert_eq!(of(CaptureQuery { lease: Some(one), ..CaptureQuery::default() }).await[0].row.over, Some(overs[0].over.clone()));
     assert!(put(lease(32, 1), 0, b"12345", 300).await);
+    assert!(store.capture_checked(lease(32, 1), 5, false).await.unwrap(), "it comes again");
+    let again = of(CaptureQuery { lease: Some(lease(32, 1)), ..CaptureQuery::default() }).await.remove(0).row;
+    assert_eq!((again.stored, again.packed, store.capture_chunks(again.lease, 0, 9).await.unwrap()), (0, 0, vec![]));
+    assert!(put(lease(32, 1), 0, b"54321", 300).await && store.capture_checked(lease(32, 1), 5, true).await.unwrap());
     assert_eq!(states().await, [ChunkState::Whole, ChunkState::Open, ChunkState::Whole]);
+    assert_eq!((untouched(120).await, untouched(121).await, untouched(1_000).await), (0, 1, 2));
     let downloads = [(5, "alice", 0), (9, "bob", 6)].map(|(at, actor, start)| Download { at: UnixMillis(at), actor: actor.into(), start });
     for download in &downloads {
         store.note_download(one, download).await.unwrap();
@@ -566,7 +575,7 @@ async fn captures(store: &dyn Store) {
             && !store.remove_capture(lease(9, 9), UnixMillis(1), "x").await.unwrap()
     );
     let removed = of(CaptureQuery { lease: Some(one), ..CaptureQuery::default() }).await.remove(0).row;
-    assert_eq!((removed.removed.clone(), removed.state()), (Some((UnixMillis(400), "carol".into())), ChunkState::Unwanted));
+    assert_eq!((removed.removed.clone(), removed.state()), (Some((UnixMillis(400), "carol".into())), ChunkState::Removed));
     assert_eq!((starts(0, 9).await, put(one, 11, b"more", 600).await), (vec![], false));
 }
 

@@ -720,16 +720,23 @@ pub struct CaptureRow {
     pub last: UnixMillis,
     /// What it came to, once it is over.
     pub over: Option<Captured>,
+    /// Whether the digest of its bytes is the one that the probe told.
+    pub checked: bool,
     /// When its bytes were removed, and by whom or why.
     pub removed: Option<(UnixMillis, String)>,
 }
 
 impl CaptureRow {
+    /// Whether as many bytes are here as it came to, and nobody has looked at their digest.
+    pub fn is_to_be_checked(&self) -> bool {
+        self.removed.is_none() && !self.checked && self.over.as_ref().is_some_and(|over| over.len <= self.stored)
+    }
+
     /// How far it is.
     pub fn state(&self) -> ChunkState {
         match &self.over {
-            _ if self.removed.is_some() => ChunkState::Unwanted,
-            Some(over) if over.len <= self.stored => ChunkState::Whole,
+            _ if self.removed.is_some() => ChunkState::Removed,
+            Some(over) if self.checked && over.len == self.stored => ChunkState::Whole,
             Some(_) | None => ChunkState::Open,
         }
     }
@@ -874,6 +881,9 @@ pub trait Store: Send + Sync {
     async fn capture_chunks(&self, lease: LeaseId, from: u64, limit: u32) -> Result<Vec<StoredChunk>, StoreError>;
     /// Bytes that all captures take.
     async fn captures_size(&self) -> Result<u64, StoreError>;
+    /// The digest of a capture's bytes, which are so many, is the probe's, or is not: then they are removed, and come again. `false`, and nothing
+    /// is done, where they are not so many any more.
+    async fn capture_checked(&self, lease: LeaseId, stored: u64, right: bool) -> Result<bool, StoreError>;
     /// Removes the bytes of a capture; `false` where they were removed before, or there is none.
     async fn remove_capture(&self, lease: LeaseId, at: UnixMillis, remover: &str) -> Result<bool, StoreError>;
     /// Remembers who reads a capture.

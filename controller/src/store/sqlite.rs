@@ -1080,6 +1080,13 @@ impl Store for SqliteStore {
         captures::size(&self.readers).await
     }
 
+    async fn capture_checked(&self, lease: LeaseId, stored: u64, right: bool) -> Result<bool> {
+        let mut transaction = self.begin().await?;
+        let done = captures::write_checked(&mut transaction, lease, stored, right).await?;
+        transaction.commit().await.doing("enter what the digest of a capture says")?;
+        Ok(done)
+    }
+
     async fn remove_capture(&self, lease: LeaseId, at: UnixMillis, remover: &str) -> Result<bool> {
         let mut transaction = self.begin().await?;
         let done = captures::remove(&mut transaction, lease, at, remover).await?;

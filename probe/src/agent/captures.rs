@@ -27,6 +27,7 @@ use std::os::unix::fs::{DirBuilderExt, FileExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread::Thread;
 use std::time::Duration;
 
 use picket_wire::capture::{CaptureCounts, CaptureEnd, CaptureSource, Captured, Chunk, ChunkState};
@@ -37,11 +38,14 @@ use picket_wire::units::UnixMillis;
 use serde::{Deserialize, Serialize};
 use tokio::sync::mpsc;
 
-use crate::capture::files::{self, Left};
-use crate::capture::upload::{Course, Upload, Want};
+use crate::capture::files;
+use crate::capture::upload::{Course, Upload, WINDOW, Want};
 use crate::config::CaptureConfig;
 use crate::errors::chain;
 use crate::identity::Identity;
+
+/// Captures that run at a time: each has a buffer of the kernel's and some of ours.
+const AT_ONCE: usize = 2;
 
 #[cfg(feature = "libpcap")]
 mod thread;
@@ -60,6 +64,12 @@ pub enum CaptureEvent {
 struct Note {
     /// When it began first, by the box's clock.
     began: UnixMillis,
+    /// How many bytes its file may come to have.
+    limit: u64,
+    /// Whether it is an answer of the ring, of which a part is of no use.
+    asks: bool,
+    /// Since when it waits for the controller, by the controller's clock.
+    waits: Option<UnixMillis>,
     /// What it came to, once it is over.
     over: Option<Captured>,
     /// Whether that is in the spool, or was.
@@ -68,11 +78,11 @@ struct Note {
 
 /// What a capture begins or goes on with.
 #[derive(Debug, Clone)]
+#[cfg_attr(not(feature = "libpcap"), expect(dead_code, reason = "without libpcap nothing is captured"))]
 struct Work {
     spec: Arc<JobSpec>,
     lease: LeaseId,
     began: UnixMillis,
-    left: Left,
     path: PathBuf,
     config: CaptureConfig,
     ring: Option<Kept>,
@@ -97,9 +107,14 @@ pub struct Captures {
     ring: Option<Kept>,
     interface: Option<String>,
     identity: Arc<Identity>,
-    running: BTreeMap<LeaseId, Arc<AtomicBool>>,
+    /// How each is told to end, and its thread, which may be waiting.
+    running: BTreeMap<LeaseId, (Arc<AtomicBool>, Thread)>,
     /// Of these, those that are only to pause.
     pausing: BTreeSet<LeaseId>,
+    /// Files that nobody goes on with, and that are being read to the end of what is whole.
+    settling: BTreeSet<LeaseId>,
+    /// Whose file was last on its way.
+    turn: Option<LeaseId>,
     notes: BTreeMap<LeaseId, Note>,
     uploads: BTreeMap<LeaseId, Upload>,
     events: mpsc::UnboundedSender<CaptureEvent>,
@@ -137,7 +152,20 @@ impl Captures {
                 Err(error) => log::error!("{} cannot be read, and its capture stays where it is: {error}", path.display()),
             }
         }
-        Self { dir, config, ring, interface, identity, running: BTreeMap::new(), pausing: BTreeSet::new(), notes, uploads, events }
+        Self {
+            dir,
+            config,
+            ring,
+            interface,
+            identity,
+            running: BTreeMap::new(),
+            pausing: BTreeSet::new(),
+            settling: BTreeSet::new(),
+            turn: None,
+            notes,
+            uploads,
+            events,
+        }
     }
 
     fn path(&self, lease: LeaseId, extension: &str) -> PathBuf {
@@ -153,8 +181,11 @@ impl Captures {
 
     /// Bytes that files have, or may come to have while their captures run.
     fn claimed(&self) -> u64 {
-        let of = |lease: &LeaseId| fs::metadata(self.path(*lease, "pcapng")).map_or(0, |about| about.len());
-        self.notes.keys().map(of).sum()
+        let of = |(lease, note): (&LeaseId, &Note)| {
+            let len = fs::metadata(self.path(*lease, "pcapng")).map_or(0, |about| about.len());
+            if note.over.is_some() { len } else { len.max(note.limit) }
+        };
+        self.notes.iter().map(of).sum()
     }
 
     /// Begins a capture, or goes on with one that was interrupted. What cannot be begun is said in words.
@@ -184,6 +215,9 @@ impl Captures {
             let _ = self.events.send(CaptureEvent::Ended(lease, Ok(Box::new(captured))));
             return Ok(());
         }
+        if self.running.len() >= AT_ONCE {
+            return Err(format!("{AT_ONCE} captures run on this probe already, and no more do: each takes memory"));
+        }
         fs::DirBuilder::new()
             .recursive(true)
             .mode(0o700)
@@ -200,39 +234,32 @@ impl Captures {
                         options.bytes, self.config.max_bytes
                     ));
                 }
-                self.keep(lease, Note { began: now, over: None, told: false })?;
+                let asks = matches!(options.source, CaptureSource::Ring(_));
+                self.keep(lease, Note { began: now, limit: options.bytes, asks, waits: None, over: None, told: false })?;
                 now
             }
-        };
-        let asks = matches!(options.source, CaptureSource::Ring(_));
-        let left = match asks {
-            // An answer begins anew: nothing of it was sent.
-            true => Left::default(),
-            false => files::cut(&self.path(lease, "pcapng")).map_err(|error| chain(&error))?,
         };
         let stop = Arc::new(AtomicBool::new(false));
         let work = Work {
             spec: Arc::clone(spec),
             lease,
             began,
-            left,
             path: self.path(lease, "pcapng"),
             config: self.config.clone(),
             ring: self.ring.clone(),
             interface: self.interface.clone(),
             identity: Arc::clone(&self.identity),
         };
-        begin(work, Arc::clone(&stop), self.events.clone())?;
-        self.running.insert(lease, stop);
-        // What was there is on the disk: it was cut, and the cut confirmed.
-        self.uploads.entry(lease).or_insert_with(|| Upload::new(left.len, false)).grown(left.len);
+        let thread = begin(work, Arc::clone(&stop), self.events.clone())?;
+        self.running.insert(lease, (stop, thread));
         Ok(())
     }
 
     /// Asks a capture to end; what came of it follows. One that is to pause goes on with its file when it is started again.
     pub fn cut(&mut self, lease: LeaseId, pauses: bool) {
-        if let Some(stop) = self.running.get(&lease) {
+        if let Some((stop, thread)) = self.running.get(&lease) {
             stop.store(true, Ordering::Relaxed);
+            thread.unpark();
             if pauses {
                 self.pausing.insert(lease);
             } else {
@@ -258,9 +285,7 @@ impl Captures {
 
     /// The disk has confirmed more of a file.
     pub fn grown(&mut self, lease: LeaseId, durable: u64) {
-        if let Some(upload) = self.uploads.get_mut(&lease) {
-            upload.grown(durable);
-        }
+        self.uploads.entry(lease).or_insert_with(|| Upload::new(0, false)).grown(durable);
     }
 
     /// A capture is over: this is remembered before it is told.
@@ -270,9 +295,11 @@ impl Captures {
     pub fn ended(&mut self, captured: &Captured) -> Result<(), String> {
         let lease = captured.lease;
         self.running.remove(&lease);
-        let began = self.notes.get(&lease).map_or(captured.began, |note| note.began);
-        if self.notes.get(&lease).is_none_or(|note| note.over.is_none()) {
-            self.keep(lease, Note { began, over: Some(captured.clone()), told: false })?;
+        self.settling.remove(&lease);
+        let new = || Note { began: captured.began, limit: captured.len, asks: false, waits: None, over: None, told: false };
+        let note = self.notes.get(&lease).cloned().unwrap_or_else(new);
+        if note.over.is_none() {
+            self.keep(lease, Note { over: Some(captured.clone()), ..note })?;
         }
         self.uploads.entry(lease).or_insert_with(|| Upload::new(0, false)).ended(captured.len);
         Ok(())
@@ -281,6 +308,8 @@ impl Captures {
     /// A capture could not be done: what there is of it stays, for the next attempt.
     pub fn failed(&mut self, lease: LeaseId) {
         self.running.remove(&lease);
+        self.pausing.remove(&lease);
+        self.settling.remove(&lease);
         let empty = fs::metadata(self.path(lease, "pcapng")).map_or(0, |about| about.len()) == 0;
         if empty {
             self.forget(lease);
@@ -294,16 +323,26 @@ impl Captures {
         {
             log::warn!("{error}");
         }
+        if self.uploads.get(&lease).is_some_and(|upload| upload.course() == Course::Removed) {
+            self.forget(lease);
+        }
     }
 
     /// Looks after files whose leases nobody holds any more, or whose time is over: those that were not ended are, as they are, and those
-    /// that were not told are told.
-    pub fn settle(&mut self, holds: impl Fn(LeaseId) -> bool, now: UnixMillis) {
-        let leases: Vec<LeaseId> = self.notes.keys().copied().filter(|lease| !self.running.contains_key(lease)).collect();
+    /// that were not told are told. `now` is the controller's clock, where it is known: the box's own may be years off.
+    pub fn settle(&mut self, holds: impl Fn(LeaseId) -> bool, now: Option<UnixMillis>) {
+        let busy = |lease: &LeaseId| self.running.contains_key(lease) || self.settling.contains(lease);
+        let leases: Vec<LeaseId> = self.notes.keys().copied().filter(|lease| !busy(lease)).collect();
         for lease in leases {
-            let Some(note) = self.notes.get(&lease) else { continue };
+            let Some(note) = self.notes.get(&lease).cloned() else { continue };
+            if let (Some(_), None, Some(now)) = (&note.over, note.waits, now)
+                && let Err(error) = self.keep(lease, Note { waits: Some(now), ..note.clone() })
+            {
+                log::warn!("{error}");
+            }
+            let waited = now.zip(note.waits).map_or(0, |(now, since)| now.0.saturating_sub(since.0));
             match &note.over {
-                Some(over) if self.config.keep.as_millis() < u128::from(now.0.saturating_sub(over.ended.0)) => {
+                Some(over) if self.config.keep.as_millis() < u128::from(waited) => {
                     log::error!(
                         "the capture of lease {lease}, {} bytes, is removed: it is older than {} s, and the controller has not taken all of it",
                         over.len,
@@ -311,9 +350,9 @@ impl Captures {
                     );
                     self.forget(lease);
                 }
-                Some(over) if !note.told && !holds(lease) => {
-                    let _ = self.events.send(CaptureEvent::Ended(lease, Ok(Box::new(over.clone()))));
-                }
+                Some(_) if !note.told && !holds(lease) => self.retell(lease),
+                // Nobody asks for it any more, and a part of it is no answer.
+                None if !holds(lease) && note.asks => self.forget(lease),
                 None if !holds(lease) => {
                     let (path, began, events) = (self.path(lease, "pcapng"), note.began, self.events.clone());
                     // Reading a large file takes a while.
@@ -321,11 +360,17 @@ impl Captures {
                         let ended = interrupted(&path, lease, began);
                         let _ = events.send(CaptureEvent::Ended(lease, ended.map(Box::new)));
                     });
-                    // Not twice, in case that sessions come fast.
-                    self.running.insert(lease, Arc::default());
+                    self.settling.insert(lease);
                 }
                 Some(_) | None => {}
             }
+        }
+    }
+
+    /// Says once more what a capture came to.
+    fn retell(&mut self, lease: LeaseId) {
+        if let Some(over) = self.notes.get(&lease).and_then(|note| note.over.clone()) {
+            let _ = self.events.send(CaptureEvent::Ended(lease, Ok(Box::new(over))));
         }
     }
 
@@ -357,14 +402,19 @@ impl Captures {
 
     /// A file that is new in a session takes part in it.
     pub fn join(&mut self, lease: LeaseId, now: Duration) {
-        if let Some(upload) = self.uploads.get_mut(&lease) {
+        if let Some(upload) = self.uploads.get_mut(&lease).filter(|upload| !upload.is_live()) {
             upload.begin(now);
         }
     }
 
-    /// The next chunk to send, read from its file; to be confirmed by [`Captures::sent`]. Files take turns.
+    /// The next chunk to send, read from its file; to be confirmed by [`Captures::sent`]. Files take turns, and share one window.
     pub fn next(&mut self, now: Duration) -> Option<(LeaseId, Want, Chunk)> {
-        let wants: Vec<(LeaseId, Want)> = self.uploads.iter().filter_map(|(lease, upload)| Some((*lease, upload.want(now)?))).collect();
+        let flying: u64 = self.uploads.values().map(Upload::flying).sum();
+        let fits = |want: &Want| if let Want::Bytes { len, .. } = want { flying + *len as u64 <= WINDOW } else { true };
+        let want = |(lease, upload): (&LeaseId, &Upload)| Some((*lease, upload.want(now).filter(fits)?));
+        let mut wants: Vec<(LeaseId, Want)> = self.uploads.iter().filter_map(want).collect();
+        let next = wants.partition_point(|(lease, _)| self.turn.is_some_and(|turn| *lease <= turn));
+        wants.rotate_left(next);
         for (lease, want) in wants {
             match self.chunk(lease, want) {
                 Ok(chunk) => return Some((lease, want, chunk)),
@@ -388,6 +438,7 @@ impl Captures {
 
     /// A chunk was handed to the transport.
     pub fn sent(&mut self, now: Duration, lease: LeaseId, want: Want) {
+        self.turn = Some(lease);
         if let Some(upload) = self.uploads.get_mut(&lease) {
             upload.sent(now, want);
         }
@@ -398,17 +449,25 @@ impl Captures {
         let Some(upload) = self.uploads.get_mut(&lease) else { return };
         let before = upload.course();
         upload.acked(now, stored, state);
+        if upload.is_unheard() {
+            // All of it is there, and nobody knows that it is all: the record of its end may have got lost with a database.
+            self.retell(lease);
+        }
+        let Some(upload) = self.uploads.get(&lease) else { return };
         match upload.course() {
             course if course == before => {}
             Course::Whole => {
                 log::info!("the capture of lease {lease} is at the controller: {stored} bytes");
                 self.forget(lease);
             }
+            Course::Removed => {
+                log::info!("the capture of lease {lease} was removed at the controller, and is here, too");
+                self.cut(lease, false);
+                if !self.running.contains_key(&lease) {
+                    self.forget(lease);
+                }
+            }
             Course::Unwanted => log::warn!("the controller does not want the capture of lease {lease}: it stays here until it is too old"),
-            Course::Lost => log::error!(
-                "the controller has {stored} bytes of the capture of lease {lease}, and the disk has lost some of them that it had confirmed: \
-                 the file here stays until it is too old"
-            ),
             Course::Open => {}
         }
     }
@@ -464,6 +523,6 @@ use thread::begin;
 
 /// Without libpcap nothing is captured.
 #[cfg(not(feature = "libpcap"))]
-fn begin(_: Work, _: Arc<AtomicBool>, _: mpsc::UnboundedSender<CaptureEvent>) -> Result<(), String> {
+fn begin(_: Work, _: Arc<AtomicBool>, _: mpsc::UnboundedSender<CaptureEvent>) -> Result<Thread, String> {
     Err("this build of the program has no libpcap, and captures nothing".to_owned())
 }

@@ -717,7 +717,8 @@ impl<J: Journal> Agent<J> {
     /// since its file is on its way.
     pub fn on_captured(&mut self, now: Instant, captured: Captured, batch: &ResultBatch) -> bool {
         let id = captured.lease;
-        if self.saved.lease(id).is_some_and(|saved| saved.position >= saved.lease.to || saved.ended.is_some()) {
+        // Its batch is there, and so is what stands before it.
+        if self.saved.lease(id).is_some_and(|saved| saved.position >= saved.lease.to) {
             return true;
         }
         if self.journal.append(&encode_record(&Record::Captured(Box::new(captured)))).is_none() {

@@ -7,6 +7,7 @@
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::mpsc::{Sender, channel};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
@@ -20,9 +21,8 @@ use crate::errors::chain;
 use crate::identity::Identity;
 use crate::tap;
 
-/// How long it waits before it begins again, and how often it is looked whether the program ends meanwhile.
+/// How long it waits before it begins again.
 const AGAIN: Duration = Duration::from_secs(30);
-const LOOK: Duration = Duration::from_millis(200);
 /// The kernel's buffer, in bytes.
 const BUFFER: u32 = 4 << 20;
 
@@ -38,6 +38,8 @@ impl Outlet for Nowhere {
 /// A running ring. Ends, in order, when it is dropped.
 pub struct Ring {
     stop: Arc<AtomicBool>,
+    /// Ends the wait when it is dropped.
+    awake: Option<Sender<()>>,
     thread: Option<JoinHandle<()>>,
 }
 
@@ -49,27 +51,26 @@ impl Ring {
     pub fn start(dir: PathBuf, config: RingConfig, measuring: Option<String>, identity: Arc<Identity>) -> std::io::Result<Self> {
         let stop = Arc::new(AtomicBool::new(false));
         let stopped = Arc::clone(&stop);
+        let (awake, asleep) = channel();
         let work = move || {
             while !stopped.load(Ordering::Relaxed) {
                 match fill(&dir, &config, measuring.as_deref(), &identity, &stopped) {
                     Ok(()) => {}
                     Err(reason) => log::error!("the ring of captures: {reason}; it begins again in {} s", AGAIN.as_secs()),
                 }
-                let mut waited = Duration::ZERO;
-                while waited < AGAIN && !stopped.load(Ordering::Relaxed) {
-                    std::thread::sleep(LOOK);
-                    waited += LOOK;
-                }
+                // Nothing is ever said: it is over, or time has passed.
+                let _ = asleep.recv_timeout(AGAIN);
             }
         };
         let thread = std::thread::Builder::new().name("picket-ring".into()).spawn(work)?;
-        Ok(Self { stop, thread: Some(thread) })
+        Ok(Self { stop, awake: Some(awake), thread: Some(thread) })
     }
 }
 
 impl Drop for Ring {
     fn drop(&mut self) {
         self.stop.store(true, Ordering::Relaxed);
+        self.awake.take();
         if let Some(thread) = self.thread.take() {
             // One that panicked has said so.
             let _ = thread.join();

@@ -365,7 +365,10 @@ impl<'a> Shell<'a> {
     fn on_capture(&mut self, event: CaptureEvent) {
         let now = clock::now();
         match event {
-            CaptureEvent::Grown(lease, durable) => self.captures.grown(lease, durable),
+            CaptureEvent::Grown(lease, durable) => {
+                self.captures.grown(lease, durable);
+                self.join(lease, now);
+            }
             CaptureEvent::Ended(lease, Ok(captured)) if self.captures.paused(&captured) => self.ended(lease, None),
             CaptureEvent::Ended(lease, Ok(captured)) => {
                 let failure = self.captures.ended(&captured).err();
@@ -376,6 +379,7 @@ impl<'a> Shell<'a> {
                     if self.agent.on_captured(now, *captured, &batch) {
                         self.captures.told(lease);
                     }
+                    self.join(lease, now);
                 }
                 self.ended(lease, failure);
             }
@@ -503,12 +507,7 @@ impl<'a> Shell<'a> {
         let now = clock::now();
         log::info!("lease {lease}: capturing");
         match self.captures.start(lease, spec, tasks::unix_now(None)) {
-            Ok(()) => {
-                if self.session.is_some() {
-                    self.captures.join(lease, spool_time(now));
-                }
-                self.agent.heartbeat_soon(now);
-            }
+            Ok(()) => self.agent.heartbeat_soon(now),
             Err(reason) => {
                 log::error!("lease {lease} cannot be captured: {reason}");
                 self.agent.on_task_ended(now, lease, Some(reason));
@@ -516,11 +515,18 @@ impl<'a> Shell<'a> {
         }
     }
 
+    /// A file that is new takes part in the session that is there.
+    fn join(&mut self, lease: LeaseId, now: Instant) {
+        if self.session.is_some() {
+            self.captures.join(lease, spool_time(now));
+        }
+    }
+
     /// Looks after files whose leases are over.
     fn settle(&mut self, now: Instant) {
         self.settle_due = now + SETTLE_EVERY;
-        let (agent, wall) = (&self.agent, tasks::unix_now(self.agent.trusted_now(now)));
-        self.captures.settle(|lease| agent.holds(lease), wall);
+        let agent = &self.agent;
+        self.captures.settle(|lease| agent.holds(lease), agent.trusted_now(now));
     }
 
     fn tell<T: serde::Serialize>(&self, outlet: Outlet, message: &T) {
@@ -607,7 +613,8 @@ impl<'a> Shell<'a> {
         let agent = self.agent.poll_timeout(now);
         let sync = self.agent.journal().spool.needs_sync(spool_time(now)).map(|due| from_spool_time(due).max(self.sync_retry));
         let stall = self.delivery.poll_timeout().map(from_spool_time);
-        let chunks = self.captures.poll_timeout().map(from_spool_time);
+        // Where the transport is busy they wait with everything else.
+        let chunks = self.captures.poll_timeout().map(from_spool_time).filter(|_| self.publish_retry == Instant::FAR_FUTURE);
         [agent, sync, stall, chunks]
             .into_iter()
             .flatten()

@@ -35,6 +35,8 @@ pub const BUFFER: usize = 128 << 10;
 /// How many there are at most: what comes in while a disk does not take anything for some tens of milliseconds, as file systems do when they
 /// write out.
 pub const BUFFERS: usize = 128;
+/// How many there are of a file whose writing is confirmed: such captures run beside everything else on a small box.
+const BUFFERS_CONFIRMED: usize = 24;
 /// Most bytes of one call, which ends at a multiple of that in the file. Of larger ones ext4 makes folios that the kernel is slow to find
 /// memory for.
 const PIECE: u64 = 64 << 10;
@@ -53,6 +55,8 @@ pub enum To {
     File(PathBuf),
     /// One file, which is continued by a new section where it is there; a block that was cut off at its end is removed.
     Continued(PathBuf),
+    /// As [`To::Continued`], of a file that was cut to so many bytes ([`cut`]) and is not read again.
+    Behind(PathBuf, u64),
     /// Files `NAME-00001.EXT` and so on; of those that are there already the numbers go on. The oldest ones are removed where there
     /// are more than so many.
     Ring(PathBuf, Option<u32>),
@@ -184,8 +188,9 @@ pub struct Files {
     jobs: SyncSender<Job>,
     empty: Receiver<Vec<u8>>,
     buffer: Vec<u8>,
-    /// Buffers that there are.
+    /// Buffers that there are, and may be.
     made: usize,
+    most: usize,
     packets: u64,
     /// Bytes handed over, in the file and in all.
     in_file: u64,
@@ -215,17 +220,23 @@ impl Files {
         let len = if let Output::File { len, .. } = writer.output { len } else { head_len };
         match confirm {
             None => Self::on(writer, head_len, len, failed),
-            Some(confirm) => Self::on(Confirmed { writer, confirm, asked: clock::now(), told: 0 }, head_len, len, failed),
+            Some(confirm) => {
+                Self::with(Confirmed { writer, confirm, asked: clock::now(), told: 0 }, head_len, len, failed, BUFFERS_CONFIRMED)
+            }
         }
     }
 
     /// Has `disk` write. Each file begins with `head` bytes, the present one has `len`; `failed` says that writing has ended early.
     pub(super) fn on(disk: impl Disk, head: u64, len: u64, failed: Arc<AtomicBool>) -> Result<Self, FileError> {
+        Self::with(disk, head, len, failed, BUFFERS)
+    }
+
+    fn with(disk: impl Disk, head: u64, len: u64, failed: Arc<AtomicBool>, most: usize) -> Result<Self, FileError> {
         let (jobs, todo) = sync_channel(BUFFERS);
         let (give_back, empty) = channel();
         let work = move || serve(disk, &todo, &give_back);
         let thread = std::thread::Builder::new().name("picket-files".into()).spawn(work).map_err(FileError::Thread)?;
-        Ok(Self { jobs, empty, buffer: new_buffer(), made: 1, packets: 0, in_file: len, in_all: len, head, failed, thread })
+        Ok(Self { jobs, empty, buffer: new_buffer(), made: 1, most, packets: 0, in_file: len, in_all: len, head, failed, thread })
     }
 
     /// Bytes of the present file, those on their way to it included.
@@ -284,7 +295,7 @@ impl Files {
             }
             return buffer;
         }
-        if self.made < BUFFERS {
+        if self.made < self.most {
             self.made += 1;
             return new_buffer();
         }
@@ -410,7 +421,7 @@ impl Writer {
     fn open(to: To, head: Vec<u8>, keep_free: u64, failed: Arc<AtomicBool>) -> Result<Self, FileError> {
         let (ring, number) = match &to {
             To::Ring(path, _) => existing(path),
-            To::File(_) | To::Continued(_) | To::Pipe => (Vec::new(), 0),
+            To::File(_) | To::Continued(_) | To::Behind(..) | To::Pipe => (Vec::new(), 0),
         };
         let looked = (clock::now(), 0);
         let output = Output::Pipe(io::stdout());
@@ -432,7 +443,7 @@ impl Writer {
                 let head = core::mem::take(&mut self.head);
                 return self.append(&head, 0);
             }
-            To::File(path) | To::Continued(path) => path.clone(),
+            To::File(path) | To::Continued(path) | To::Behind(path, _) => path.clone(),
             To::Ring(path, most) => {
                 self.number += 1;
                 let most = most.map_or(usize::MAX, |most| most as usize);
@@ -448,6 +459,7 @@ impl Writer {
         self.floor_of(directory(&path))?;
         let (file, len) = match self.to {
             To::Continued(_) => continued(&path)?,
+            To::Behind(_, len) => behind(&path, len)?,
             _ => (emptied(&path)?, 0),
         };
         self.output = Output::File { file, path: path.clone(), len };
@@ -577,6 +589,14 @@ pub(super) fn emptied(path: &Path) -> Result<File, FileError> {
         file.set_len(0).map_err(|source| FileError::Create { path: path.to_owned(), source })?;
     }
     Ok(file)
+}
+
+/// Opens a file behind its first `len` bytes, which are all that it keeps.
+fn behind(path: &Path, len: u64) -> Result<(File, u64), FileError> {
+    let mut file = locked(path, true)?;
+    let set = file.set_len(len).and_then(|()| file.seek(SeekFrom::Start(len)));
+    set.map_err(|source| FileError::Create { path: path.to_owned(), source })?;
+    Ok((file, len))
 }
 
 /// Opens a file behind its last whole block, and cuts off what comes behind that.

@@ -21,8 +21,13 @@ use picket_wire::capture::{CHUNK_MAX, ChunkState};
 pub const WINDOW: u64 = 4 * CHUNK_MAX as u64;
 /// Without an answer for so long everything is asked for again.
 pub const STALL: Duration = Duration::from_secs(30);
-/// How soon a controller without room, or one that does not know yet that the file is whole, is asked again.
+/// How soon a controller without room is asked again at first, and at the latest one that does not know that the file is whole.
 pub const AGAIN: Duration = Duration::from_secs(15);
+
+/// How soon it is asked first whether it knows that the file is whole.
+const SOON: Duration = Duration::from_secs(1);
+/// So often the controller may have all without knowing that it is all, before it is told so once more.
+const UNHEARD: u32 = 8;
 
 /// What to send next.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -47,8 +52,8 @@ pub enum Course {
     Whole,
     /// The controller does not want it.
     Unwanted,
-    /// The controller has more than is here: the disk has lost what it had confirmed, and nothing can be added.
-    Lost,
+    /// Somebody removed it at the controller.
+    Removed,
 }
 
 /// The upload of one file.
@@ -72,6 +77,10 @@ pub struct Upload {
     /// Asked again at this moment.
     again: Option<Duration>,
     course: Course,
+    /// How often it was refused for want of room.
+    refused: u32,
+    /// How often the controller had all of it and did not know that.
+    unheard: u32,
 }
 
 impl Upload {
@@ -88,6 +97,8 @@ impl Upload {
             progress: Duration::ZERO,
             again: None,
             course: Course::Open,
+            refused: 0,
+            unheard: 0,
         }
     }
 
@@ -96,9 +107,24 @@ impl Upload {
         self.course
     }
 
-    /// What the controller is known to have.
-    pub fn stored(&self) -> Option<u64> {
-        self.stored
+    /// Whether it takes part in a session.
+    pub fn is_live(&self) -> bool {
+        self.live
+    }
+
+    /// Bytes on their way.
+    pub fn flying(&self) -> u64 {
+        let (first, stored) = (self.stored.unwrap_or(self.next), self.flying.iter().flatten().last());
+        stored.map_or(0, |last| last.saturating_sub(first))
+    }
+
+    /// Whether the controller has had all of it for a while without knowing that this is all. Says so once in a while.
+    pub fn is_unheard(&mut self) -> bool {
+        let unheard = self.unheard >= UNHEARD;
+        if unheard {
+            self.unheard = 0;
+        }
+        unheard
     }
 
     /// The disk has confirmed so much.
@@ -110,9 +136,9 @@ impl Upload {
     pub fn ended(&mut self, len: u64) {
         self.grown(len);
         self.over = true;
-        if self.stored == Some(self.durable) && self.flying.is_empty() {
-            // Nothing is left to be sent whose answer would say that it is whole.
-            self.again = self.again.or(Some(self.progress + AGAIN));
+        if self.stored == Some(len) && self.flying.is_empty() {
+            // All of it is there, and nothing else will ask whether that is known.
+            self.again = Some(self.progress);
         }
     }
 
@@ -138,13 +164,16 @@ impl Upload {
         if !self.live || self.course != Course::Open || self.turning {
             return None;
         }
-        if self.stored.is_none() || self.again.is_some_and(|at| now >= at) {
+        if let Some(at) = self.again {
+            return (now >= at && self.flying.is_empty()).then_some(Want::Question);
+        }
+        if self.stored.is_none() {
             return self.flying.is_empty().then_some(Want::Question);
         }
         let (stored, left) = (self.stored?, self.durable.checked_sub(self.next)?);
         let len = left.min(CHUNK_MAX as u64);
         let room = self.next + len <= stored + WINDOW;
-        (self.again.is_none() && len > 0 && room).then_some(Want::Bytes { offset: self.next, len: len as usize })
+        (len > 0 && room).then_some(Want::Bytes { offset: self.next, len: len as usize })
     }
 
     /// It was handed to the transport.
@@ -169,20 +198,30 @@ impl Upload {
         if !self.live || self.course != Course::Open {
             return;
         }
+        self.progress = now;
         if stored > self.durable {
-            self.course = Course::Lost;
+            // The disk may have lost what it had confirmed, or has not been read yet. Once the file is over its digest tells, and the controller
+            // begins anew where it has something else.
+            self.flying.pop_front();
+            (self.stored, self.again) = (None, Some(now + AGAIN));
             return;
         }
-        self.progress = now;
         match state {
-            ChunkState::Open => {}
+            ChunkState::Open => self.refused = 0,
             ChunkState::Whole if self.over && stored == self.durable => {
                 self.course = Course::Whole;
                 return;
             }
             // Of another life of the file.
             ChunkState::Whole => {}
-            ChunkState::NoRoom => self.again = Some(now + AGAIN),
+            ChunkState::NoRoom => {
+                self.again = Some(now + AGAIN.saturating_mul(1 << self.refused.min(6)));
+                self.refused += u32::from(self.flying.len() <= 1);
+            }
+            ChunkState::Removed => {
+                self.course = Course::Removed;
+                return;
+            }
             ChunkState::Unwanted => {
                 self.course = Course::Unwanted;
                 return;
@@ -200,8 +239,9 @@ impl Upload {
             self.next = stored;
         }
         if self.over && stored == self.durable && self.flying.is_empty() {
-            // Its end is not known there yet.
-            self.again = self.again.or(Some(now + AGAIN));
+            // Its end is not known there yet, or its digest is being looked at.
+            self.again = self.again.or(Some(now + SOON.saturating_mul(1 << self.unheard.min(4)).min(AGAIN)));
+            self.unheard += 1;
         }
     }
 
@@ -292,10 +332,13 @@ mod tests {
         upload.ended(9);
         assert_eq!(pump(&mut upload, seconds(2)), [(7, 9)]);
         upload.acked(seconds(3), 9, ChunkState::Open);
-        assert_eq!((upload.want(seconds(17)), upload.poll_timeout()), (None, Some(seconds(18))));
-        assert_eq!(upload.want(seconds(18)), Some(Want::Question), "the end may have come there meanwhile");
-        upload.sent(seconds(18), Want::Question);
-        upload.acked(seconds(18), 9, ChunkState::Whole);
+        assert_eq!((upload.want(seconds(3)), upload.poll_timeout()), (None, Some(seconds(4))));
+        assert_eq!(upload.want(seconds(4)), Some(Want::Question), "the end may have come there meanwhile");
+        upload.sent(seconds(4), Want::Question);
+        upload.acked(seconds(4), 9, ChunkState::Open);
+        assert_eq!((upload.want(seconds(5)), upload.want(seconds(6))), (None, Some(Want::Question)));
+        upload.sent(seconds(6), Want::Question);
+        upload.acked(seconds(6), 9, ChunkState::Whole);
         assert_eq!((upload.course(), upload.want(seconds(60))), (Course::Whole, None));
     }
 
@@ -304,12 +347,25 @@ mod tests {
         for len in [0, 7] {
             let mut upload = begun(len, false, len);
             upload.ended(len);
-            assert_eq!((upload.want(seconds(14)), upload.poll_timeout()), (None, Some(AGAIN)));
-            assert_eq!(upload.want(AGAIN), Some(Want::Question));
+            assert_eq!(upload.want(seconds(0)), Some(Want::Question));
             upload.sent(AGAIN, Want::Question);
             upload.acked(AGAIN, len, ChunkState::Whole);
             assert_eq!(upload.course(), Course::Whole);
         }
+    }
+
+    #[test]
+    fn an_end_that_is_not_heard_is_told_again() {
+        let mut upload = begun(7, true, 7);
+        let mut now = seconds(0);
+        let mut told = 0;
+        for _ in 0..40 {
+            now += AGAIN;
+            upload.sent(now, Want::Question);
+            upload.acked(now, 7, ChunkState::Open);
+            told += u32::from(upload.is_unheard());
+        }
+        assert_eq!(told, 5);
     }
 
     #[test]
@@ -326,12 +382,19 @@ mod tests {
     }
 
     #[test]
-    fn one_that_has_more_than_there_is_ends_it() {
+    fn one_that_has_more_than_there_is_gets_nothing() {
         let mut upload = Upload::new(5, false);
         upload.begin(seconds(0));
         upload.sent(seconds(0), Want::Question);
         upload.acked(seconds(0), 6, ChunkState::Open);
-        assert_eq!(upload.course(), Course::Lost);
+        assert_eq!(
+            (upload.want(seconds(14)), upload.want(seconds(15))),
+            (None, Some(Want::Question)),
+            "nothing is put behind what is not here"
+        );
+        upload.sent(seconds(15), Want::Question);
+        upload.acked(seconds(15), 0, ChunkState::Open);
+        assert_eq!(pump(&mut upload, seconds(15)), [(0, 5)]);
         let mut upload = begun(5, false, 0);
         upload.acked(seconds(0), 0, ChunkState::Unwanted);
         assert_eq!((upload.course(), upload.poll_timeout()), (Course::Unwanted, None));

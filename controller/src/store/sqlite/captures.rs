@@ -11,6 +11,9 @@ use sqlx::{QueryBuilder, Sqlite, Transaction};
 use super::{Doing, Result, damaged, maybe_moment, moment, number, parse, unsigned};
 use crate::store::{CaptureQuery, CaptureRow, Download, FoundCapture, OverRow, StoredChunk};
 
+/// What a chunk takes besides its bytes, about.
+const CHUNK_COST: u64 = 64;
+
 /// Enters what captures came to.
 pub(super) async fn write_over(connection: &mut SqliteConnection, rows: &[OverRow]) -> Result<()> {
     for row in rows {
@@ -50,7 +53,7 @@ pub(super) async fn write_chunk(
     .bind(row.probe)
     .bind(row.site.as_str())
     .bind(number(chunk.end()))
-    .bind(number(chunk.packed.len() as u64))
+    .bind(number(chunk.packed.len() as u64 + CHUNK_COST))
     .bind(number(came.0))
     .bind(chunk.len)
     .bind(number(chunk.offset))
@@ -84,6 +87,7 @@ fn found(row: &SqliteRow) -> Result<FoundCapture> {
         first: moment(row, "first"),
         last: moment(row, "last"),
         over: over.map_err(|error| damaged(action, error))?,
+        checked: row.get("checked"),
         removed: maybe_moment(row, "removed").map(|at| (at, row.get::<Option<String>, _>("remover").unwrap_or_default())),
     };
     Ok(FoundCapture { row: capture, probe: parse(action, row.get("probe_id"))? })
@@ -104,7 +108,12 @@ pub(super) async fn read(readers: &SqlitePool, query: &CaptureQuery) -> Result<V
         builder.push(" AND p.id = ").push_bind(probe.as_str());
     }
     if let Some(before) = query.untouched_since {
-        builder.push(" AND c.removed IS NULL AND c.stored > 0 AND c.last < ").push_bind(number(before.0));
+        // Of one that may still run the rest would not be wanted any more.
+        builder.push(
+            " AND c.removed IS NULL AND c.stored > 0 AND (c.over IS NOT NULL OR EXISTS (SELECT 1 FROM jobs j WHERE j.id = c.job AND j.ended IS NOT NULL)) \
+             AND c.last < ",
+        );
+        builder.push_bind(number(before.0));
     }
     if let Some(after) = query.after {
         builder.push(" AND (c.job, c.number) < (").push_bind(number(after.job.0)).push(", ").push_bind(after.grant).push(")");
@@ -133,6 +142,36 @@ pub(super) async fn read_chunks(readers: &SqlitePool, lease: LeaseId, from: u64,
 pub(super) async fn size(readers: &SqlitePool) -> Result<u64> {
     let row = sqlx::query("SELECT coalesce(sum(packed), 0) AS size FROM captures WHERE removed IS NULL").fetch_one(readers).await;
     Ok(unsigned(&row.doing("sum up captures")?, "size"))
+}
+
+/// Enters that the bytes of a capture are the probe's, or removes them, so that they come again.
+pub(super) async fn write_checked(
+    transaction: &mut Transaction<'static, Sqlite>,
+    lease: LeaseId,
+    stored: u64,
+    right: bool,
+) -> Result<bool> {
+    let action = "enter what the digest of a capture says";
+    let sql = match right {
+        true => "UPDATE captures SET checked = 1 WHERE job = ? AND number = ? AND stored = ? AND removed IS NULL",
+        false => "UPDATE captures SET checked = 0, stored = 0, packed = 0 WHERE job = ? AND number = ? AND stored = ? AND removed IS NULL",
+    };
+    let done = sqlx::query(sql)
+        .bind(number(lease.job.0))
+        .bind(lease.grant)
+        .bind(number(stored))
+        .execute(&mut **transaction)
+        .await
+        .doing(action)?;
+    if !right && done.rows_affected() > 0 {
+        sqlx::query("DELETE FROM capture_chunks WHERE job = ? AND number = ?")
+            .bind(number(lease.job.0))
+            .bind(lease.grant)
+            .execute(&mut **transaction)
+            .await
+            .doing(action)?;
+    }
+    Ok(done.rows_affected() > 0)
 }
 
 /// Removes the bytes of a capture; false where they were removed before.

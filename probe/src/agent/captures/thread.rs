@@ -3,7 +3,8 @@
 use std::fs::File;
 use std::io::{self, Write};
 use std::sync::Arc;
-use std::sync::atomic::AtomicBool;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread::Thread;
 use std::time::Duration;
 
 use picket_wire::capture::{CaptureCounts, CaptureEnd, CaptureOptions, CaptureSource, Captured, RingQuestion};
@@ -12,17 +13,23 @@ use tokio::sync::mpsc;
 
 use super::{CaptureEvent, Work, digest, interrupted};
 use crate::capture::UnixNanos;
-use crate::capture::files::{Confirm, Files, To};
+use crate::capture::files::{self, Confirm, Files, Left, To};
 use crate::capture::filter;
 use crate::capture::ring::{self, Answer, AskError, Question};
 use crate::capture::run::{self, End, Outcome};
 use crate::capture::session::{Limit, Limits, News, Outlet, Rotation, Session, Telling};
 use crate::capture::source::{Listen, Source, SourceError, check};
 use crate::errors::chain;
+use crate::net::clock;
 use crate::tap;
 
 /// The kernel's buffer, in bytes: at a packet of 128 bytes kept some 30,000 packets.
 const BUFFER: u32 = 4 << 20;
+
+/// How soon an interface is tried again with which a capture is to go on.
+const AGAIN: Duration = Duration::from_secs(2);
+/// 2020-01-01: a clock that says less was not set yet, in milliseconds since 1970.
+const CLOCK_KNOWN: u64 = 1_577_836_800_000;
 
 /// Nothing is shown here.
 struct Nowhere;
@@ -34,7 +41,7 @@ impl Outlet for Nowhere {
 }
 
 /// Starts the thread.
-pub(super) fn begin(work: Work, stop: Arc<AtomicBool>, events: mpsc::UnboundedSender<CaptureEvent>) -> Result<(), String> {
+pub(super) fn begin(work: Work, stop: Arc<AtomicBool>, events: mpsc::UnboundedSender<CaptureEvent>) -> Result<Thread, String> {
     let lease = work.lease;
     let run = move || {
         let ended = capture(&work, &stop, events.clone());
@@ -44,7 +51,7 @@ pub(super) fn begin(work: Work, stop: Arc<AtomicBool>, events: mpsc::UnboundedSe
     std::thread::Builder::new()
         .name("picket-capture".into())
         .spawn(run)
-        .map(drop)
+        .map(|started| started.thread().clone())
         .map_err(|error| format!("start the capturing thread: {error}"))
 }
 
@@ -53,10 +60,58 @@ fn capture(work: &Work, stop: &AtomicBool, events: mpsc::UnboundedSender<Capture
     if let CaptureSource::Ring(question) = &options.source {
         return asked(work, options, question, stop);
     }
-    let limits = limits(options, work);
+    let left = files::cut(&work.path).map_err(|error| chain(&error))?;
+    // What was there is on the disk: it was cut, and the cut confirmed.
+    let _ = events.send(CaptureEvent::Grown(work.lease, left.len));
+    let limits = limits(options, work, left);
+    let ended = |end| Ok(Captured { end, ..interrupted(&work.path, work.lease, work.began)? });
     if limits.packets == Some(0) {
-        return Ok(Captured { end: CaptureEnd::Packets, ..interrupted(&work.path, work.lease, work.began)? });
+        return ended(CaptureEnd::Packets);
     }
+    // What is there is not given up because an interface or a name is late after a start.
+    let started = clock::now();
+    let (source, listen) = loop {
+        match open(work, options) {
+            Ok(opened) => break opened,
+            Err(reason) if left.len == 0 => return Err(reason),
+            Err(_) if stop.load(Ordering::Relaxed) => return ended(CaptureEnd::Asked),
+            Err(reason) if limits.time.is_some_and(|most| clock::now().saturating_since(started) >= most) => {
+                return ended(CaptureEnd::Gone(reason));
+            }
+            Err(reason) => log::warn!("the capture of lease {} cannot go on yet: {reason}", work.lease),
+        }
+        // Whoever ends it wakes it.
+        std::thread::park_timeout(AGAIN);
+    };
+    let comment = format!("captured by probe {} for job {}", work.identity.probe(), work.lease.job);
+    let (section, begins) = tap::head(&listen, source.link_type(), comment);
+    let head = tap::begun(&section, &begins);
+    let (lease, every) = (work.lease, work.config.sync_every);
+    let tell = Box::new(move |len| {
+        let _ = events.send(CaptureEvent::Grown(lease, len));
+    });
+    let to = To::Behind(work.path.clone(), left.len);
+    let files = Files::start_confirmed(to, head, work.config.keep_free, Some(Confirm { every, tell })).map_err(|error| chain(&error))?;
+    let telling = Telling { packets: None, flows: None, most_flows: 0 };
+    let session = Session::new(source.link_type(), limits, Rotation::default(), telling, 0);
+    let outcome = run::capture(source, session, Some(files), &mut Nowhere, stop, |_| 0);
+    let (sha256, len) = digest(&work.path).map_err(|error| format!("read {}: {error}", work.path.display()))?;
+    Ok(Captured {
+        lease,
+        began: work.began,
+        ended: millis(outcome.ended.0),
+        interface: listen.interface,
+        filter: listen.filter,
+        end: end(&outcome),
+        counts: counts(&outcome, left),
+        sections: left.sections + 1,
+        len,
+        sha256,
+    })
+}
+
+/// Opens the interface.
+fn open(work: &Work, options: &CaptureOptions) -> Result<(Source, Listen), String> {
     let wanted = options.interface.as_deref().or(work.interface.as_deref());
     let (interface, addresses) = tap::interface(wanted).map_err(|error| chain(&error))?;
     check(&options.filter).map_err(|error| chain(&SourceError::from(error)))?;
@@ -70,31 +125,7 @@ fn capture(work: &Work, stop: &AtomicBool, events: mpsc::UnboundedSender<Capture
     let filter = filter::complete(&options.filter, own.as_ref());
     let listen = Listen { interface, snap_len: options.snap_len, promiscuous: options.promiscuous, buffer: BUFFER, filter };
     let source = Source::open(&listen).map_err(|error| chain(&error))?;
-    let comment = format!("captured by probe {} for job {}", work.identity.probe(), work.lease.job);
-    let (section, begins) = tap::head(&listen, source.link_type(), comment);
-    let head = tap::begun(&section, &begins);
-    let (lease, every) = (work.lease, work.config.sync_every);
-    let tell = Box::new(move |len| {
-        let _ = events.send(CaptureEvent::Grown(lease, len));
-    });
-    let to = To::Continued(work.path.clone());
-    let files = Files::start_confirmed(to, head, work.config.keep_free, Some(Confirm { every, tell })).map_err(|error| chain(&error))?;
-    let telling = Telling { packets: None, flows: None, most_flows: 0 };
-    let session = Session::new(source.link_type(), limits, Rotation::default(), telling, 0);
-    let outcome = run::capture(source, session, Some(files), &mut Nowhere, stop, |_| 0);
-    let (sha256, len) = digest(&work.path).map_err(|error| format!("read {}: {error}", work.path.display()))?;
-    Ok(Captured {
-        lease,
-        began: work.began,
-        ended: millis(outcome.ended.0),
-        interface: listen.interface,
-        filter: listen.filter,
-        end: end(&outcome),
-        counts: counts(&outcome),
-        sections: work.left.sections + 1,
-        len,
-        sha256,
-    })
+    Ok((source, listen))
 }
 
 /// An answer's file, which has no more bytes than were asked for.
@@ -189,10 +220,14 @@ fn millis(nanos: u64) -> UnixMillis {
 }
 
 /// What is left to capture. A clock that was set back gives a capture its whole time again, once for each time that it is interrupted.
-fn limits(options: &CaptureOptions, work: &Work) -> Limits {
-    let spent = Duration::from_millis(super::super::tasks::unix_now(None).0.saturating_sub(work.began.0));
+fn limits(options: &CaptureOptions, work: &Work, left: Left) -> Limits {
+    // One that was begun before the box knew the time has spent nothing that could be told.
+    let spent = match work.began.0 {
+        ..CLOCK_KNOWN => Duration::ZERO,
+        began => Duration::from_millis(super::super::tasks::unix_now(None).0.saturating_sub(began)),
+    };
     let time = Duration::from_secs(options.seconds.into()).saturating_sub(spent);
-    Limits { packets: options.packets.map(|most| most.saturating_sub(work.left.packets)), bytes: Some(options.bytes), time: Some(time) }
+    Limits { packets: options.packets.map(|most| most.saturating_sub(left.packets)), bytes: Some(options.bytes), time: Some(time) }
 }
 
 fn end(outcome: &Outcome) -> CaptureEnd {
@@ -209,15 +244,16 @@ fn end(outcome: &Outcome) -> CaptureEnd {
     }
 }
 
-fn counts(outcome: &Outcome) -> CaptureCounts {
+/// What a crash has ended is known by its packets alone.
+fn counts(outcome: &Outcome, left: Left) -> CaptureCounts {
     CaptureCounts {
         passed: outcome.kernel.passed,
-        accepted: outcome.kernel.accepted,
+        accepted: outcome.kernel.accepted + left.packets,
         kernel_drops: outcome.kernel.dropped,
         interface_drops: outcome.kernel.interface_dropped,
-        delivered: outcome.counts.delivered,
+        delivered: outcome.counts.delivered + left.packets,
         bytes: outcome.counts.bytes,
-        written: outcome.written.as_ref().map_or(0, |written| written.packets),
+        written: outcome.written.as_ref().map_or(0, |written| written.packets) + left.packets,
         longer: outcome.kernel.longer,
     }
 }
