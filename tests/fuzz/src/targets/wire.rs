@@ -2,6 +2,7 @@
 
 use core::time::Duration;
 
+use picket_wire::capture::{CHUNK_MAX, Chunk};
 use picket_wire::codec::{decode, encode};
 use picket_wire::command::Command;
 use picket_wire::envelope;
@@ -21,6 +22,14 @@ fn paths(batch: &PathBatch) {
     }
 }
 
+/// Bytes of a capture's file: as many as the chunk says, or none; what was believed can be packed again.
+fn chunk_of(chunk: &Chunk) {
+    if let Ok(bytes) = chunk.unpack() {
+        assert!(bytes.len() == chunk.len as usize && bytes.len() <= CHUNK_MAX);
+        assert_eq!(Chunk::pack(chunk.lease, chunk.offset, &bytes).unpack(), Ok(bytes));
+    }
+}
+
 /// Messages; what was read is written and read as the same.
 pub(crate) fn message(bytes: &[u8]) {
     if let Ok(record) = decode::<Record>(bytes) {
@@ -31,11 +40,17 @@ pub(crate) fn message(bytes: &[u8]) {
         } else {
             assert_eq!(decode::<Record>(&encode(&record)).as_ref(), Ok(&record));
         }
+        if let Record::Captured(captured) = &record {
+            let _ = captured.check();
+        }
         if let Record::Paths(batch) = &record {
             paths(batch);
         }
     }
     if let Ok(event) = decode::<Event>(bytes) {
+        if let Event::Chunk(chunk) = &event {
+            chunk_of(chunk);
+        }
         assert_eq!(decode::<Event>(&encode(&event)).as_ref(), Ok(&event));
     }
     let _ = (decode::<Live>(bytes), decode::<Command>(bytes));
