@@ -347,11 +347,37 @@ pub fn parse_duration(text: &str) -> Result<Duration, UnitError> {
     total.map(Duration::from_millis).ok_or_else(|| UnitError::Duration(text.to_owned()))
 }
 
+/// A number of bytes with or without a unit: `1500`, `500kB`, `100MB`, `1GiB`. None where it is no such text.
+pub fn parse_bytes(text: &str) -> Option<u64> {
+    let digits = text.bytes().take_while(u8::is_ascii_digit).count();
+    let (number, unit) = text.split_at(digits);
+    let factor: u64 = match unit.to_ascii_lowercase().as_str() {
+        "" | "b" => 1,
+        "k" | "kb" => 1_000,
+        "m" | "mb" => 1_000_000,
+        "g" | "gb" => 1_000_000_000,
+        "kib" => 1 << 10,
+        "mib" => 1 << 20,
+        "gib" => 1 << 30,
+        _ => return None,
+    };
+    number.parse::<u64>().ok()?.checked_mul(factor)
+}
+
 #[cfg(test)]
 mod tests {
     use proptest::prelude::*;
 
     use super::*;
+
+    #[test]
+    fn bytes_have_units_or_none() {
+        let read = [("0", 0), ("1500", 1_500), ("500k", 500_000), ("100MB", 100_000_000), ("2gib", 2 << 30), ("7B", 7)];
+        read.into_iter().for_each(|(text, bytes)| assert_eq!(parse_bytes(text), Some(bytes), "{text}"));
+        for wrong in ["", "k", "-1", "+1", "1.5MB", "1 MB", "1TiB", "99999999999999999999", "18446744073709551615k"] {
+            assert_eq!(parse_bytes(wrong), None, "{wrong}");
+        }
+    }
 
     #[test]
     fn durations_have_units() {

@@ -15,7 +15,7 @@ use picket_packet::line::LINES_DEFAULT;
 use picket_wire::capture::{BYTES_LEAST, BYTES_MAX, SECONDS_MAX, SNAP_LEAST, WHOLE};
 use picket_wire::ids::{JobId, Label, LeaseId, ProbeId, SiteName};
 use picket_wire::job::{Mode, Selection, Technique};
-use picket_wire::units::{UnixMillis, parse_duration};
+use picket_wire::units::{UnixMillis, parse_bytes, parse_duration};
 use picket_wire::when::{self, Near, moment};
 use sha2::{Digest, Sha256};
 use tokio::io::AsyncWriteExt;
@@ -156,20 +156,7 @@ struct Detached {
 
 /// `64MiB`, `500k`.
 pub(super) fn size(text: &str) -> Result<u64, String> {
-    let digits = text.bytes().take_while(u8::is_ascii_digit).count();
-    let (number, unit) = text.split_at(digits);
-    let factor = match unit.to_ascii_lowercase().as_str() {
-        "" | "b" => 1,
-        "k" | "kb" => 1_000,
-        "m" | "mb" => 1_000_000,
-        "g" | "gb" => 1_000_000_000,
-        "kib" => 1 << 10,
-        "mib" => 1 << 20,
-        "gib" => 1 << 30,
-        _ => 0,
-    };
-    let bytes =
-        number.parse::<u64>().ok().and_then(|number| number.checked_mul(factor)).filter(|bytes| (BYTES_LEAST..=BYTES_MAX).contains(bytes));
+    let bytes = parse_bytes(text).filter(|bytes| (BYTES_LEAST..=BYTES_MAX).contains(bytes));
     bytes.ok_or_else(|| format!("`{text}` is no size of a file from {BYTES_LEAST} bytes to 1 TiB: write for example 500kB, 100MB or 1GiB"))
 }
 

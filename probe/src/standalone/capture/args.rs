@@ -5,7 +5,7 @@ use core::time::Duration;
 use std::path::{Path, PathBuf};
 
 use clap::{Args, ValueEnum};
-use picket_wire::units::parse_duration;
+use picket_wire::units::{parse_bytes, parse_duration};
 
 use crate::capture::ring::Options;
 
@@ -50,20 +50,7 @@ pub struct Bytes(pub u64);
 impl FromStr for Bytes {
     type Err = String;
     fn from_str(text: &str) -> Result<Self, String> {
-        let wrong = || format!("`{text}` is no number of bytes: write for example 1500, 500kB, 100MB or 1GiB");
-        let digits = text.bytes().take_while(u8::is_ascii_digit).count();
-        let (number, unit) = text.split_at(digits);
-        let factor: u64 = match unit.to_ascii_lowercase().as_str() {
-            "" | "b" => 1,
-            "k" | "kb" => 1_000,
-            "m" | "mb" => 1_000_000,
-            "g" | "gb" => 1_000_000_000,
-            "kib" => 1 << 10,
-            "mib" => 1 << 20,
-            "gib" => 1 << 30,
-            _ => return Err(wrong()),
-        };
-        number.parse::<u64>().ok().and_then(|number| number.checked_mul(factor)).map(Bytes).ok_or_else(wrong)
+        parse_bytes(text).map(Bytes).ok_or_else(|| format!("`{text}` is no number of bytes: write for example 1500, 500kB, 100MB or 1GiB"))
     }
 }
 
