@@ -71,9 +71,12 @@ pub fn capture(args: &CaptureArgs) -> Result<Outcome, StandaloneError> {
     };
     let zone = tz::TimeZone::local().unwrap_or_else(|_| tz::TimeZone::utc());
     let session = session(args, source.link_type(), local_day(&zone, run::now()));
+    // Whoever reads that Ctrl-C ends it may press it at once.
+    let stop = Arc::new(AtomicBool::new(false));
+    heed_signals(stop.clone())?;
     output::announce(&listen, args);
     let printer = Printer::new(args.output, source.link_type());
-    run(Work { source, session, files, zone }, printer, args)
+    run(Work { source, session, files, zone }, printer, stop, args)
 }
 
 /// Where packets are kept. What cannot go together is said.
@@ -157,9 +160,7 @@ impl Outlet for Desk {
     }
 }
 
-fn run(work: Work, mut printer: Printer, args: &CaptureArgs) -> Result<Outcome, StandaloneError> {
-    let stop = Arc::new(AtomicBool::new(false));
-    heed_signals(stop.clone())?;
+fn run(work: Work, mut printer: Printer, stop: Arc<AtomicBool>, args: &CaptureArgs) -> Result<Outcome, StandaloneError> {
     let (news, told) = sync_channel(WAITING);
     let records = Arc::new(AtomicUsize::new(0));
     // An interval's records, those of the next one, and those put out meanwhile.
