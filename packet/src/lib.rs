@@ -1,5 +1,5 @@
 //! Bytes on the wire: views that check a length once and then cannot panic, builders of what we send, and what is made of packets
-//! that were captured: files ([`pcapng`]) and a line for each ([`summary`], [`line`]).
+//! that were captured: files ([`pcapng`]) and a line for each ([`summary`], [`mod@line`]).
 //!
 //! Probe and controller share it: the probe writes files of packets and shows them, the controller's command line shows those that arrive.
 //!
