@@ -338,8 +338,6 @@ struct Sink {
     lease: Option<LeaseId>,
     /// Whether what was there before is gone.
     begun: bool,
-    /// Whoever read it is gone.
-    closed: bool,
 }
 
 impl Sink {
@@ -358,7 +356,7 @@ impl Sink {
 
     fn over(file: Option<File>, name: String) -> Self {
         let file = file.map(tokio::fs::File::from_std);
-        Self { file, objects: false, lines: None, name, len: 0, digest: Sha256::new(), lease: None, begun: false, closed: false }
+        Self { file, objects: false, lines: None, name, len: 0, digest: Sha256::new(), lease: None, begun: false }
     }
 
     fn is_stdout(&self) -> bool {
@@ -389,13 +387,9 @@ impl Sink {
                 let Some(lines) = &mut self.lines else { return Ok(()) };
                 lines.push(bytes);
                 // Who reads neither lines nor a file has enough.
-                self.closed = lines.are_gone() && self.file.is_none();
-                if self.closed { Err(Failure::new(Exit::Complete, "")) } else { Ok(()) }
+                if lines.are_gone() && self.file.is_none() { Err(Failure::new(Exit::Complete, "")) } else { Ok(()) }
             }
-            Err(error) if error.kind() == std::io::ErrorKind::BrokenPipe => {
-                self.closed = true;
-                Err(Failure::new(Exit::Complete, ""))
-            }
+            Err(error) if error.kind() == std::io::ErrorKind::BrokenPipe => Err(Failure::new(Exit::Complete, "")),
             Err(error) => Err(Failure::new(Exit::Failure, format!("write `{}`: {error}", self.name))),
         }
     }

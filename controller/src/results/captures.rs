@@ -1,12 +1,11 @@
-//! Captures as people see them, and the bytes of their files as they were before they were packed. All but [`check_filter`] is pure.
+//! Captures as people see them, and the bytes of their files as they were before they were packed. All but [`check_filter`] and [`check_bytes`] is pure.
 //!
 //! **Invariant:** bytes are given in order and without a gap, or not at all.
 
 use std::time::Duration;
 
-use picket_wire::capture::{self, ChunkError};
+use picket_wire::capture::{self, ChunkError, ChunkState};
 use picket_wire::ids::LeaseId;
-
 use sha2::{Digest, Sha256};
 
 use super::rows;
@@ -48,11 +47,11 @@ pub fn query(query: &CapturesQuery) -> Result<CaptureQuery, ServiceError> {
 pub fn view(found: &FoundCapture) -> CaptureView {
     let row = &found.row;
     let over = row.over.as_ref();
-    let state = match over {
-        _ if row.removed.is_some() => CaptureState::Removed,
-        None => CaptureState::Running,
-        Some(over) if row.checked && over.len == row.stored => CaptureState::Whole,
-        Some(_) => CaptureState::Arriving,
+    let state = match row.state() {
+        ChunkState::Removed => CaptureState::Removed,
+        ChunkState::Whole => CaptureState::Whole,
+        _ if over.is_none() => CaptureState::Running,
+        _ => CaptureState::Arriving,
     };
     let text = |text: &str| (!text.is_empty()).then(|| text.to_owned());
     CaptureView {

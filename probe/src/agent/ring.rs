@@ -14,7 +14,7 @@ use std::time::Duration;
 use crate::capture::filter;
 use crate::capture::ring::{self, Options};
 use crate::capture::run::{self, End};
-use crate::capture::session::{Limits, News, Outlet, Session, Telling};
+use crate::capture::session::{Limits, Nowhere, Session, Telling};
 use crate::capture::source::{Listen, Source};
 use crate::config::RingConfig;
 use crate::errors::chain;
@@ -25,15 +25,6 @@ use crate::tap;
 const AGAIN: Duration = Duration::from_secs(30);
 /// The kernel's buffer, in bytes.
 const BUFFER: u32 = 4 << 20;
-
-/// Nothing is shown.
-struct Nowhere;
-
-impl Outlet for Nowhere {
-    fn offer(&mut self, _: News) -> bool {
-        false
-    }
-}
 
 /// A running ring. Ends, in order, when it is dropped.
 pub struct Ring {
@@ -88,8 +79,7 @@ fn fill(dir: &std::path::Path, config: &RingConfig, measuring: Option<&str>, ide
     let options = Options { budget: config.bytes, keep: config.keep, keep_free: config.keep_free };
     let (section, interface) = tap::head(&listen, source.link_type(), format!("ring of probe {}", identity.probe()));
     let files = ring::keep(dir, options, section, interface).map_err(|error| chain(&error))?;
-    let telling = Telling { packets: None, flows: None, most_flows: 0 };
-    let session = Session::new(source.link_type(), Limits::default(), options.rotation(), telling, 0);
+    let session = Session::new(source.link_type(), Limits::default(), options.rotation(), Telling::NOTHING, 0);
     log::info!(
         "the ring of captures listens on {}, {} bytes of each packet, {} bytes at most",
         listen.interface,

@@ -54,6 +54,11 @@ pub struct Telling {
     pub most_flows: usize,
 }
 
+impl Telling {
+    /// Files alone.
+    pub const NOTHING: Self = Self { packets: None, flows: None, most_flows: 0 };
+}
+
 /// Why a capture ends.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Limit {
@@ -78,6 +83,16 @@ pub enum News {
 pub trait Outlet {
     /// Takes something; false where there is no room for it.
     fn offer(&mut self, news: News) -> bool;
+}
+
+/// Where nothing is shown.
+#[derive(Debug, Clone, Copy)]
+pub struct Nowhere;
+
+impl Outlet for Nowhere {
+    fn offer(&mut self, _: News) -> bool {
+        false
+    }
 }
 
 /// Where packets are kept.

@@ -144,6 +144,16 @@ pub(super) async fn size(readers: &SqlitePool) -> Result<u64> {
     Ok(unsigned(&row.doing("sum up captures")?, "size"))
 }
 
+async fn remove_chunks(transaction: &mut Transaction<'static, Sqlite>, lease: LeaseId) -> Result<()> {
+    sqlx::query("DELETE FROM capture_chunks WHERE job = ? AND number = ?")
+        .bind(number(lease.job.0))
+        .bind(lease.grant)
+        .execute(&mut **transaction)
+        .await
+        .doing("remove the bytes of a capture")?;
+    Ok(())
+}
+
 /// Enters that the bytes of a capture are the probe's, or removes them, so that they come again.
 pub(super) async fn write_checked(
     transaction: &mut Transaction<'static, Sqlite>,
@@ -164,12 +174,7 @@ pub(super) async fn write_checked(
         .await
         .doing(action)?;
     if !right && done.rows_affected() > 0 {
-        sqlx::query("DELETE FROM capture_chunks WHERE job = ? AND number = ?")
-            .bind(number(lease.job.0))
-            .bind(lease.grant)
-            .execute(&mut **transaction)
-            .await
-            .doing(action)?;
+        remove_chunks(transaction, lease).await?;
     }
     Ok(done.rows_affected() > 0)
 }
@@ -185,12 +190,7 @@ pub(super) async fn remove(transaction: &mut Transaction<'static, Sqlite>, lease
         .execute(&mut **transaction)
         .await
         .doing(action)?;
-    sqlx::query("DELETE FROM capture_chunks WHERE job = ? AND number = ?")
-        .bind(number(lease.job.0))
-        .bind(lease.grant)
-        .execute(&mut **transaction)
-        .await
-        .doing(action)?;
+    remove_chunks(transaction, lease).await?;
     Ok(done.rows_affected() > 0)
 }
 

@@ -17,7 +17,7 @@ use crate::capture::files::{self, Confirm, Files, Left, To};
 use crate::capture::filter;
 use crate::capture::ring::{self, Answer, AskError, Question};
 use crate::capture::run::{self, End, Outcome};
-use crate::capture::session::{Limit, Limits, News, Outlet, Rotation, Session, Telling};
+use crate::capture::session::{Limit, Limits, Nowhere, Rotation, Session, Telling};
 use crate::capture::source::{Listen, Source, SourceError, check};
 use crate::errors::chain;
 use crate::net::clock;
@@ -30,15 +30,6 @@ const BUFFER: u32 = 4 << 20;
 const AGAIN: Duration = Duration::from_secs(2);
 /// 2020-01-01: a clock that says less was not set yet, in milliseconds since 1970.
 const CLOCK_KNOWN: u64 = 1_577_836_800_000;
-
-/// Nothing is shown here.
-struct Nowhere;
-
-impl Outlet for Nowhere {
-    fn offer(&mut self, _: News) -> bool {
-        false
-    }
-}
 
 /// Starts the thread.
 pub(super) fn begin(work: Work, stop: Arc<AtomicBool>, events: mpsc::UnboundedSender<CaptureEvent>) -> Result<Thread, String> {
@@ -92,8 +83,7 @@ fn capture(work: &Work, stop: &AtomicBool, events: mpsc::UnboundedSender<Capture
     });
     let to = To::Behind(work.path.clone(), left.len);
     let files = Files::start_confirmed(to, head, work.config.keep_free, Some(Confirm { every, tell })).map_err(|error| chain(&error))?;
-    let telling = Telling { packets: None, flows: None, most_flows: 0 };
-    let session = Session::new(source.link_type(), limits, Rotation::default(), telling, 0);
+    let session = Session::new(source.link_type(), limits, Rotation::default(), Telling::NOTHING, 0);
     let outcome = run::capture(source, session, Some(files), &mut Nowhere, stop, |_| 0);
     let (sha256, len) = digest(&work.path).map_err(|error| format!("read {}: {error}", work.path.display()))?;
     Ok(Captured {
